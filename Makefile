@@ -1,0 +1,66 @@
+# Each target does its own set-up, once, in $(VENV). Whatever environment is active is left alone.
+
+VENV ?= .venv
+PYTHON ?= python3
+# A pip constraints file, for pinned versions: `make test CONSTRAINTS=constraints.txt`.
+CONSTRAINTS ?=
+# The user's own arguments, for `make train` and `make test`.
+ARGS ?=
+# Processes of `make train`, one for each GPU. One is enough for the digits, on a machine of any size.
+PROCESSES ?= 1
+
+BIN := $(VENV)/bin
+CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
+# The linter alone needs neither PyTorch nor the package. Its pin is in setup.py.
+RUFF := $(shell sed -n 's/.*"\(ruff==[^"]*\)".*/\1/p' setup.py)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PYTHONHOME
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help train test quality style
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo "make train and make test take ARGS=\"...\", for example make test ARGS=\"-k losses\"."
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed, and this is " + sys.version.split()[0] + ". Name another with make PYTHON=...")'
+	@$(PYTHON) -c 'import ensurepip' || { echo "Python's venv module is incomplete; on Debian and Ubuntu, install the package python3-venv." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The package itself is on the list for its version. -qq hides pip's warnings, not its errors.
+$(VENV)/.installed-%: setup.py hf_gradaug/__init__.py $(CONSTRAINTS) | $(BIN)/python
+	@echo "Installing hf_gradaug[$*] into $(VENV); the first time this downloads PyTorch and takes minutes."
+	@$(BIN)/python -m pip install -qq $(addprefix -c ,$(CONSTRAINTS)) -e ".[$*]"
+	@touch $@
+
+$(VENV)/.installed-ruff: setup.py | $(BIN)/python
+	@$(BIN)/python -m pip install -qq "$(RUFF)"
+	@touch $@
+
+# With one process, one GPU is left visible, because Trainer would otherwise split batches over all (nn.DataParallel).
+# The settings are spelled out, because `accelerate launch` warns about each that it has to choose itself, and would
+# give work on CPUs a single thread.
+train: $(VENV)/.installed-examples  ## Train with GradAug on the embedded digits, results in outputs/digits
+	@gpus="$${CUDA_VISIBLE_DEVICES-0}"; \
+	if [ "$(PROCESSES)" = 1 ]; then export CUDA_VISIBLE_DEVICES="$${gpus%%,*}"; fi; \
+	set -x; \
+	$(BIN)/accelerate launch --num_machines 1 --num_processes $(PROCESSES) $(if $(filter-out 1,$(PROCESSES)),--multi_gpu) \
+		--mixed_precision no --dynamo_backend no \
+		--num_cpu_threads_per_process $$(( $(CORES) > $(PROCESSES) ? $(CORES) / $(PROCESSES) : 1 )) \
+		examples/run_image_classification.py --gradaug --output_dir outputs/digits --do_train --do_eval $(ARGS)
+
+# pytest exits with 5 when it ran no test, which fails the target.
+test: $(VENV)/.installed-dev  ## Run all tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+quality: $(VENV)/.installed-ruff  ## Check style, without changing a file
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+style: $(VENV)/.installed-ruff  ## Mend style where the tool can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .

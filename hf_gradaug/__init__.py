@@ -1,0 +1,70 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""GradAug for the Hugging Face Trainer: sub-networks as regularization, on unmodified models."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "Compose",
+    "GradAug",
+    "GradAugConfig",
+    "GradAugMixin",
+    "GradAugPass",
+    "GradAugSettings",
+    "GradAugTrainer",
+    "RandomRotation",
+    "RandomScale",
+    "make_slimmable",
+    "narrow_config",
+    "plot_training_curves",
+    "register_narrowing",
+    "soft_label_cross_entropy",
+    "soft_target_loss",
+    "soft_targets",
+    "supported_model_types",
+]
+
+if TYPE_CHECKING:
+    from .gradaug_config import GradAugConfig
+    from .gradaug_trainer import GradAugMixin, GradAugTrainer
+    from .losses import soft_label_cross_entropy, soft_target_loss, soft_targets
+    from .narrowing import narrow_config, register_narrowing, supported_model_types
+    from .passes import GradAug, GradAugPass
+    from .settings import GradAugSettings
+    from .subnetwork import make_slimmable
+    from .training_curves import plot_training_curves
+    from .transforms import Compose, RandomRotation, RandomScale
+
+_MODULES = {
+    "GradAug": "passes",
+    "GradAugConfig": "gradaug_config",
+    "GradAugMixin": "gradaug_trainer",
+    "GradAugPass": "passes",
+    "GradAugSettings": "settings",
+    "GradAugTrainer": "gradaug_trainer",
+    "make_slimmable": "subnetwork",
+    "narrow_config": "narrowing",
+    "plot_training_curves": "training_curves",
+    "register_narrowing": "narrowing",
+    "soft_label_cross_entropy": "losses",
+    "soft_target_loss": "losses",
+    "soft_targets": "losses",
+    "supported_model_types": "narrowing",
+    "Compose": "transforms",
+    "RandomRotation": "transforms",
+    "RandomScale": "transforms",
+}
+
+
+def __getattr__(name: str):
+    # PyTorch and transformers take seconds to import: whoever only imports the package doesn't wait for them.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,74 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""The two losses of GradAug, as functions of tensors."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    # Autocast hands over float16 or bfloat16 logits; float64 stays float64.
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def soft_targets(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """
+    The full network's predictions, which the sub-networks learn from (paper, section 3).
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
+            Logits of the full network.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Divides the logits.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_labels)`: Detached probabilities, float32 or wider.
+    """
+    return F.softmax(_at_least_float32(logits.detach()) / temperature, dim=-1)
+
+
+def soft_target_loss(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """
+    `KL(targets || softmax(logits / temperature))`, summed over labels and averaged over the batch (paper, section 3).
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
+            Logits of a sub-network.
+        targets (`torch.Tensor` of shape `(batch_size, num_labels)`):
+            Probabilities from [`soft_targets`], with the same temperature.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Divides the logits. The loss is multiplied by its square, so that the gradient keeps its size.
+
+    Returns:
+        `torch.Tensor`: A scalar in nats, float32 or wider under autocast too.
+    """
+    log_probabilities = F.log_softmax(_at_least_float32(logits) / temperature, dim=-1)
+    return F.kl_div(log_probabilities, targets, reduction="batchmean") * temperature**2
+
+
+def soft_label_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """
+    Cross-entropy with class probabilities, such as CutMix and MixUp make.
+
+    The heads of `transformers` take floating-point labels for multi-label ones and use binary cross-entropy.
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
+            Logits of the full network.
+        labels (`torch.Tensor` of shape `(batch_size, num_labels)`):
+            Class probabilities; each row sums to 1.
+        label_smoothing (`float`, *optional*, defaults to `0.0`):
+            Share of each label that is spread evenly over all labels.
+
+    Returns:
+        `torch.Tensor`: A scalar in nats, the mean over the batch, float32 or wider under autocast too.
+
+    Raises:
+        `ValueError`: If `labels` and `logits` differ in shape.
+    """
+    if labels.shape != logits.shape:
+        raise ValueError(
+            f"Soft `labels` must have the shape of the logits, {tuple(logits.shape)}, but have {tuple(labels.shape)}."
+        )
+    logits = _at_least_float32(logits)
+    return F.cross_entropy(logits, labels.to(logits.dtype), label_smoothing=label_smoothing)

@@ -1,0 +1,242 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""
+The passes of a GradAug step, for any training loop.
+
+One optimizer step on a batch (x, y), by section 3 of the paper:
+
+1. The full network: cross-entropy of f(x) and y. Its detached softmax is the soft target q.
+2. Each sub-network of width w, on a transformation T of the batch: KL(q || softmax(f_w(T(x)))).
+3. All gradients add up, and the optimizer steps once.
+
+Each pass runs its backward before the next one starts, so that the activations of one network are in memory at a time.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils.generic import find_labels
+
+from .losses import soft_target_loss, soft_targets
+from .sampling import draw_widths, step_generator
+from .settings import GradAugSettings
+from .subnetwork import Build, make_slimmable
+from .transforms import Transform, random_transform, scaled_size
+
+
+@dataclass
+class GradAugPass:
+    """
+    One forward and backward of one network. As a context manager it makes the network the active one of the model.
+
+    Attributes:
+        inputs (`dict`):
+            What to call the model with: the batch for the full network; for a sub-network its transformation, without
+            labels.
+        width (`float`):
+            Width multiplier, 1.0 for the full network.
+        is_full (`bool`):
+            Whether this is the full network's pass, the first one of a step.
+        is_last (`bool`):
+            Whether gradients have to be synchronized between processes in this pass; in no other they have to.
+        size (`tuple[int, int]`):
+            Height and width of the images in pixels.
+        network (`nn.Module`):
+            The full network; inside of the `with` block of a sub-network, a model of its narrower config without weights.
+    """
+
+    gradaug: "GradAug" = field(repr=False)
+    inputs: dict[str, Any] = field(repr=False)
+    width: float
+    is_full: bool
+    is_last: bool
+    size: tuple[int, int]
+
+    def __post_init__(self):
+        self.network: nn.Module = self.gradaug.model
+
+    def __enter__(self) -> "GradAugPass":
+        if not self.is_full:
+            self._activation = self.gradaug.subnetwork(self.width)
+            self.network = self._activation.__enter__()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if not self.is_full:
+            self._activation.__exit__(*exception)
+
+    def loss(self, outputs: Any, full_network_loss: Tensor | None = None) -> Tensor:
+        """
+        The pass's loss, whose gradient adds to those of the step's other passes.
+
+        Args:
+            outputs (`ModelOutput` or `tuple`):
+                What the model returned.
+            full_network_loss (`torch.Tensor`, *optional*):
+                A loss of your own for the full network, in the place of `outputs.loss`.
+
+        Returns:
+            `torch.Tensor`: A scalar. For the full network its loss with the labels; for a sub-network, the weighted loss
+            with the soft targets.
+        """
+        settings = self.gradaug.settings
+        if self.is_full:
+            self.gradaug.targets = soft_targets(get_logits(outputs), settings.temperature)
+            if full_network_loss is not None:
+                return full_network_loss
+            return outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]
+        loss = soft_target_loss(get_logits(outputs), self.gradaug.targets, settings.temperature)
+        return settings.subnetwork_loss_weight * loss
+
+
+def get_logits(outputs: Any) -> Tensor:
+    """The logits, of shape `(batch_size, num_labels)`, in what a model for image classification returned."""
+    if isinstance(outputs, Mapping):
+        if "logits" not in outputs:
+            raise ValueError(
+                f"The model must return `logits` of shape (batch_size, num_labels), but returned {[*outputs]}."
+            )
+        logits = outputs["logits"]
+    else:  # return_dict=False: the loss, if there is one, has no dimension
+        logits = next(output for output in outputs if isinstance(output, Tensor) and output.ndim > 0)
+    if logits.ndim != 2:
+        raise ValueError(
+            f"The model's logits must have shape (batch_size, num_labels), but have shape {tuple(logits.shape)}."
+        )
+    return logits
+
+
+class GradAug:
+    """
+    Divides an optimizer step into the passes of GradAug.
+
+    [`GradAugTrainer`] uses it, and so can a training loop of your own.
+
+    Args:
+        model (`PreTrainedModel`):
+            The model to train, before it is wrapped for distributed training. It is made slimmable.
+        settings ([`GradAugSettings`], *optional*):
+            Defaults to the paper's for ImageNet.
+        seed (`int`, *optional*, defaults to `0`):
+            Widths and transformations of a step are drawn from the seed and the step's index.
+        transform (`Callable[[torch.Tensor, torch.Generator], torch.Tensor]`, *optional*):
+            Transformation of a batch of shape `(batch_size, num_channels, height, width)` for a sub-network, in the place of
+            those that `settings.scales` and `settings.rotations` describe.
+        build (`Callable[[PreTrainedConfig], nn.Module]`, *optional*):
+            See [`make_slimmable`].
+        label_names (`list[str]`, *optional*):
+            Inputs that sub-networks don't get. Defaults to the arguments of the model's `forward` that hold labels.
+
+    Raises:
+        `TypeError`, `ValueError`: If the model can't have sub-networks (see [`make_slimmable`]) or is not for
+        single-label classification.
+
+    Example:
+
+    ```python
+    gradaug = GradAug(model, seed=42)
+    model, optimizer, dataloader = accelerator.prepare(model, optimizer, dataloader)
+    for step, inputs in enumerate(dataloader):
+        for gradaug_pass in gradaug.passes(inputs, step):
+            with contextlib.nullcontext() if gradaug_pass.is_last else accelerator.no_sync(model), gradaug_pass:
+                accelerator.backward(gradaug_pass.loss(model(**gradaug_pass.inputs)))
+        optimizer.step()
+        optimizer.zero_grad()
+    ```
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        settings: GradAugSettings | None = None,
+        *,
+        seed: int = 0,
+        transform: Transform | None = None,
+        build: Build | None = None,
+        label_names: list[str] | None = None,
+    ):
+        self.model = make_slimmable(model, build=build)
+        self.settings = GradAugSettings() if settings is None else settings
+        self.seed = seed
+        self.transform = transform
+        self.label_names = find_labels(type(model)) if label_names is None else label_names
+        self.targets: Tensor | None = None
+        self._checked_sizes: set[tuple[int, int]] = set()
+
+        problem_type = getattr(model.config, "problem_type", None)
+        if problem_type not in (None, "single_label_classification") or model.config.num_labels < 2:
+            raise ValueError(
+                "GradAug's soft targets are class probabilities, so it trains models for single-label classification, but "
+                f"`config.problem_type` is {problem_type!r} and `config.num_labels` is {model.config.num_labels}."
+            )
+        # What the head itself does when it sees the first labels, unless they are soft: it takes those for multi-label.
+        model.config.problem_type = "single_label_classification"
+        self.subnetwork(self.settings.min_width)  # a narrowing that can't make the smallest one fails here
+
+    def subnetwork(self, width: float):
+        """The context manager in which the model runs the sub-network of this width multiplier."""
+        return self.model.subnetwork(width, width_divisor=self.settings.width_divisor)
+
+    def passes(self, inputs: Mapping[str, Any], step: int) -> Iterator[GradAugPass]:
+        """
+        The passes of one batch: the full network's, then those of the sub-networks, widest first.
+
+        Args:
+            inputs (`Mapping[str, Any]`):
+                The batch on the model's device, images and labels included.
+            step (`int`):
+                Index of the optimizer step. Batches of the same step, on whichever process, get the same draws.
+
+        Yields:
+            [`GradAugPass`]: To be run, its backward included, before the next one is asked for.
+
+        Raises:
+            `ValueError`: If there are no images, or they become smaller than the model can take.
+        """
+        settings, name = self.settings, self.model.main_input_name
+        if name not in inputs:
+            raise ValueError(f"GradAug transforms the images in {name!r}, but the batch has {sorted(inputs)} only.")
+        images = inputs[name]
+        size = tuple(images.shape[-2:])
+        if self.transform is None:
+            self._check_size(images, scaled_size(size, min(settings.scales)))
+        transform = self.transform or random_transform(settings.scales, settings.rotations)
+
+        n = settings.num_subnetworks
+        yield GradAugPass(self, dict(inputs), width=1.0, is_full=True, is_last=n == 0, size=size)
+        for index, width in enumerate(draw_widths(n, settings.min_width, step_generator(self.seed, step)), start=1):
+            transformed = transform(images, step_generator(self.seed, step, index))
+            self._check_size(images, size := tuple(transformed.shape[-2:]))
+            sub_inputs = {key: value for key, value in inputs.items() if key not in self.label_names}
+            sub_inputs[name] = transformed
+            yield GradAugPass(self, sub_inputs, width=width, is_full=False, is_last=index == n, size=size)
+        self.targets = None
+
+    def _check_size(self, images: Tensor, size: tuple[int, int]) -> None:
+        """Raises an error that names the least size, where the model can take the images but not at this size."""
+        if size in self._checked_sizes:
+            return
+        self._checked_sizes.add(size)
+        height, width = images.shape[-2:]
+        if self._can_take(images, size) or not self._can_take(images, (height, width)):
+            return  # nothing can be told of a model that fails on the meta device whatever the size
+        sizes = ((side, round(width * side / height)) for side in range(size[0] + 1, height))
+        least = next((candidate for candidate in sizes if self._can_take(images, candidate)), (height, width))
+        raise ValueError(
+            f"A transformation gives images of {size[0]} x {size[1]} pixels, but {type(self.model).__name__} can take "
+            f"{least[0]} x {least[1]} at the least, of a batch of {height} x {width}. Use larger images or larger `scales` "
+            f"(now {self.settings.scales})."
+        )
+
+    @torch.no_grad()
+    def _can_take(self, images: Tensor, size: tuple[int, int]) -> bool:
+        # A forward without data: the skeleton lies on the meta device.
+        skeleton: nn.Module = self.model.subnetwork(1.0).subnetwork.skeleton.eval()
+        try:
+            skeleton(**{self.model.main_input_name: torch.empty(2, images.shape[1], *size, device="meta")})
+        except (RuntimeError, ValueError):
+            return False
+        return True

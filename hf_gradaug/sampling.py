@@ -1,0 +1,51 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""
+Draws of an optimizer step.
+
+They are functions of the seed and of the step and of nothing else. So each rank and each micro-batch of a step draws the
+same, a resumed run draws what the uninterrupted one would have, and there is no state to save.
+"""
+
+import numpy as np
+import torch
+
+
+def step_generator(seed: int, step: int, index: int = 0) -> torch.Generator:
+    """
+    A fresh CPU generator for one stream of draws in one optimizer step.
+
+    Args:
+        seed (`int`):
+            The run's seed, 0 or more.
+        step (`int`):
+            Index of the optimizer step, 0 or more.
+        index (`int`, *optional*, defaults to `0`):
+            Which stream of the step: 0 for the widths, i for the transformation of sub-network i.
+
+    Returns:
+        `torch.Generator`: Independent of every other `(seed, step, index)` and of PyTorch's global generator.
+    """
+    # Neighbouring seeds must not give related streams: SeedSequence mixes the three numbers.
+    (mixed,) = np.random.SeedSequence((seed, step, index)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
+
+
+def draw_widths(num_subnetworks: int, min_width: float, generator: torch.Generator) -> list[float]:
+    """
+    Width multipliers of a step's sub-networks by the sandwich rule (paper, section 3).
+
+    Args:
+        num_subnetworks (`int`):
+            How many, 0 or more.
+        min_width (`float`):
+            The smallest width multiplier, in (0, 1]. One sub-network always has it.
+        generator (`torch.Generator`):
+            Source of the others, uniform in [`min_width`, 1].
+
+    Returns:
+        `list[float]`: `num_subnetworks` width multipliers, widest first.
+    """
+    if num_subnetworks == 0:
+        return []
+    drawn = torch.rand(num_subnetworks - 1, generator=generator, dtype=torch.float64)
+    return sorted((min_width + (1 - min_width) * drawn).tolist(), reverse=True) + [min_width]

@@ -1,0 +1,88 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""The settings of GradAug, apart from any trainer."""
+
+from dataclasses import dataclass, field
+
+from .narrowing import check_width
+from .transforms import RandomRotation, RandomScale
+
+
+@dataclass
+class GradAugSettings:
+    """
+    The settings of GradAug. The defaults are the paper's for ResNet-50 on ImageNet.
+
+    [`GradAugConfig`] is these and `TrainingArguments` in one.
+
+    Args:
+        num_subnetworks (`int`, *optional*, defaults to `3`):
+            Sub-networks trained in each optimizer step beside the full network. 0 turns GradAug off.
+        min_width (`float`, *optional*, defaults to `0.9`):
+            Smallest width multiplier, in (0, 1]. One sub-network of each step has it, the others are drawn uniformly from
+            `[min_width, 1]`.
+        scales (`list[float]`, *optional*, defaults to `[1.0, 6 / 7, 5 / 7, 4 / 7]`):
+            Image sizes for the sub-networks, as fractions of the batch's own height and width, each in (0, 1]; 224, 192, 160
+            and 128 pixels at 224. One is drawn for each sub-network.
+        rotations (`list[float]`, *optional*):
+            Angles in degrees, counter-clockwise. One is drawn for each sub-network. Not given: no rotation.
+        subnetwork_loss_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of each sub-network's loss, 0 or more; the full network's is 1.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature of the soft targets, above 0.
+        width_divisor (`int`, *optional*, defaults to `1`):
+            Channel counts of the sub-networks are rounded to multiples of it, 1 or more. The inner layers of a ResNet
+            bottleneck have a quarter of its outer count, so that 32 makes them multiples of 8.
+
+    Raises:
+        `ValueError`: If a setting is out of range. It names the setting, its value and what is allowed.
+    """
+
+    num_subnetworks: int = field(
+        default=3,
+        metadata={"help": "Sub-networks trained in each optimizer step beside the full network. 0 turns GradAug off."},
+    )
+    min_width: float = field(
+        default=0.9,
+        metadata={
+            "help": "Smallest width multiplier, in (0, 1]. One sub-network of each step has it, the others are drawn "
+            "uniformly from [min_width, 1]."
+        },
+    )
+    scales: list[float] = field(
+        default_factory=lambda: [1.0, 6 / 7, 5 / 7, 4 / 7],
+        metadata={
+            "help": "Image sizes for the sub-networks, as fractions of the batch's own height and width, each in (0, 1]. "
+            "One is drawn for each sub-network."
+        },
+    )
+    rotations: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Angles in degrees, counter-clockwise. One is drawn for each sub-network. Not given: no rotation."
+        },
+    )
+    subnetwork_loss_weight: float = field(
+        default=1.0, metadata={"help": "Weight of each sub-network's loss, 0 or more; the full network's is 1."}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of the soft targets, above 0."})
+    width_divisor: int = field(
+        default=1,
+        metadata={
+            "help": "Channel counts of the sub-networks are rounded to multiples of it, 1 or more. The inner layers of a "
+            "ResNet bottleneck have a quarter of its outer count, so that 32 makes them multiples of 8."
+        },
+    )
+
+    def __post_init__(self):
+        for name, low in (("num_subnetworks", 0), ("width_divisor", 1)):
+            value = getattr(self, name)
+            if value != int(value) or value < low:
+                raise ValueError(f"`{name}` must be a whole number, {low} or more, but is {value}.")
+        check_width(self.min_width, "min_width")
+        if not self.temperature > 0:
+            raise ValueError(f"`temperature` must be above 0, but is {self.temperature}.")
+        if not self.subnetwork_loss_weight >= 0:
+            raise ValueError(f"`subnetwork_loss_weight` must be 0 or more, but is {self.subnetwork_loss_weight}.")
+        RandomScale(self.scales)
+        if self.rotations is not None:
+            RandomRotation(self.rotations)

@@ -1,0 +1,118 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""
+Random transformations of a batch, on the batch's own device.
+
+A transformation is any callable `(images, generator) -> images` on tensors of shape
+`(batch_size, num_channels, height, width)`. `generator` is a CPU `torch.Generator`: drawing from it, and from nothing else,
+makes every rank and every micro-batch of an optimizer step transform alike.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+Transform = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def _choose(options: Sequence, generator: torch.Generator):
+    return options[int(torch.randint(len(options), (), generator=generator))]
+
+
+def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """`(height, width)` in pixels times `scale`, rounded half up, at least 1 pixel each."""
+    height, width = (max(1, int(side * scale + 0.5)) for side in size)
+    return height, width
+
+
+class RandomScale:
+    """
+    Resizes the batch to a size drawn from a list (paper, section 3): bilinear, corners aligned, as its authors have it.
+
+    Args:
+        scales (`Sequence[float]`):
+            Fractions of the batch's own height and width, each in (0, 1]. `(1, 6/7, 5/7, 4/7)` is 224, 192, 160 and 128
+            pixels for images of 224.
+
+    Raises:
+        `ValueError`: If `scales` is empty or one of them is outside (0, 1].
+    """
+
+    def __init__(self, scales: Sequence[float]):
+        if len(scales) == 0 or not all(0 < scale <= 1 for scale in scales):
+            raise ValueError(f"`scales` must be one or more numbers in (0, 1], but is {scales}.")
+        self.scales = tuple(scales)
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        size = scaled_size(images.shape[-2:], _choose(self.scales, generator))
+        if size == tuple(images.shape[-2:]):
+            return images
+        return F.interpolate(images, size=size, mode="bilinear", align_corners=True)
+
+    def __repr__(self) -> str:
+        return f"RandomScale(scales={self.scales})"
+
+
+class RandomRotation:
+    """
+    Rotates the batch, counter-clockwise, by an angle drawn from a list (the paper's random rotation).
+
+    Multiples of 90 degrees move pixels and change none; an image that is not square swaps height and width at 90 and 270.
+    Other angles keep the size, interpolate bilinearly and fill the corners with 0.
+
+    Args:
+        angles (`Sequence[float]`):
+            Angles in degrees, such as `(0, 90, 180, 270)`.
+
+    Raises:
+        `ValueError`: If `angles` is empty.
+    """
+
+    def __init__(self, angles: Sequence[float]):
+        if len(angles) == 0:
+            raise ValueError(f"`rotations` must be one or more angles in degrees, but is {angles}.")
+        self.angles = tuple(angles)
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        angle = _choose(self.angles, generator)
+        if angle % 90 == 0:
+            return torch.rot90(images, k=int(angle // 90), dims=(-2, -1))
+        from torchvision.transforms.v2 import InterpolationMode, functional  # costs a second to import
+
+        return functional.rotate(images, angle, interpolation=InterpolationMode.BILINEAR)
+
+    def __repr__(self) -> str:
+        return f"RandomRotation(angles={self.angles})"
+
+
+class Compose:
+    """
+    Applies transformations one after the other, all with the same generator.
+
+    Args:
+        transforms (`Sequence[Callable]`):
+            Callables `(images, generator) -> images`. None at all leaves the images alone.
+    """
+
+    def __init__(self, transforms: Sequence[Transform]):
+        self.transforms = tuple(transforms)
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        for transform in self.transforms:
+            images = transform(images, generator)
+        return images
+
+    def __repr__(self) -> str:
+        return f"Compose({list(self.transforms)})"
+
+
+def random_transform(scales: Sequence[float] | None = None, rotations: Sequence[float] | None = None) -> Compose:
+    """The transformation that the fields `scales` and `rotations` of [`GradAugConfig`] describe; `None` leaves one out."""
+    parts = []
+    if scales is not None:
+        parts.append(RandomScale(scales))
+    if rotations is not None:
+        parts.append(RandomRotation(rotations))
+    return Compose(parts)

@@ -1,0 +1,53 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""Surroundings of the tests: offline, quiet, apart from the user's caches and settings, and light on the machine."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+
+# The Hugging Face libraries read these when they are imported, so they are set before anything else is.
+_HF_HOME = tempfile.mkdtemp(prefix="hf_gradaug_tests_")
+atexit.register(shutil.rmtree, _HF_HOME, ignore_errors=True)
+for _name in [name for name in os.environ if name.startswith(("ACCELERATE_", "HF_", "HUGGING_FACE_", "FSDP_"))]:
+    del os.environ[_name]
+os.environ.update(
+    HF_HOME=_HF_HOME,
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    MPLBACKEND="Agg",
+    # Trackers report nowhere, even if a test or a user's setting asks for all that are installed.
+    WANDB_MODE="disabled",
+    COMET_MODE="disabled",
+    DISABLE_MLFLOW_INTEGRATION="TRUE",
+)
+# Trainer splits batches over all the GPUs that one process sees, which GradAug refuses: the tests see one at most.
+os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+# The models are tiny: a second thread would only wait, and the more so the busier the machine is.
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def root() -> Path:
+    """The folder that holds the package, the tests and the examples."""
+    return ROOT
+
+
+@pytest.fixture
+def subprocess_env() -> dict[str, str]:
+    """
+    Environment for a process that a test starts: it finds the package and has one thread, so that several of them
+    together don't take more than the machine has.
+    """
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

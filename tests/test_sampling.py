@@ -1,0 +1,33 @@
+import pytest
+import torch
+
+from hf_gradaug.sampling import draw_widths, step_generator
+
+
+def draws(seed, step, index=0):
+    return torch.rand(4, generator=step_generator(seed, step, index)).tolist()
+
+
+def test_draws_are_a_function_of_seed_and_step():
+    state = torch.get_rng_state()
+    seen = {(seed, step, index): draws(seed, step, index) for seed in (0, 1) for step in (0, 1, 2) for index in (0, 1)}
+    assert len({tuple(values) for values in seen.values()}) == len(seen)
+    assert all(draws(*key) == values for key, values in seen.items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_sandwich_rule_widest_first():
+    for step in range(50):
+        widths = draw_widths(4, 0.6, step_generator(7, step))
+        assert len(widths) == 4
+        assert widths[-1] == 0.6
+        assert widths == sorted(widths, reverse=True)
+        assert all(0.6 <= width <= 1 for width in widths)
+    assert draw_widths(1, 0.9, step_generator(0, 0)) == [0.9]
+    assert draw_widths(0, 0.9, step_generator(0, 0)) == []
+
+
+def test_widths_are_uniform():
+    drawn = torch.tensor([draw_widths(2, 0.9, step_generator(0, step))[0] for step in range(2000)])
+    assert drawn.mean().item() == pytest.approx(0.95, abs=0.002)
+    assert drawn.std().item() == pytest.approx(0.1 / 12**0.5, abs=0.002)

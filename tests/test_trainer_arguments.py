@@ -1,0 +1,107 @@
+"""Settings, what the trainer refuses before anything is written, and the model card."""
+
+import json
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from tiny import tiny_config, tiny_model, tiny_trainer
+from torch import nn
+from transformers import ConvNextForImageClassification, HfArgumentParser, Trainer
+
+from hf_gradaug import GradAugConfig, GradAugMixin
+
+
+@pytest.mark.parametrize("optim", ["lomo", "adalomo", "galore_adamw_layerwise"])
+def test_refuses_optimizers_that_step_in_the_backward(tmp_path, optim):
+    with pytest.raises(ValueError, match=f"`optim='{optim}'`.*adamw_torch"):
+        tiny_trainer(tmp_path / "out", optim=optim)
+    assert not (tmp_path / "out").exists()
+
+
+def test_refuses_data_parallel_and_deepspeed(tmp_path, monkeypatch):
+    monkeypatch.setattr(GradAugConfig, "n_gpu", 2)
+    with pytest.raises(ValueError, match=r"`nn.DataParallel`.*2 GPUs.*`accelerate launch script.py`"):
+        tiny_trainer(tmp_path / "out")
+    monkeypatch.undo()
+
+    class TrainerWithDeepSpeed(Trainer):
+        def create_accelerator_and_postprocess(self):
+            super().create_accelerator_and_postprocess()
+            self.is_deepspeed_enabled = True
+
+    class WithDeepSpeed(GradAugMixin, TrainerWithDeepSpeed):
+        pass
+
+    with pytest.raises(ValueError, match="DeepSpeed.*DistributedDataParallel"):
+        tiny_trainer(tmp_path / "out", cls=WithDeepSpeed)
+    assert not (tmp_path / "out").exists()
+
+
+def test_refuses_models_before_anything_is_written(tmp_path):
+    with pytest.raises(TypeError, match="`config`"):
+        tiny_trainer(tmp_path / "out", nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="single-label"):
+        tiny_trainer(tmp_path / "out", tiny_model(problem_type="multi_label_classification"))
+    assert not (tmp_path / "out").exists()
+
+
+SETTINGS = {
+    "num_subnetworks": 2,
+    "min_width": 0.75,
+    "scales": [1.0, 0.5],
+    "rotations": [0.0, 90.0],
+    "subnetwork_loss_weight": 0.5,
+    "temperature": 2.0,
+    "width_divisor": 8,
+}
+
+
+@pytest.mark.parametrize("source", ["command line", "json", "yaml"])
+def test_settings_parse(tmp_path, source):
+    settings, parser = {"output_dir": str(tmp_path), **SETTINGS}, HfArgumentParser(GradAugConfig)
+    if source == "command line":
+        words = []
+        for name, value in settings.items():
+            words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+        (config,) = parser.parse_args_into_dataclasses(words)
+    else:
+        file = tmp_path / f"config.{source}"
+        file.write_text(json.dumps(settings) if source == "json" else yaml.safe_dump(settings))
+        (config,) = (parser.parse_json_file if source == "json" else parser.parse_yaml_file)(file)
+    assert {name: getattr(config, name) for name in SETTINGS} == SETTINGS
+    assert GradAugConfig("first").output_dir == "first"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_subnetworks", -1),
+        ("min_width", 0.0),
+        ("min_width", 1.1),
+        ("scales", []),
+        ("scales", [2.0]),
+        ("rotations", []),
+        ("subnetwork_loss_weight", -0.5),
+        ("temperature", 0.0),
+        ("width_divisor", 0),
+    ],
+)
+def test_settings_outside_their_range(tmp_path, name, value):
+    with pytest.raises(ValueError) as error:
+        GradAugConfig(output_dir=str(tmp_path), **{name: value})
+    assert f"`{name}`" in str(error.value)
+    assert str(value) in str(error.value)
+
+
+def test_model_card(tmp_path):
+    trainer = tiny_trainer(tmp_path, ConvNextForImageClassification(tiny_config("convnext")), min_width=0.8)
+    trainer.train()
+    trainer.evaluate()
+    trainer.create_model_card(dataset="digits", tags=["vision"])
+    card = ModelCard.load(tmp_path / "README.md")
+    assert {"gradaug", "vision"} <= set(card.data.tags)
+    assert "trained from scratch on the digits dataset" in card.text
+    assert "huggingface.co/)" not in card.text and card.data.base_model is None
+    assert "| `min_width` | 0.8 |" in card.text
+    assert "2006.07989" in card.text
