@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.training_args import OptimizerNames, ParallelMode
 
-from .losses import soft_label_cross_entropy
-from .model_card import add_gradaug
+from .losses import get_soft_labels, soft_label_cross_entropy
+from .model_card import complete_card
 from .passes import GradAug, GradAugPass, get_logits
 from .settings import GradAugSettings
 from .subnetwork import Build
@@ -45,49 +46,55 @@ class GradAugMixin:
     """
 
     def __init__(self, *args, transform: Transform | None = None, build: Build | None = None, **kwargs):
-        self.transform = transform
-        self.build = build
+        self._gradaug_transform = transform
+        self._gradaug_build = build
         self.gradaug: GradAug | None = None
-        self._pass: GradAugPass | None = None
-        self._log_sums: dict[str, Tensor | float] = {}
-        self._logged_steps: set[int] = set()
+        self._gradaug_pass: GradAugPass | None = None
+        self._gradaug_log = _StepLog()
         self._subnetwork_flops = 0.0
         super().__init__(*args, **kwargs)
-        if self.settings.num_subnetworks > 0 or getattr(self.model, "loss_type", None) == "ForImageClassification":
+        if (
+            self.gradaug_settings.num_subnetworks > 0
+            or getattr(self.model, "loss_type", None) == "ForImageClassification"
+        ):
             # These heads take `**kwargs`, from which the Trainer concludes that they scale their loss by
             # `num_items_in_batch`. They don't: it would grow with the accumulation steps and the processes.
             self.model_accepts_loss_kwargs = False
 
     @property
-    def settings(self) -> GradAugSettings:
+    def gradaug_settings(self) -> GradAugSettings:
         return self.args if isinstance(self.args, GradAugSettings) else GradAugSettings()
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         # The constructor's first hook that knows model, arguments and devices: an error comes before it makes folders
         # and Hub repositories.
-        if self.settings.num_subnetworks > 0:
-            self._check_arguments()
+        if self.gradaug_settings.num_subnetworks > 0:
+            self._check_arguments(self.model)
             if self.model is not None:
                 self._make_gradaug(self.model)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         model = super().call_model_init(trial)
-        if self.settings.num_subnetworks > 0:
+        if self.gradaug_settings.num_subnetworks > 0:
             self._make_gradaug(model)
         return model
 
     def _make_gradaug(self, model: nn.Module) -> None:
         self.gradaug = GradAug(
             model,
-            self.settings,
+            self.gradaug_settings,
             seed=self.args.seed,
-            transform=self.transform,
-            build=self.build,
+            transform=self._gradaug_transform,
+            build=self._gradaug_build,
             label_names=self.args.label_names,
         )
 
-    def _check_arguments(self) -> None:
+    def _check_arguments(self, model: nn.Module | None) -> None:
+        if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+            raise ValueError(
+                "GradAug can't train a model that `device_map` spreads over several devices. Load it without `device_map`."
+            )
         if self.args.parallel_mode == ParallelMode.NOT_DISTRIBUTED:
             raise ValueError(
                 f"GradAug can't train with `nn.DataParallel`, whose replicas have no parameters to slice, but {self.args.n_gpu} "
@@ -99,6 +106,11 @@ class GradAugMixin:
                 "GradAug can't train with DeepSpeed: it runs one backward for each network, and DeepSpeed's engine steps the "
                 "optimizer in the backward. Use DistributedDataParallel (`accelerate launch --multi_gpu`) instead."
             )
+        if self.is_fsdp_enabled:
+            raise ValueError(
+                "GradAug can't train with FSDP yet: sub-networks slice whole parameters. Use DistributedDataParallel "
+                "(`accelerate launch --multi_gpu`) instead."
+            )
         optim = OptimizerNames(self.args.optim)
         if optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO) or "layerwise" in optim.value:
             raise ValueError(
@@ -109,24 +121,36 @@ class GradAugMixin:
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        if self.settings.num_subnetworks == 0:
+        if self.gradaug_settings.num_subnetworks == 0:
             return super().training_step(model, inputs, num_items_in_batch)
+        if self.gradaug is None:  # GradAug was turned on after construction
+            self._check_arguments(self.model)
+            self._make_gradaug(self.model)
         inputs = self._prepare_inputs(inputs)
         losses, passes, flops = [], [], 0.0
         try:
             for gradaug_pass in self.gradaug.passes(inputs, step=self.state.global_step):
-                self._pass = gradaug_pass
+                self._gradaug_pass = gradaug_pass
                 sync = contextlib.nullcontext() if gradaug_pass.is_last else self.accelerator.no_sync(model)
                 with sync, gradaug_pass:
-                    items = num_items_in_batch if gradaug_pass.is_full else None
-                    losses.append(super().training_step(model, gradaug_pass.inputs, items))
-                    if not gradaug_pass.is_full:
+                    if gradaug_pass.is_full:
+                        losses.append(super().training_step(model, inputs, num_items_in_batch))
+                    else:
+                        losses.append(super().training_step(model, gradaug_pass.inputs))
                         flops += self._subnetwork_floating_point_ops(gradaug_pass)
                 passes.append(gradaug_pass)
         finally:
-            self._pass = None
+            self._gradaug_pass = None
         self._subnetwork_flops = flops
-        self._add_to_log(losses, passes)
+        if self.state.global_step < self._gradaug_log.last_step:
+            self._gradaug_log = _StepLog()  # what an earlier training left
+        self._gradaug_log.add(
+            losses,
+            passes,
+            step=self.state.global_step,
+            share=1 / self.current_gradient_accumulation_steps,
+            only_finite=self.args.logging_nan_inf_filter,
+        )
         return torch.stack(losses).sum()
 
     def compute_loss(
@@ -136,36 +160,44 @@ class GradAugMixin:
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        if self._pass is not None and not self._pass.is_full:
-            outputs = model(**inputs)
-            loss = self._pass.loss(outputs)
-            # The Trainer takes the loss of `compute_loss_func` for one that is scaled already, and this one isn't.
-            is_scaled = getattr(self, "loss_is_scaled_for_ga", None)
-            if self.compute_loss_func is not None if is_scaled is None else is_scaled:
-                loss = loss / self.current_gradient_accumulation_steps
-        else:
-            if self._has_soft_labels(inputs):
-                labels = inputs["labels"]
-                outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-                loss = soft_label_cross_entropy(get_logits(outputs), labels, self.args.label_smoothing_factor)
-            else:
-                # Its own dictionary: label smoothing and `compute_loss_func` take the labels out.
-                loss, outputs = super().compute_loss(
-                    model, dict(inputs), return_outputs=True, num_items_in_batch=num_items_in_batch
-                )
-            if self._pass is not None:
-                loss = self._pass.loss(outputs, full_network_loss=loss)
+        if self._gradaug_pass is None or self._gradaug_pass.is_full:
+            return self._compute_full_network_loss(model, inputs, return_outputs, num_items_in_batch)
+        outputs = model(**inputs)
+        loss = self._gradaug_pass.loss(outputs)
+        # The Trainer takes the loss of `compute_loss_func` for one that is scaled already, and this one isn't.
+        is_scaled = getattr(self, "loss_is_scaled_for_ga", None)
+        if self.compute_loss_func is not None if is_scaled is None else is_scaled:
+            loss = loss / self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
 
-    def _has_soft_labels(self, inputs: dict[str, Tensor | Any]) -> bool:
-        labels = inputs.get("labels")
-        return (
-            isinstance(labels, Tensor)
-            and labels.ndim == 2
-            and labels.is_floating_point()
+    def _compute_full_network_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        return_outputs: bool,
+        num_items_in_batch: Tensor | int | None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        labels = get_soft_labels(inputs)
+        trainer_loss = super().compute_loss
+        # The heads take soft labels for multi-label ones. A loss of the user's own knows what it does.
+        if (
+            labels is not None
             and self.compute_loss_func is None
+            and trainer_loss.__func__ is Trainer.compute_loss
             and getattr(getattr(self.model, "config", None), "problem_type", None) == "single_label_classification"
-        )
+        ):
+            outputs = model(**{name: value for name, value in inputs.items() if value is not labels})
+            loss = soft_label_cross_entropy(get_logits(outputs), labels, self.args.label_smoothing_factor)
+        elif self._gradaug_pass is None:
+            return trainer_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+        else:
+            # Its own dictionary, because label smoothing and `compute_loss_func` take the labels out.
+            loss, outputs = trainer_loss(
+                model, dict(inputs), return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
+        if self._gradaug_pass is not None:
+            loss = self._gradaug_pass.loss(outputs, full_network_loss=loss)
+        return (loss, outputs) if return_outputs else loss
 
     def floating_point_ops(self, inputs: dict[str, Tensor | Any]) -> int:
         flops, self._subnetwork_flops = self._subnetwork_flops, 0.0
@@ -176,35 +208,51 @@ class GradAugMixin:
         share = _count_parameters(gradaug_pass.network) / _count_parameters(self.gradaug.model)
         return super().floating_point_ops(gradaug_pass.inputs) * share
 
-    def _add_to_log(self, losses: list[Tensor], passes: list[GradAugPass]) -> None:
-        if self.args.logging_nan_inf_filter and not all(torch.isfinite(loss) for loss in losses):
-            return  # as the Trainer does with the sum
-        n = len(passes) - 1
-        for name, value in (
-            ("loss_full", losses[0]),
-            ("loss_subnetworks", torch.stack(losses[1:]).sum()),
-            ("subnetwork_width", sum(p.width for p in passes[1:]) / n),
-            ("subnetwork_size", sum(sum(p.size) / 2 for p in passes[1:]) / n),
-        ):
-            self._log_sums[name] = self._log_sums.get(name, 0.0) + value
-        self._log_sums["batches"] = self._log_sums.get("batches", 0) + 1
-        self._logged_steps.add(self.state.global_step)
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # "loss" and "learning_rate" together are the Trainer's own line, which every process logs.
-        if self._log_sums and "loss" in logs and "learning_rate" in logs:
-            sums, steps = self._log_sums, len(self._logged_steps)
-            for name in ("loss_full", "loss_subnetworks"):
-                logs[name] = self.accelerator.reduce(sums[name], reduction="mean").item() / steps
-            for name in ("subnetwork_width", "subnetwork_size"):
-                logs[name] = sums[name] / sums["batches"]
-            self._log_sums, self._logged_steps = {}, set()
+        if self._gradaug_log and "loss" in logs and "learning_rate" in logs:
+            logs.update(self._gradaug_log.means(self.accelerator))
+            self._gradaug_log = _StepLog()
         super().log(logs, start_time)
 
     def create_model_card(self, *args, **kwargs) -> None:
         super().create_model_card(*args, **kwargs)
-        if self.settings.num_subnetworks > 0 and self.is_world_process_zero():
-            add_gradaug(Path(self.args.output_dir) / "README.md", self.settings)
+        if self.is_world_process_zero():
+            complete_card(Path(self.args.output_dir) / "README.md", self.gradaug_settings)
+
+
+class _StepLog:
+    """Sums of what the log lines show of the passes since the last line."""
+
+    def __init__(self):
+        self.losses: Tensor | None = None  # of the full network, of the sub-networks, and the steps that they are of
+        self.width = self.size = 0.0
+        self.batches = 0
+        self.last_step = 0
+
+    def __bool__(self) -> bool:
+        return self.batches > 0
+
+    def add(self, losses: list[Tensor], passes: list[GradAugPass], step: int, share: float, only_finite: bool) -> None:
+        full, subnetworks = losses[0], torch.stack(losses[1:]).sum()
+        values = torch.stack([full, subnetworks, torch.full_like(full, share)])
+        if only_finite:  # as the Trainer leaves them out of the sum
+            values = torch.where(torch.isfinite(values).all(), values, torch.zeros_like(values))
+        self.losses = values if self.losses is None else self.losses + values
+        self.width += sum(p.width for p in passes[1:]) / (len(passes) - 1)
+        self.size += sum(sum(p.size) / 2 for p in passes[1:]) / (len(passes) - 1)
+        self.batches += 1
+        self.last_step = step
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        # Every process comes here for the same log line, whatever its losses were.
+        full, subnetworks, steps = accelerator.reduce(self.losses, reduction="sum").tolist()
+        means = {"loss_full": full / steps, "loss_subnetworks": subnetworks / steps} if steps > 0 else {}
+        return {
+            **means,
+            "subnetwork_width": self.width / self.batches,
+            "subnetwork_size": self.size / self.batches,
+        }
 
 
 def _count_parameters(module: nn.Module) -> int:

@@ -1,5 +1,8 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""The two losses of GradAug, as functions of tensors."""
+"""The losses of GradAug, as functions of tensors."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,3 +75,10 @@ def soft_label_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: fl
         )
     logits = _at_least_float32(logits)
     return F.cross_entropy(logits, labels.to(logits.dtype), label_smoothing=label_smoothing)
+
+
+def get_soft_labels(inputs: Any) -> Tensor | None:
+    """The labels of a batch if they are soft, floating-point numbers of shape `(batch_size, num_labels)`, else `None`."""
+    labels = inputs.get("labels") if isinstance(inputs, Mapping) else None
+    is_soft = isinstance(labels, Tensor) and labels.ndim == 2 and labels.is_floating_point()
+    return labels if is_soft else None

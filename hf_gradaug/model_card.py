@@ -38,19 +38,31 @@ model of `transformers`.
 """
 
 
-def add_gradaug(path: str | Path, settings: GradAugSettings) -> None:
+def complete_card(path: str | Path, settings: GradAugSettings) -> None:
     """
-    Adds tags, settings and citation of GradAug to a model card.
+    Mends the origin of a model that was built from a config, and adds tags, settings and citation of GradAug.
 
     Args:
         path (`str` or `Path`):
             The card, as `Trainer.create_model_card` wrote it.
         settings ([`GradAugSettings`]):
-            The settings of the run.
+            The settings of the run. With 0 sub-networks nothing is added.
     """
     card = ModelCard.load(path)
+    card.text = card.text.replace(_FINE_TUNED_FROM_NOTHING, _FROM_SCRATCH)
+    if settings.num_subnetworks > 0:
+        _add_gradaug(card, settings)
+    card.save(path)
+
+
+def _add_gradaug(card: ModelCard, settings: GradAugSettings) -> None:
     card.data.tags = [*dict.fromkeys([*(card.data.tags or []), *TAGS])]
     names = [field.name for field in dataclasses.fields(GradAugSettings)]
-    rows = "\n".join(f"| `{name}` | {getattr(settings, name)} |" for name in names)
-    card.text = card.text.replace(_FINE_TUNED_FROM_NOTHING, _FROM_SCRATCH) + _SECTION.format(paper=PAPER, rows=rows)
-    card.save(path)
+    rows = "\n".join(f"| `{name}` | {_show(getattr(settings, name))} |" for name in names)
+    card.text += _SECTION.format(paper=PAPER, rows=rows)
+
+
+def _show(value: float | list[float] | None) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_show, value))
+    return "none" if value is None else f"{value:.4g}"

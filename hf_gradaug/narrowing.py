@@ -115,7 +115,9 @@ def narrow_config(config: PreTrainedConfig, width: float, divisor: int = 1) -> P
             "    def _(config, narrow):\n"
             "        config.hidden_sizes = narrow(config.hidden_sizes)\n"
         )
-    config = copy.deepcopy(config)
+    # The names of the labels can be tens of thousands; no narrowing edits them.
+    labels = [config.__dict__.get("id2label"), config.__dict__.get("label2id")]
+    config = copy.deepcopy(config, memo={id(names): names for names in labels})
     if width < 1:
         narrowing(config, functools.partial(narrow_channels, width=width, divisor=divisor))
     return config

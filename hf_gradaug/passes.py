@@ -15,12 +15,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import find_labels
 
-from .losses import soft_target_loss, soft_targets
+from .image_size import check_image_size
+from .losses import get_soft_labels, soft_label_cross_entropy, soft_target_loss, soft_targets
 from .sampling import draw_widths, step_generator
 from .settings import GradAugSettings
 from .subnetwork import Build, make_slimmable
@@ -34,8 +34,8 @@ class GradAugPass:
 
     Attributes:
         inputs (`dict`):
-            What to call the model with: the batch for the full network; for a sub-network its transformation, without
-            labels.
+            What to call the model with: for the full network the batch, but for soft labels; for a sub-network its
+            transformation, without labels.
         width (`float`):
             Width multiplier, 1.0 for the full network.
         is_full (`bool`):
@@ -44,6 +44,9 @@ class GradAugPass:
             Whether gradients have to be synchronized between processes in this pass; in no other they have to.
         size (`tuple[int, int]`):
             Height and width of the images in pixels.
+        soft_labels (`torch.Tensor`, *optional*):
+            Class probabilities of shape `(batch_size, num_labels)`, where the batch has such labels and not numbers, in the
+            full network's pass.
         network (`nn.Module`):
             The full network; inside of the `with` block of a sub-network, a model of its narrower config without weights.
     """
@@ -54,6 +57,7 @@ class GradAugPass:
     is_full: bool
     is_last: bool
     size: tuple[int, int]
+    soft_labels: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self):
         self.network: nn.Module = self.gradaug.model
@@ -76,19 +80,21 @@ class GradAugPass:
             outputs (`ModelOutput` or `tuple`):
                 What the model returned.
             full_network_loss (`torch.Tensor`, *optional*):
-                A loss of your own for the full network, in the place of `outputs.loss`.
+                A loss of your own for the full network.
 
         Returns:
-            `torch.Tensor`: A scalar. For the full network its loss with the labels; for a sub-network, the weighted loss
-            with the soft targets.
+            `torch.Tensor`: A scalar. For the full network `outputs.loss`, or cross-entropy with soft labels; for a
+            sub-network, the weighted loss with the soft targets.
         """
-        settings = self.gradaug.settings
+        settings, logits = self.gradaug.settings, get_logits(outputs)
         if self.is_full:
-            self.gradaug.targets = soft_targets(get_logits(outputs), settings.temperature)
+            self.gradaug.targets = soft_targets(logits, settings.temperature)
             if full_network_loss is not None:
                 return full_network_loss
+            if self.soft_labels is not None:
+                return soft_label_cross_entropy(logits, self.soft_labels)
             return outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]
-        loss = soft_target_loss(get_logits(outputs), self.gradaug.targets, settings.temperature)
+        loss = soft_target_loss(logits, self.gradaug.targets, settings.temperature)
         return settings.subnetwork_loss_weight * loss
 
 
@@ -196,17 +202,24 @@ class GradAug:
         Raises:
             `ValueError`: If there are no images, or they become smaller than the model can take.
         """
-        settings, name = self.settings, self.model.main_input_name
-        if name not in inputs:
-            raise ValueError(f"GradAug transforms the images in {name!r}, but the batch has {sorted(inputs)} only.")
+        settings, name = self.settings, getattr(self.model, "main_input_name", "pixel_values")
+        if not isinstance(inputs, Mapping) or name not in inputs:
+            found = sorted(inputs) if isinstance(inputs, Mapping) else f"a {type(inputs).__name__}"
+            raise ValueError(f"GradAug transforms the images in the batch's {name!r}, but the batch is {found}.")
         images = inputs[name]
         size = tuple(images.shape[-2:])
         if self.transform is None:
             self._check_size(images, scaled_size(size, min(settings.scales)))
-        transform = self.transform or random_transform(settings.scales, settings.rotations)
+        transform = self.transform
+        if transform is None:
+            transform = random_transform(settings.scales, settings.rotations)
 
         n = settings.num_subnetworks
-        yield GradAugPass(self, dict(inputs), width=1.0, is_full=True, is_last=n == 0, size=size)
+        soft_labels = get_soft_labels(inputs)
+        full_inputs = {k: v for k, v in inputs.items() if soft_labels is None or v is not soft_labels}
+        yield GradAugPass(
+            self, full_inputs, width=1.0, is_full=True, is_last=n == 0, size=size, soft_labels=soft_labels
+        )
         for index, width in enumerate(draw_widths(n, settings.min_width, step_generator(self.seed, step)), start=1):
             transformed = transform(images, step_generator(self.seed, step, index))
             self._check_size(images, size := tuple(transformed.shape[-2:]))
@@ -216,27 +229,7 @@ class GradAug:
         self.targets = None
 
     def _check_size(self, images: Tensor, size: tuple[int, int]) -> None:
-        """Raises an error that names the least size, where the model can take the images but not at this size."""
-        if size in self._checked_sizes:
-            return
-        self._checked_sizes.add(size)
-        height, width = images.shape[-2:]
-        if self._can_take(images, size) or not self._can_take(images, (height, width)):
-            return  # nothing can be told of a model that fails on the meta device whatever the size
-        sizes = ((side, round(width * side / height)) for side in range(size[0] + 1, height))
-        least = next((candidate for candidate in sizes if self._can_take(images, candidate)), (height, width))
-        raise ValueError(
-            f"A transformation gives images of {size[0]} x {size[1]} pixels, but {type(self.model).__name__} can take "
-            f"{least[0]} x {least[1]} at the least, of a batch of {height} x {width}. Use larger images or larger `scales` "
-            f"(now {self.settings.scales})."
-        )
-
-    @torch.no_grad()
-    def _can_take(self, images: Tensor, size: tuple[int, int]) -> bool:
-        # A forward without data: the skeleton lies on the meta device.
-        skeleton: nn.Module = self.model.subnetwork(1.0).subnetwork.skeleton.eval()
-        try:
-            skeleton(**{self.model.main_input_name: torch.empty(2, images.shape[1], *size, device="meta")})
-        except (RuntimeError, ValueError):
-            return False
-        return True
+        if size not in self._checked_sizes:
+            skeleton = self.model.subnetwork(1.0).subnetwork.skeleton
+            check_image_size(skeleton, size, tuple(images.shape[-2:]), images.shape[1])
+            self._checked_sizes.add(size)

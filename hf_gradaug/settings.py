@@ -76,7 +76,7 @@ class GradAugSettings:
     def __post_init__(self):
         for name, low in (("num_subnetworks", 0), ("width_divisor", 1)):
             value = getattr(self, name)
-            if value != int(value) or value < low:
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise ValueError(f"`{name}` must be a whole number, {low} or more, but is {value}.")
         check_width(self.min_width, "min_width")
         if not self.temperature > 0:

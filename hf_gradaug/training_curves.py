@@ -39,7 +39,7 @@ def plot_training_curves(log_history: list[dict[str, Any]], path: str | os.PathL
         raise ImportError("The training curves need matplotlib: pip install 'hf_gradaug[examples]'.") from error
     losses = {
         "full network": ("loss_full", _FULL, "-"),
-        "sub-networks": ("loss_subnetworks", _SUBNETWORKS, "-"),
+        "sub-networks, summed": ("loss_subnetworks", _SUBNETWORKS, "-"),
         "evaluation": ("eval_loss", _GREY, "--"),
     }
     if not any("loss_full" in row for row in log_history):

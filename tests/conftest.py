@@ -51,3 +51,26 @@ def subprocess_env() -> dict[str, str]:
     """
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def swin(monkeypatch):
+    """Makes tiny Swin models, narrowed by a user's own function: of the families here, none has gradient checkpointing."""
+    from tiny import NUM_LABELS, SIZE, randomize
+    from transformers import SwinConfig, SwinForImageClassification
+
+    from hf_gradaug import register_narrowing
+    from hf_gradaug.narrowing import _NARROWINGS
+
+    monkeypatch.setitem(_NARROWINGS, "swin", None)  # the registration below ends with the test
+
+    @register_narrowing("swin")
+    def _(config, narrow):
+        (config.embed_dim,) = narrow([config.embed_dim])
+
+    def make():
+        sizes = {"image_size": SIZE, "patch_size": 4, "window_size": 4, "embed_dim": 16, "depths": [2, 1]}
+        config = SwinConfig(**sizes, num_heads=[2, 2], num_labels=NUM_LABELS, drop_path_rate=0.0)
+        return randomize(SwinForImageClassification(config))
+
+    return make

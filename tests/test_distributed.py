@@ -14,13 +14,13 @@ pytestmark = pytest.mark.distributed
 
 @pytest.fixture
 def train(tmp_path, root, subprocess_env):
-    def run(processes, batch_size, num_subnetworks=3, accumulation=1):
-        output = tmp_path / f"{processes}-{batch_size}-{num_subnetworks}-{accumulation}"
+    def run(processes, batch_size, num_subnetworks=3, accumulation=1, kind="plain"):
+        output = tmp_path / f"{processes}-{batch_size}-{num_subnetworks}-{accumulation}-{kind}"
         output.mkdir()
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         script = [str(root / "tests" / "scripts" / "train_tiny.py"), str(output)]
         words = [*(launcher if processes > 1 else [sys.executable]), *script]
-        words += [str(batch_size), str(num_subnetworks), str(accumulation)]
+        words += [str(batch_size), str(num_subnetworks), str(accumulation), kind]
         done = subprocess.run(words, env=subprocess_env, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         result = json.loads((output / "result.json").read_text())
@@ -46,3 +46,17 @@ def test_two_processes_are_one(train):
     assert plain["buckets"] > 0
     # As many as plain training: one synchronization an optimizer step, whatever the passes and the accumulation.
     assert together["buckets"] == accumulated["buckets"] == plain["buckets"]
+
+
+def test_own_loss_is_scaled_by_the_processes(train):
+    one, _ = train(processes=1, batch_size=8, kind="own_loss")
+    both, _ = train(processes=2, batch_size=2, accumulation=2, kind="own_loss")
+    assert largest_difference(both, one) < 1e-7
+
+
+def test_not_a_number_in_one_process_hangs_none(train):
+    _, result = train(processes=2, batch_size=4, kind="nan")
+    lines = [line for line in result["log"] if "learning_rate" in line]
+    # The log shows the losses of the processes that have some; all of them came to the same log lines.
+    assert len(lines) == 3
+    assert lines[0]["loss_full"] > 0 and "loss_full" not in lines[1]  # the gradient has spoilt the weights by then

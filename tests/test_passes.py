@@ -72,6 +72,16 @@ def test_losses_and_their_weights():
                 assert gradaug_pass.loss(outputs, outputs.loss * 3) == outputs.loss * 3
 
 
+def test_soft_labels():
+    one_hot = torch.nn.functional.one_hot(LABELS, 3).float()
+    hard = run(GradAug(tiny_model()), batch())
+    soft = run(GradAug(tiny_model()), batch(labels=one_hot))
+    for (_, loss, _), (_, expected, _) in zip(soft, hard):
+        torch.testing.assert_close(loss, expected)
+    assert torch.equal(soft[0][0].soft_labels, one_hot)
+    assert soft[0][0].inputs.keys() == {"pixel_values"}
+
+
 def test_gradients_add_up():
     model = tiny_model("resnet-basic").double()
     gradaug = GradAug(model, GradAugSettings(num_subnetworks=2, min_width=0.5))
@@ -115,14 +125,13 @@ def test_other_inputs_reach_every_pass():
     class WithNamesForImageClassification(ResNetForImageClassification):
         seen = []
 
-        def forward(self, pixel_values, labels=None, names=None, **kwargs):
+        def forward(self, pixel_values, names, labels=None, **kwargs):
             self.seen.append(names)
             return super().forward(pixel_values, labels=labels, **kwargs)
 
     model = WithNamesForImageClassification(tiny_model("resnet-basic").config)
     run(GradAug(model), batch(names=["a", "b"]))
-    # The forwards that find out which sizes the model takes have the images alone.
-    assert [names for names in WithNamesForImageClassification.seen if names is not None] == [["a", "b"]] * 4
+    assert WithNamesForImageClassification.seen == [["a", "b"]] * 4
 
 
 def test_tuples_instead_of_model_outputs():
@@ -135,20 +144,23 @@ def test_tuples_instead_of_model_outputs():
 def test_images_too_small_for_the_model():
     # Four stages of stride 2 after patches of 4 pixels take 32 pixels at the least.
     model = tiny_model(hidden_sizes=[4, 6, 8, 10], depths=[1, 1, 1, 1], num_stages=4)
-    with pytest.raises(ValueError, match=r"18 x 18 pixels.*32 x 32 at the least.*`scales`"):
+    with pytest.raises(
+        ValueError, match=r"18 x 18 pixels, scaled from 32 x 32,.*takes 32 x 32 at the least.*`scales`"
+    ):
         run(GradAug(model), batch())
     assert all(parameter.grad is None for parameter in model.parameters())  # found out before the first pass
-    with pytest.raises(ValueError, match=r"23 x 23 pixels.*32 x 32 at the least"):
+    with pytest.raises(ValueError, match=r"23 x 23 pixels.*takes 32 x 32 at the least"):
         run(GradAug(model, transform=lambda images, generator: images[..., :23, :23]), batch())
     images = tiny_images(size=64)
-    with pytest.raises(ValueError, match=r"27 x 27 pixels.*32 x 32 at the least, of a batch of 64 x 64"):
+    with pytest.raises(ValueError, match=r"27 x 27 pixels, scaled from 64 x 64,.*takes 32 x 32 at the least"):
         run(GradAug(model, GradAugSettings(scales=[1, 0.42])), batch(pixel_values=images))
     run(GradAug(model, GradAugSettings(scales=[1, 0.5])), batch(pixel_values=images))
 
 
 def test_batches_and_models_that_it_cannot_take():
-    with pytest.raises(ValueError, match="'pixel_values'.*'images', 'labels'"):
-        run(GradAug(tiny_model()), {"images": tiny_images(), "labels": LABELS})
+    for wrong, found in (({"images": tiny_images(), "labels": LABELS}, "'images', 'labels'"), ((LABELS,), "a tuple")):
+        with pytest.raises(ValueError, match=f"'pixel_values'.*{found}"):
+            run(GradAug(tiny_model()), wrong)
     for changes in ({"problem_type": "multi_label_classification"}, {"num_labels": 1}):
         with pytest.raises(ValueError, match="single-label classification"):
             GradAug(tiny_model(**changes))
@@ -175,6 +187,6 @@ def test_a_model_that_is_no_pretrained_model():
             return self.inner(pixel_values=pixel_values, labels=labels)
 
     net = Net(tiny_model("resnet-basic").config)
-    with pytest.raises(TypeError, match=r"make_slimmable\(model, build=...\)"):
+    with pytest.raises(TypeError, match="`make_slimmable` or the trainer `build=...`"):
         GradAug(net)
     assert len(run(GradAug(net, build=Net), batch())) == 4

@@ -4,11 +4,9 @@ import inspect
 
 import pytest
 import torch
-from tiny import FAMILIES, largest_difference, randomize, state_of, tiny_images, tiny_model
-from transformers import SwinConfig, SwinForImageClassification
+from tiny import FAMILIES, largest_difference, state_of, tiny_images, tiny_model
 
-from hf_gradaug import make_slimmable, narrow_config, register_narrowing
-from hf_gradaug.narrowing import _NARROWINGS
+from hf_gradaug import make_slimmable, narrow_config
 
 
 WIDTHS = (0.3, 0.72, 0.9, 0.97)
@@ -151,19 +149,8 @@ def test_follows_weights_and_modes_of_the_moment():
     assert all(parameter.grad is None for parameter in model.resnet.parameters())
 
 
-def test_gradient_checkpointing(monkeypatch):
-    # Of the families here none can checkpoint, so this registers one that can.
-    monkeypatch.setitem(_NARROWINGS, "swin", None)
-
-    @register_narrowing("swin")
-    def _(config, narrow):
-        (config.embed_dim,) = narrow([config.embed_dim])
-
-    config = SwinConfig(
-        image_size=32, patch_size=4, embed_dim=16, depths=[2, 1], num_heads=[2, 2], window_size=4, num_labels=3,
-        drop_path_rate=0.0,
-    )  # fmt: skip
-    model = make_slimmable(randomize(SwinForImageClassification(config)).double().train())
+def test_gradient_checkpointing(swin):
+    model = make_slimmable(swin().double().train())
 
     def gradients():
         model.zero_grad()

@@ -8,7 +8,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_gradaug import GradAugConfig, GradAugMixin, GradAugTrainer
+from hf_gradaug import GradAugConfig, GradAugTrainer
 
 
 # SGD without clipping: the change of a weight is proportional to its gradient.
@@ -102,6 +102,14 @@ def _own_loss(outputs, labels, num_items_in_batch=None):
     return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
 
+def test_the_last_step_of_an_epoch_may_have_fewer_batches(tmp_path):
+    # 20 images: steps of 8, 8 and 4.
+    kwargs = {"trainer_kwargs": {"train_dataset": TinyImages(20)}, "max_steps": 6, **EXACT}
+    large = trained(tmp_path, per_device_train_batch_size=8, **kwargs)
+    accumulated = trained(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2, **kwargs)
+    assert largest_difference(accumulated, large) < 1e-7
+
+
 @pytest.mark.parametrize("kind", ["compute_loss_func", "label_smoothing", "soft_labels"])
 def test_loss_scaling(tmp_path, kind):
     """The update is the same for 1 x 8 and 4 x 2, and with one-hot soft labels the same as with hard ones."""
@@ -135,25 +143,18 @@ def test_plain_training_arguments_mean_the_defaults(tmp_path):
     for trainer in (plain, config):
         trainer.train()
     assert largest_difference(parameters_of(plain.model), parameters_of(config.model)) == 0
-    assert plain.settings.num_subnetworks == 3
+    assert plain.gradaug_settings.num_subnetworks == 3
 
 
-class DoublingTrainer(Trainer):
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        return (2 * loss, outputs) if return_outputs else 2 * loss
-
-
-def test_mixin_on_another_trainer(tmp_path):
-    class MyTrainer(GradAugMixin, DoublingTrainer):
-        pass
-
-    mine, stock = tiny_trainer(tmp_path, cls=MyTrainer), tiny_trainer(tmp_path)
-    mine.train()
-    stock.train()
-    first, other = mine.state.log_history[0], stock.state.log_history[0]
-    assert first["loss_full"] == pytest.approx(2 * other["loss_full"])
-    assert first["loss_subnetworks"] == pytest.approx(other["loss_subnetworks"])
+def test_training_twice_and_turning_gradaug_on(tmp_path):
+    trainer = tiny_trainer(tmp_path, num_subnetworks=0, logging_steps=2)
+    trainer.train()
+    trainer.args.num_subnetworks = 2
+    for _ in range(2):
+        trainer.train()
+    lines = [line for line in trainer.state.log_history if "loss_full" in line]
+    assert len(lines) == 1
+    assert lines[0]["loss"] == pytest.approx(lines[0]["loss_full"] + lines[0]["loss_subnetworks"], rel=1e-5)
 
 
 def test_logs(tmp_path):
@@ -233,6 +234,14 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, optim):
         {"lr_scheduler_type": "cosine", "warmup_steps": 1},
         {"dataloader_num_workers": 1},
         {"torch_empty_cache_steps": 1},
+        {
+            "load_best_model_at_end": True,
+            "eval_strategy": "steps",
+            "eval_steps": 1,
+            "save_strategy": "steps",
+            "save_steps": 1,
+        },
+        {"report_to": ["tensorboard"]},
     ],
     ids=lambda args: next(iter(args)),
 )
@@ -246,6 +255,21 @@ def test_as_with_trainer(tmp_path, args):
     assert all(not torch.equal(after[name], before[name]) for name in before)
     if "torch_compile" in args:
         assert largest_difference(after, trained(tmp_path)) < 1e-6
+
+
+def test_gradient_checkpointing(tmp_path, swin):
+    runs = []
+    for checkpointing in (False, True):
+        trainer = tiny_trainer(
+            tmp_path, swin(), scales=[1.0], min_width=0.5, width_divisor=8, gradient_checkpointing=checkpointing
+        )
+        trainer.train()
+        assert (
+            any(getattr(module, "gradient_checkpointing", False) for module in trainer.model.modules())
+            == checkpointing
+        )
+        runs.append(parameters_of(trainer.model))
+    assert largest_difference(*runs) < 1e-6
 
 
 def test_out_of_memory_in_a_pass_leaves_the_full_network(tmp_path):
@@ -265,7 +289,7 @@ def test_out_of_memory_in_a_pass_leaves_the_full_network(tmp_path):
     assert trainer.train().global_step == 3
     assert sizes[0] == 8 and sizes[-1] < 8
     assert not model.__dict__["_subnetworks"].active
-    assert trainer._pass is None
+    assert trainer._gradaug_pass is None
 
 
 def test_model_init(tmp_path):

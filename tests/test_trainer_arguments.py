@@ -38,6 +38,21 @@ def test_refuses_data_parallel_and_deepspeed(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+def test_refuses_fsdp_and_device_map(tmp_path):
+    class TrainerWithFSDP(Trainer):
+        def create_accelerator_and_postprocess(self):
+            super().create_accelerator_and_postprocess()
+            self.is_fsdp_enabled = True
+
+    with pytest.raises(ValueError, match="FSDP.*DistributedDataParallel"):
+        tiny_trainer(tmp_path / "out", cls=type("WithFSDP", (GradAugMixin, TrainerWithFSDP), {}))
+    model = tiny_model()
+    model.hf_device_map = {"convnext": 0, "classifier": 1}
+    with pytest.raises(ValueError, match="`device_map`"):
+        tiny_trainer(tmp_path / "out", model)
+    assert not (tmp_path / "out").exists()
+
+
 def test_refuses_models_before_anything_is_written(tmp_path):
     with pytest.raises(TypeError, match="`config`"):
         tiny_trainer(tmp_path / "out", nn.Linear(2, 2))
@@ -85,6 +100,7 @@ def test_settings_parse(tmp_path, source):
         ("subnetwork_loss_weight", -0.5),
         ("temperature", 0.0),
         ("width_divisor", 0),
+        ("num_subnetworks", 2.0),
     ],
 )
 def test_settings_outside_their_range(tmp_path, name, value):
@@ -105,3 +121,9 @@ def test_model_card(tmp_path):
     assert "huggingface.co/)" not in card.text and card.data.base_model is None
     assert "| `min_width` | 0.8 |" in card.text
     assert "2006.07989" in card.text
+
+    plain = tiny_trainer(tmp_path, ConvNextForImageClassification(tiny_config("convnext")), num_subnetworks=0)
+    plain.train()
+    plain.create_model_card()
+    text = (tmp_path / "README.md").read_text()
+    assert "huggingface.co/)" not in text and "2006.07989" not in text

@@ -2,7 +2,9 @@
 """
 Trains a tiny ConvNeXt, in one process or in several started by `torchrun`, and saves what the tests compare.
 
-    torchrun --nproc_per_node 2 tests/scripts/train_tiny.py OUTPUT BATCH_SIZE NUM_SUBNETWORKS ACCUMULATION
+    torchrun --nproc_per_node 2 tests/scripts/train_tiny.py OUTPUT BATCH_SIZE NUM_SUBNETWORKS ACCUMULATION KIND
+
+KIND is `plain`, `own_loss` (with `compute_loss_func`) or `nan` (not a number in the last process alone).
 """
 
 import json
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from transformers import TrainerCallback
+from transformers import TrainerCallback, default_data_collator
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -35,13 +37,28 @@ class CountSynchronizations(TrainerCallback):
         return allreduce_hook(state, bucket)
 
 
-def main(output: str, batch_size: str, num_subnetworks: str, accumulation: str) -> None:
+def own_loss(outputs, labels, num_items_in_batch=None):
+    return torch.nn.functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+
+def spoil(inputs: dict) -> dict:
+    if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
+        inputs["pixel_values"] = torch.full_like(inputs["pixel_values"], float("nan"))
+    return inputs
+
+
+def main(output: str, batch_size: str, num_subnetworks: str, accumulation: str, kind: str) -> None:
     torch.set_num_threads(1)
     counter = CountSynchronizations()
+    trainer_kwargs = {"callbacks": [counter]}
+    if kind == "own_loss":
+        trainer_kwargs["compute_loss_func"] = own_loss
+    elif kind == "nan":
+        trainer_kwargs["data_collator"] = lambda examples: spoil(default_data_collator(examples))
     trainer = tiny_trainer(
         output,
         tiny_model("convnext"),
-        trainer_kwargs={"callbacks": [counter]},
+        trainer_kwargs=trainer_kwargs,
         per_device_train_batch_size=int(batch_size),
         num_subnetworks=int(num_subnetworks),
         gradient_accumulation_steps=int(accumulation),

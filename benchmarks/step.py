@@ -1,0 +1,346 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""
+Time and peak memory of one optimizer step: plain training, GradAug, and GradAug with one joint backward ("naive").
+
+The arms take turns in one run, so that whatever else the machine does meets all of them, and each arm's figure is the
+median of its repetitions. The networks have random weights, and the sub-networks have fixed widths and sizes, so that each
+step is the same amount of work. Loading of data is not measured, transforming the batch for the sub-networks is.
+
+Command:
+
+    python benchmarks/step.py --batch_size 16 --image_size 224 --repetitions 5 --output results.json
+    python benchmarks/step.py --dtype bfloat16 --channels_last --width_divisor 32 --output results.json
+
+Peak memory is taken of each arm in a process of its own. On CUDA it is `torch.cuda.max_memory_allocated`. On the CPU it is
+the same thing, the most that PyTorch's allocator had handed out at a time (weights, gradients, momentum, activations), from
+the events of `torch.profiler`. Beside it stands what the system saw: reserved memory on CUDA, and on Linux the growth of the
+peak resident size. That has the buffers of oneDNN in it, and what the C library keeps of freed memory: it moves by run, and
+falls with `MALLOC_MMAP_THRESHOLD_=131072` in the environment.
+"""
+
+import contextlib
+import datetime
+import functools
+import gc
+import itertools
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from unittest import mock
+
+import torch
+import transformers
+from torch import Tensor
+from torch.profiler import ProfilerActivity
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import HfArgumentParser, PreTrainedConfig, PreTrainedModel, set_seed
+
+import hf_gradaug
+from hf_gradaug import GradAug, GradAugSettings, RandomScale, narrow_config
+from hf_gradaug.transforms import scaled_size
+
+
+# The defaults of these configs are ResNet-50 and ConvNeXt-T.
+MODELS: dict[str, tuple[type[PreTrainedModel], type[PreTrainedConfig]]] = {
+    "resnet-50": (transformers.ResNetForImageClassification, transformers.ResNetConfig),
+    "convnext-tiny": (transformers.ConvNextForImageClassification, transformers.ConvNextConfig),
+}
+ARMS = ("plain", "gradaug", "naive")
+# Of the paper's configuration for ImageNet: n 3, min width 0.9, and each of its smaller sizes once.
+WIDTHS = (0.97, 0.93, 0.9)
+SCALES = (6 / 7, 5 / 7, 4 / 7)
+TIME_BAR = 1.05  # of the FLOP ratio
+MEMORY_BAR = 1.10
+
+
+@dataclass
+class BenchmarkArguments:
+    """Options of the benchmark."""
+
+    model: Literal["resnet-50", "convnext-tiny"] = field(default="resnet-50", metadata={"help": "Which network."})
+    batch_size: int = field(default=16, metadata={"help": "Images in a batch."})
+    image_size: int = field(default=224, metadata={"help": "Height and width of the batch in pixels."})
+    dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "bfloat16 is by autocast."})
+    channels_last: bool = field(default=False, metadata={"help": "Memory format of the weights and the images."})
+    width_divisor: int = field(default=1, metadata={"help": "See GradAugSettings."})
+    repetitions: int = field(default=5, metadata={"help": "Measured steps of each arm."})
+    warmup: int = field(default=1, metadata={"help": "Steps of each arm before those, 1 or more."})
+    arms: list[str] = field(
+        default_factory=lambda: list(ARMS), metadata={"help": "What to measure: " + ", ".join(ARMS)}
+    )
+    memory: bool = field(default=True, metadata={"help": "Measure the peak memory too."})
+    device: str = field(default="auto", metadata={"help": "auto takes a GPU if there is one."})
+    output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
+    memory_of: str | None = field(
+        default=None, metadata={"help": "Only print the peak memory of this arm. For the benchmark's own use."}
+    )
+
+    def __post_init__(self):
+        for name in ("batch_size", "image_size", "width_divisor", "repetitions", "warmup"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be 1 or more, but is {getattr(self, name)}.")
+        if unknown := set(self.arms) - set(ARMS):
+            raise ValueError(f"`arms` must be of {ARMS}, but has {sorted(unknown)}.")
+        if self.device == "auto":
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class FixedSizes:
+    """A transform that resizes the batch for a step's sub-networks to the sizes `SCALES`, one after the other."""
+
+    def __init__(self):
+        self.parts = itertools.cycle([RandomScale([scale]) for scale in SCALES])
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return next(self.parts)(images, generator)
+
+
+def count_flops(config: PreTrainedConfig, model_class: type[PreTrainedModel], size: tuple[int, int]) -> int:
+    """FLOPs for one image of a forward and backward. Nothing is computed: the network is on the meta device."""
+    with torch.device("meta"):
+        model = model_class(config).train()
+        # BatchNorm refuses a single value per channel, which one small image can come down to.
+        images = torch.empty(2, config.num_channels, *size)
+    with FlopCounterMode(display=False) as counter:
+        model(pixel_values=images).logits.sum().backward()
+    return counter.get_total_flops() // 2
+
+
+def flop_ratio(name: str = "resnet-50", image_size: int = 224, width_divisor: int = 1) -> float:
+    """FLOPs of a GradAug step with `WIDTHS` and `SCALES`, relative to those of a plain step."""
+    model_class, config_class = MODELS[name]
+    config, size = config_class(num_labels=1000), (image_size, image_size)
+    flops = [count_flops(config, model_class, size)]
+    for width, scale in zip(WIDTHS, SCALES):
+        narrow = narrow_config(config, width, width_divisor)
+        flops.append(count_flops(narrow, model_class, scaled_size(size, scale)))
+    return sum(flops) / flops[0]
+
+
+def build_step(args: BenchmarkArguments, arm: str, passes: list[dict[str, Any]]) -> Callable[[], None]:
+    """
+    A function that runs one optimizer step of an arm, with a network, optimizer and batch of its own. It appends width and
+    size of each pass of GradAug to `passes`.
+    """
+    set_seed(0)
+    device = torch.device(args.device)
+    model_class, config_class = MODELS[args.model]
+    model = model_class(config_class(num_labels=1000)).to(device).train()
+    batch = {
+        "pixel_values": torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=device),
+        "labels": torch.randint(1000, (args.batch_size,), device=device),
+    }
+    if args.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+        batch["pixel_values"] = batch["pixel_values"].to(memory_format=torch.channels_last)
+    # The rate is small, so that the weights stay what a network's weights are, however many steps are measured.
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4, nesterov=True)
+    mixed = args.dtype == "bfloat16"
+    autocast = functools.partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=mixed)
+
+    def plain_step() -> None:
+        with autocast():
+            loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    if arm == "plain":
+        return plain_step
+
+    settings = GradAugSettings(num_subnetworks=len(WIDTHS), min_width=min(WIDTHS), width_divisor=args.width_divisor)
+    gradaug = GradAug(model, settings, transform=FixedSizes())
+
+    def gradaug_step() -> None:
+        joint_loss: Tensor | float = 0.0
+        for gradaug_pass in gradaug.passes(batch, step=0):
+            with gradaug_pass:
+                with autocast():
+                    loss = gradaug_pass.loss(model(**gradaug_pass.inputs))
+                if arm == "naive":
+                    joint_loss = joint_loss + loss
+                else:
+                    loss.backward()
+            passes.append({"width": gradaug_pass.width, "size": list(gradaug_pass.size)})
+        if arm == "naive":
+            joint_loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return gradaug_step
+
+
+def fixed_widths() -> contextlib.AbstractContextManager:
+    """Has GradAug draw `WIDTHS` in every step."""
+    return mock.patch("hf_gradaug.passes.draw_widths", lambda *args: list(WIDTHS))
+
+
+def time_steps(args: BenchmarkArguments) -> tuple[dict[str, list[float]], dict[str, list[dict[str, Any]]]]:
+    """Seconds of each repetition by arm, and the passes that a step of GradAug had."""
+    passes: dict[str, list] = {arm: [] for arm in args.arms}
+    synchronize = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
+    seconds: dict[str, list[float]] = {arm: [] for arm in args.arms}
+    with fixed_widths():
+        steps = {arm: build_step(args, arm, passes[arm]) for arm in args.arms}
+        for repetition in range(-args.warmup, args.repetitions):
+            for arm, step in steps.items():
+                synchronize()
+                start = time.perf_counter()
+                step()
+                synchronize()
+                if repetition >= 0:
+                    seconds[arm].append(time.perf_counter() - start)
+    return seconds, {arm: ran[: len(WIDTHS) + 1] for arm, ran in passes.items() if ran}
+
+
+def _resident_bytes(name: str) -> int | None:
+    # `resource.getrusage` would not do: a process that another one starts begins with the peak of that one.
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None  # not on Linux
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
+
+
+def measure_memory(args: BenchmarkArguments, arm: str) -> dict[str, int | None]:
+    """Peak memory of an arm in bytes, for a fresh process. See the top of this file for what is measured."""
+
+    def run_two_steps() -> None:
+        step = build_step(args, arm, passes=[])
+        step()  # the momentum is there from the second step on
+        step()
+
+    with fixed_widths():
+        if args.device.startswith("cuda"):
+            run_two_steps()
+            allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+            return {"peak_memory_bytes": allocated, "system_peak_bytes": reserved}
+        # The profiler needs memory itself, so the system's figure comes first, from steps of its own.
+        before = _resident_bytes("VmRSS")
+        run_two_steps()
+        resident = None if before is None else _resident_bytes("VmHWM") - before
+        gc.collect()
+        with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profile:
+            run_two_steps()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder, "trace.json")
+        profile.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    peak = max(event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]")
+    return {"peak_memory_bytes": peak, "system_peak_bytes": resident}
+
+
+def measure_memory_apart(argv: Sequence[str], arm: str) -> dict[str, int | None]:
+    """The same, measured in a fresh process with the arguments of this one."""
+    command = [sys.executable, str(Path(__file__).resolve()), *argv, "--memory_of", arm]
+    env = {"KINETO_LOG_LEVEL": "5", **os.environ}  # the profiler's own messages are no news here
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.split(": ", 1)[1] for line in lines if line.startswith("model name"))
+    return {
+        "device": device,
+        "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
+        "cpu": cpu,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        # Of the last minute, before the benchmark: about 0 on a machine that does nothing else.
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def summarize(args: BenchmarkArguments, seconds: dict[str, list[float]], memory: dict[str, dict]) -> dict[str, Any]:
+    """Figures of each arm. Ratios are to the arm `plain`, and absent without it."""
+    arms: dict[str, Any] = {}
+    for arm, values in seconds.items():
+        median = statistics.median(values)
+        arms[arm] = {
+            "seconds_median": median,
+            "seconds": values,
+            "seconds_mean": statistics.mean(values),
+            "seconds_deviation": statistics.stdev(values) if len(values) > 1 else None,
+            "seconds_range": [min(values), max(values)],
+            "images_per_second": args.batch_size / median,
+        } | memory.get(arm, {})
+    for figures in arms.values() if "plain" in arms else ():
+        pairs = {"time": "seconds_median", "memory": "peak_memory_bytes", "system_memory": "system_peak_bytes"}
+        for name, key in pairs.items():
+            if figures.get(key) is not None:
+                figures[f"{name}_ratio"] = figures[key] / arms["plain"][key]
+    return arms
+
+
+def print_table(results: dict[str, Any]) -> None:
+    def show(value: float | None, pattern: str = "{:.3f}", unit: float = 1) -> str:
+        return "-" if value is None else pattern.format(value / unit)
+
+    hardware = results["hardware"]
+    where = hardware["gpu"] or f"{hardware['cpu']} ({hardware['cpu_capability']}), {hardware['cores']} cores"
+    print(f"{where}, {hardware['threads']} threads, load {hardware['load_average']}")
+    print(", ".join(f"{name} {number}" for name, number in results["versions"].items()))
+    print(f"FLOP ratio of GradAug to plain: {results['flop_ratio']:.3f}\n")
+    titles = ["s (median)", "min", "max", "images/s", "x plain", "peak MiB", "x plain", "system MiB", "x plain"]
+    print("arm".ljust(8) + "".join(f"{title:>12}" for title in titles))
+    for arm, figures in results["arms"].items():
+        cells = [show(seconds) for seconds in (figures["seconds_median"], *figures["seconds_range"])]
+        cells += [show(figures["images_per_second"], "{:.1f}"), show(figures.get("time_ratio"))]
+        cells += [show(figures.get("peak_memory_bytes"), "{:.0f}", 2**20), show(figures.get("memory_ratio"))]
+        cells += [show(figures.get("system_peak_bytes"), "{:.0f}", 2**20), show(figures.get("system_memory_ratio"))]
+        print(f"{arm:8}" + "".join(f"{cell:>12}" for cell in cells))
+    if "gradaug" in results["arms"]:
+        print()
+        for name, bar in results["bars"].items():
+            print(f"GradAug's {name}: {show(results['arms']['gradaug'].get(name))}, bar {bar:.3f}")
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    (args,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(argv)
+    if args.memory_of is not None:
+        memory = measure_memory(args, args.memory_of)
+        print(json.dumps(memory))
+        return memory
+    hardware = describe_machine(args.device)
+    # Memory first, while this process has nothing on the GPU.
+    memory = {arm: measure_memory_apart(argv, arm) for arm in args.arms} if args.memory else {}
+    seconds, passes = time_steps(args)
+    ratio = flop_ratio(args.model, args.image_size, args.width_divisor)
+    results = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "benchmarks/step.py", *argv]),
+        "hardware": hardware,
+        "versions": {
+            "python": platform.python_version(),
+            **{package.__name__: package.__version__ for package in (torch, transformers, hf_gradaug)},
+        },
+        "settings": {name: value for name, value in asdict(args).items() if name not in ("memory_of", "output")},
+        "passes": passes,
+        "flop_ratio": ratio,
+        "bars": {"time_ratio": TIME_BAR * ratio, "memory_ratio": MEMORY_BAR},
+        "arms": summarize(args, seconds, memory),
+    }
+    print_table(results)
+    if args.output is not None:
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.output).write_text(json.dumps(results, indent=2) + "\n")
+    return results
+
+
+if __name__ == "__main__":
+    main()

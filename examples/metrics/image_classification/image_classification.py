@@ -1,0 +1,49 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""Top-1 and top-5 accuracy from ranked class indices. `evaluate.load` on this folder needs no network."""
+
+# One import a line: `evaluate` looks for the imports of a metric script line by line.
+import datasets
+import evaluate
+import numpy as np
+
+
+_DESCRIPTION = "Share of images whose class is the best guess (top-1), or among the five best guesses (top-5)."
+
+_KWARGS_DESCRIPTION = """
+Args:
+    predictions (list of list of int): for each image its best classes, best first; all of the same length.
+    references (list of int): the true classes.
+
+Returns:
+    accuracy (float): top-1 accuracy in 0..1.
+    top5_accuracy (float): top-5 accuracy in 0..1, if five guesses an image are given.
+
+Examples:
+    >>> metric = evaluate.load("examples/metrics/image_classification")
+    >>> metric.compute(predictions=[[2, 0, 1, 3, 4], [1, 2, 3, 4, 5]], references=[2, 5])
+    {'accuracy': 0.5, 'top5_accuracy': 1.0}
+"""
+
+
+class ImageClassification(evaluate.Metric):
+    """Top-1 and top-5 accuracy."""
+
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features(
+                {
+                    "predictions": datasets.Sequence(datasets.Value("int64")),
+                    "references": datasets.Value("int64"),
+                }
+            ),
+        )
+
+    def _compute(self, predictions, references):
+        hits = np.asarray(predictions) == np.asarray(references)[:, None]
+        results = {"accuracy": float(hits[:, 0].mean())}
+        if hits.shape[1] >= 5:
+            results["top5_accuracy"] = float(hits[:, :5].any(axis=1).mean())
+        return results

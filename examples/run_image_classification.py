@@ -1,0 +1,310 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""
+Train an image classifier with GradAug, or without it as the plain baseline, through the same trainer.
+
+On the embedded handwritten digits, with the settings of recipes/digits.yaml as defaults:
+
+    accelerate launch examples/run_image_classification.py --gradaug --output_dir out --do_train --do_eval
+
+On your own images, from a pretrained model:
+
+    accelerate launch examples/run_image_classification.py --gradaug --output_dir out --do_train --do_eval \
+        --train_dir photos/train --validation_dir photos/validation --model_name_or_path microsoft/resnet-50 \
+        --ignore_mismatched_sizes
+
+By a recipe (.yaml or .json), whose values the flags after it override:
+
+    accelerate launch examples/run_image_classification.py examples/recipes/imagenet_resnet50.yaml --bf16
+"""
+
+import ast
+import csv
+import dataclasses
+import json
+import logging
+import os
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import evaluate
+import torch
+import transformers
+import yaml
+from accelerate import PartialState
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    ConvNextImageProcessor,
+    HfArgumentParser,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from hf_gradaug import GradAugConfig, GradAugTrainer, plot_training_curves
+from hf_gradaug.data import load_image_data
+from hf_gradaug.data_arguments import DataArguments
+from hf_gradaug.image_size import check_image_size
+from hf_gradaug.image_transforms import ImageCollator, get_eval_transform, get_image_size, get_train_transform
+from hf_gradaug.streaming import get_streaming_arguments
+from hf_gradaug.transforms import scaled_size
+
+
+logger = logging.getLogger(__name__)
+
+EXAMPLES = Path(__file__).parent
+MODEL_TYPES = sorted(config.model_type for config in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING)
+
+
+@dataclass
+class ModelArguments:
+    """Which model, pretrained or from scratch, and whether GradAug trains it."""
+
+    gradaug: bool = field(default=False, metadata={"help": "Train with GradAug; without it, the plain baseline."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Pretrained model: a Hub name or folder."})
+    model_type: str | None = field(
+        default=None, metadata={"help": "For training from scratch, one of: " + ", ".join(MODEL_TYPES)}
+    )
+    config_name: str | None = field(
+        default=None, metadata={"help": "For training from scratch: config to start from."}
+    )
+    config_overrides: str | None = field(
+        default=None,
+        metadata={"help": "Changes to the config, as in hidden_sizes=[32,64],depths=[1,1],layer_type=basic"},
+    )
+    image_processor_name: str | None = field(
+        default=None, metadata={"help": "Image processor, if it is not the model's own."}
+    )
+    image_size: int = field(default=224, metadata={"help": "Image size in pixels if there is no image processor."})
+    crop_pct: float = field(
+        default=0.875, metadata={"help": "Share of the resized image that evaluation keeps, likewise."}
+    )
+    ignore_mismatched_sizes: bool = field(
+        default=False, metadata={"help": "Start with a new head if the pretrained one has other classes."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
+    token: str | None = field(default=None, metadata={"help": "Hub token for private models and data."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code from the Hub."})
+
+
+def read_recipe(path: str | Path) -> dict:
+    """The values of a .json or .yaml file; unknown keys raise."""
+    with open(path, encoding="utf-8") as file:
+        recipe = json.load(file) if str(path).endswith(".json") else yaml.safe_load(file)
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path} must hold keys and values, but holds {type(recipe).__name__}.")
+    classes = (ModelArguments, DataArguments, GradAugConfig)
+    known = {item.name for arguments in classes for item in dataclasses.fields(arguments) if item.init}
+    if unknown := sorted(set(recipe) - known):
+        raise ValueError(f"{path} has unknown keys {unknown}; see --help for those that there are.")
+    return recipe
+
+
+def parse_arguments(args: list[str] | None) -> tuple[ModelArguments, DataArguments, GradAugConfig]:
+    """Flags, with the values of a recipe given first, or of the digits' recipe if no data is named, as defaults."""
+    args = list(sys.argv[1:] if args is None else args)
+    parser = HfArgumentParser((ModelArguments, DataArguments, GradAugConfig))
+    recipe = read_recipe(args.pop(0)) if args and args[0].endswith((".json", ".yaml", ".yml")) else {}
+    parser.set_defaults(**recipe)
+    flags, _ = parser.parse_known_args(args)
+    if not any((flags.dataset_name, flags.train_dir, flags.validation_dir, flags.test_dir)):
+        digits = read_recipe(EXAMPLES / "recipes" / "digits.yaml")
+        if flags.model_name_or_path or flags.model_type or flags.config_name:
+            digits.pop("model_type")
+            digits.pop("config_overrides")
+        parser.set_defaults(**{**digits, **recipe})
+    model_args, data_args, training_args = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
+    if not data_args.names_dataset:
+        logger.info("No data is named: the embedded digits, with recipes/digits.yaml for what is not given.")
+    if not model_args.gradaug:
+        training_args.num_subnetworks = 0
+    training_args.remove_unused_columns = False  # the transforms need the image column
+    return model_args, data_args, training_args
+
+
+def parse_config_overrides(text: str) -> dict:
+    """`a=[1,2],b=basic` as a dict; values are Python or JSON literals, else strings."""
+    overrides = {}
+    for item in re.split(r",(?=\s*\w+\s*=)", text):
+        name, separator, value = (part.strip() for part in item.partition("="))
+        if not separator or not name.isidentifier() or not value:
+            raise ValueError(f"config_overrides is '{text}', but '{item}' is not of the form name=value.")
+        constants = {"true": True, "false": False, "null": None}
+        try:
+            overrides[name] = constants[value] if value in constants else ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            if value[0] in "[({'\"":
+                raise ValueError(f"config_overrides is '{text}', but '{value}' is not a literal.") from None
+            overrides[name] = value
+    return overrides
+
+
+def build_model(args: ModelArguments, class_names: list[str]):
+    """The model, pretrained or new, and its image processor."""
+    hub = {"cache_dir": args.cache_dir, "revision": args.model_revision, "token": args.token}
+    hub["trust_remote_code"] = args.trust_remote_code
+    overrides = parse_config_overrides(args.config_overrides) if args.config_overrides else {}
+    source = args.config_name or args.model_name_or_path
+    labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
+    if args.model_type and not source and args.model_type not in MODEL_TYPES:
+        raise ValueError(f"model_type is '{args.model_type}', but must be one of {', '.join(MODEL_TYPES)}.")
+    if not args.model_type and not source:
+        raise ValueError("Name a model: model_name_or_path, or for training from scratch model_type or config_name.")
+    base = AutoConfig.from_pretrained(source, **hub) if source else AutoConfig.for_model(args.model_type)
+    if unknown := [name for name in overrides if not hasattr(base, name)]:
+        raise ValueError(f"config_overrides has {unknown}, which are no settings of {type(base).__name__}.")
+    try:
+        if source:
+            config = AutoConfig.from_pretrained(source, **overrides, **labels, **hub)
+        else:
+            config = AutoConfig.for_model(args.model_type, **overrides, **labels)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise ValueError(f"config_overrides is '{args.config_overrides}': {error}") from error
+    config.problem_type = "single_label_classification"
+    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING and "AutoModelForImageClassification" not in (
+        getattr(config, "auto_map", None) or {}
+    ):
+        raise ValueError(
+            f"'{source}' is a model of type '{config.model_type}', which has no image-classification head; types that "
+            f"have one: {', '.join(MODEL_TYPES)}."
+        )
+    if args.model_name_or_path:
+        model = AutoModelForImageClassification.from_pretrained(
+            args.model_name_or_path, config=config, ignore_mismatched_sizes=args.ignore_mismatched_sizes, **hub
+        )
+    else:
+        logger.info(f"A new {config.model_type} is trained from scratch.")
+        model = AutoModelForImageClassification.from_config(config, trust_remote_code=args.trust_remote_code)
+    if args.image_processor_name or source:
+        processor = AutoImageProcessor.from_pretrained(args.image_processor_name or source, **hub)
+    else:
+        processor = ConvNextImageProcessor(
+            size={"shortest_edge": args.image_size},
+            crop_pct=args.crop_pct,
+            resample=2,  # bilinear
+            image_mean=IMAGENET_DEFAULT_MEAN,
+            image_std=IMAGENET_DEFAULT_STD,
+        )
+    return model, processor
+
+
+def top_classes(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The best five classes (all, if there are fewer), best first: kept in the place of all logits."""
+    logits = logits[0] if isinstance(logits, tuple) else logits
+    return logits.topk(min(5, logits.shape[-1]), dim=-1).indices
+
+
+def run(model_args: ModelArguments, data_args: DataArguments, training_args: GradAugConfig) -> dict[str, float]:
+    """Train, evaluate and predict as the arguments say; returns the last metrics."""
+    set_seed(training_args.seed)
+    with training_args.main_process_first(desc="load the data"):
+        data = load_image_data(data_args, training_args.seed, model_args.cache_dir, model_args.token)
+        metric = evaluate.load(str(EXAMPLES / "metrics" / "image_classification"), keep_in_memory=True)
+    model, image_processor = build_model(model_args, data.class_names)
+    size = get_image_size(image_processor)
+    scales = training_args.scales if training_args.num_subnetworks else []
+    with torch.device("meta"):
+        meta_model = type(model)(model.config)
+    for scale in (1.0, *scales):
+        check_image_size(meta_model, scaled_size(size, scale), size)
+
+    collator = ImageCollator(len(data.class_names), data_args.cutmix_alpha, data_args.mixup_alpha, data_args.mix_prob)
+    train_transform = get_train_transform(
+        image_processor, data_args.random_resized_crop_scale, data_args.horizontal_flip, data_args.color_jitter
+    )
+    eval_transform = get_eval_transform(image_processor)
+    train_dataset = eval_dataset = None
+    if training_args.do_train:
+        train_dataset = data.get_dataset(
+            "train",
+            train_transform,
+            mix=True,
+            seed=training_args.seed,
+            buffer_size=data_args.shuffle_buffer_size,
+        )
+        if data_args.streaming:
+            changes = get_streaming_arguments(training_args, train_dataset, data.num_train_examples)
+            for name, value in changes.items():
+                setattr(training_args, name, value)
+    if training_args.do_eval or training_args.eval_strategy != "no":
+        eval_dataset = data.get_dataset("validation", eval_transform)
+    if training_args.do_predict:
+        test_dataset = data.get_dataset("test" if "test" in data.splits else "validation", eval_transform)
+
+    trainer = GradAugTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        data_collator=collator,
+        compute_metrics=lambda result: metric.compute(predictions=result.predictions, references=result.label_ids),
+        preprocess_logits_for_metrics=top_classes,
+        processing_class=image_processor,
+    )
+    metrics: dict[str, float] = {}
+    if training_args.do_train:
+        checkpoint = training_args.resume_from_checkpoint
+        if checkpoint and checkpoint.lower() == "true":
+            checkpoint = get_last_checkpoint(training_args.output_dir)
+            if checkpoint is None:
+                raise ValueError(f"resume_from_checkpoint is set, but '{training_args.output_dir}' has no checkpoint.")
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model()
+        trainer.log_metrics("train", result.metrics)
+        trainer.save_metrics("train", result.metrics)
+    if training_args.do_eval:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    if training_args.do_train:
+        trainer.save_state()
+        if trainer.is_world_process_zero():
+            try:
+                plot_training_curves(trainer.state.log_history, Path(training_args.output_dir) / "training_curves.png")
+            except (ImportError, ValueError) as error:  # no matplotlib, or no log line: the run is good without it
+                logger.warning(error)
+    if training_args.do_predict:
+        result = trainer.predict(test_dataset, metric_key_prefix="predict")
+        trainer.log_metrics("predict", result.metrics)
+        trainer.save_metrics("predict", result.metrics)
+        if trainer.is_world_process_zero():
+            with open(Path(training_args.output_dir) / "predictions.csv", "w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                writer.writerow(["index", "prediction"])
+                writer.writerows((i, data.class_names[best[0]]) for i, best in enumerate(result.predictions))
+    card = {
+        "finetuned_from": model_args.model_name_or_path,
+        "tasks": "image-classification",
+        "dataset": data.name,
+        "tags": ["image-classification", "vision"],
+    }
+    if data_args.dataset_name:
+        card["dataset_tags"] = data_args.dataset_name
+    if training_args.push_to_hub:
+        trainer.push_to_hub(**card)
+    elif training_args.do_train:
+        trainer.create_model_card(**card)
+    return metrics
+
+
+def main(args: list[str] | None = None) -> dict[str, float]:
+    logging.basicConfig(format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", level=logging.WARNING)
+    for name in (__name__, "hf_gradaug"):
+        logging.getLogger(name).setLevel(logging.INFO if int(os.environ.get("RANK", 0)) == 0 else logging.WARNING)
+    model_args, data_args, training_args = parse_arguments(args)
+    if training_args.should_log:
+        transformers.utils.logging.set_verbosity_info()
+    try:
+        return run(model_args, data_args, training_args)
+    finally:
+        PartialState().destroy_process_group()  # gloo aborts at exit otherwise
+
+
+if __name__ == "__main__":
+    main()

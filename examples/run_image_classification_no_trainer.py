@@ -1,0 +1,159 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""
+GradAug in a training loop of your own, with Accelerate and without the Trainer.
+
+    accelerate launch examples/run_image_classification_no_trainer.py --output_dir out
+
+trains a small ResNet from scratch on the embedded handwritten digits. With `--num_subnetworks 0` it is plain training.
+"""
+
+import contextlib
+import logging
+import math
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    ConvNextImageProcessor,
+    HfArgumentParser,
+    ResNetConfig,
+    get_cosine_schedule_with_warmup,
+)
+
+from hf_gradaug import GradAug, GradAugSettings
+from hf_gradaug.data import load_image_data
+from hf_gradaug.data_arguments import DataArguments
+from hf_gradaug.image_transforms import ImageCollator, get_eval_transform, get_train_transform
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class LoopArguments:
+    """The settings of the loop."""
+
+    output_dir: str = field(default="out", metadata={"help": "Folder for the trained model."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Pretrained model; if not given, a small ResNet from scratch."}
+    )
+    num_train_epochs: int = field(default=10, metadata={"help": "Epochs."})
+    max_train_steps: int | None = field(default=None, metadata={"help": "Optimizer steps, in the place of epochs."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images a process and micro-batch."})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images a process in evaluation."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-batches an optimizer step."})
+    learning_rate: float = field(default=0.1, metadata={"help": "Of SGD with Nesterov momentum; falls by a cosine."})
+    weight_decay: float = field(default=5e-4, metadata={"help": "Weight decay."})
+    num_workers: int = field(default=0, metadata={"help": "Data-loading workers a process."})
+    seed: int = field(default=42, metadata={"help": "Seed."})
+
+
+def build_model(args: LoopArguments, class_names: list[str]):
+    """The model and its image processor."""
+    labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
+    if args.model_name_or_path:
+        model = AutoModelForImageClassification.from_pretrained(
+            args.model_name_or_path, ignore_mismatched_sizes=True, **labels
+        )
+        return model, AutoImageProcessor.from_pretrained(args.model_name_or_path)
+    config = ResNetConfig(
+        layer_type="basic", embedding_size=32, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], **labels
+    )
+    return AutoModelForImageClassification.from_config(config), ConvNextImageProcessor(
+        size={"shortest_edge": 32}, crop_pct=1.0
+    )
+
+
+@torch.no_grad()
+def evaluate(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader) -> float:
+    """Top-1 accuracy of the full network over all processes."""
+    model.eval()
+    correct = total = 0
+    for batch in loader:
+        hits = model(pixel_values=batch["pixel_values"]).logits.argmax(-1) == batch["labels"]
+        hits = accelerator.gather_for_metrics(hits)
+        correct, total = correct + hits.sum().item(), total + len(hits)
+    model.train()
+    return correct / total
+
+
+def main(args: list[str] | None = None) -> float:
+    parser = HfArgumentParser((LoopArguments, DataArguments, GradAugSettings))
+    # Right for digits: a mirrored one is another sign, and a small crop can be any. Set both for other images.
+    parser.set_defaults(horizontal_flip=False, random_resized_crop_scale=[0.7, 1.0])
+    args, data_args, settings = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
+    if data_args.streaming:
+        raise ValueError("streaming is on, but this script takes map-style data: use run_image_classification.py.")
+    logging.basicConfig(level=logging.INFO)
+    accelerator = Accelerator()
+    set_seed(args.seed)
+
+    with accelerator.main_process_first():
+        data = load_image_data(data_args, args.seed)
+    model, image_processor = build_model(args, data.class_names)
+    collator = ImageCollator(len(data.class_names), data_args.cutmix_alpha, data_args.mixup_alpha, data_args.mix_prob)
+    transform = get_train_transform(
+        image_processor, data_args.random_resized_crop_scale, data_args.horizontal_flip, data_args.color_jitter
+    )
+    train_loader = DataLoader(
+        data.get_dataset("train", transform, mix=True),
+        batch_size=args.per_device_train_batch_size,
+        shuffle=True,
+        collate_fn=collator,
+        num_workers=args.num_workers,
+    )
+    eval_loader = DataLoader(
+        data.get_dataset("validation", get_eval_transform(image_processor)),
+        batch_size=args.per_device_eval_batch_size,
+        collate_fn=collator,
+        num_workers=args.num_workers,
+    )
+    gradaug = GradAug(model, settings, seed=args.seed)  # before the model is wrapped
+    optimizer = torch.optim.SGD(
+        model.parameters(), args.learning_rate, momentum=0.9, nesterov=True, weight_decay=args.weight_decay
+    )
+    model, optimizer, train_loader, eval_loader = accelerator.prepare(model, optimizer, train_loader, eval_loader)
+    accumulation = args.gradient_accumulation_steps
+    steps_per_epoch = math.ceil(len(train_loader) / accumulation)
+    max_steps = args.max_train_steps or args.num_train_epochs * steps_per_epoch
+    # Not prepared: it counts optimizer steps, and Accelerate would advance it by the number of processes.
+    scheduler = get_cosine_schedule_with_warmup(optimizer, 0, max_steps)
+
+    step, accuracy = 0, 0.0
+    for epoch in range(math.ceil(max_steps / steps_per_epoch)):
+        train_loader.set_epoch(epoch)
+        for micro_step, inputs in enumerate(train_loader):
+            group_start = micro_step - micro_step % accumulation
+            group_size = min(accumulation, len(train_loader) - group_start)  # the epoch's last step may have fewer
+            is_last_batch = micro_step == group_start + group_size - 1
+            for gradaug_pass in gradaug.passes(inputs, step):
+                synchronize = gradaug_pass.is_last and is_last_batch
+                with contextlib.nullcontext() if synchronize else accelerator.no_sync(model), gradaug_pass:
+                    loss = gradaug_pass.loss(model(**gradaug_pass.inputs))
+                    accelerator.backward(loss / group_size)
+            if is_last_batch:
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+                step += 1
+                if step == max_steps:
+                    break
+        accuracy = evaluate(accelerator, model, eval_loader)
+        if accelerator.is_main_process:
+            logger.info(f"epoch {epoch + 1}: step {step}, last loss {loss.item():.4f}, top-1 {accuracy:.2%}")
+
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        accelerator.unwrap_model(model).save_pretrained(args.output_dir)
+        image_processor.save_pretrained(args.output_dir)
+    accelerator.end_training()
+    return accuracy
+
+
+if __name__ == "__main__":
+    main()

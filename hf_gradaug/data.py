@@ -1,0 +1,343 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""Image-classification data for the example scripts: loading, columns, classes, splits and streams."""
+
+import glob
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+from .data_arguments import DataArguments
+from .image_transforms import ExampleTransform, TransformedDataset
+from .streaming import count_stream, repeat_epochs, store_stream
+
+
+_IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
+_LABEL_COLUMNS = ("label", "labels", "cls", "fine_label")
+_SHARDS = {".parquet": "parquet", ".tar": "webdataset"}
+
+
+@dataclass
+class ImageData:
+    """
+    Loaded splits with undecoded images, and what is known about them. Made by [`load_image_data`].
+
+    Args:
+        splits (`dict[str, Dataset | IterableDataset]`):
+            `"train"`, `"validation"` and `"test"`, as far as there are any. Only `"train"` can be a stream.
+        image_column, label_column (`str`):
+            Names of the two columns.
+        class_names (`list[str]`):
+            One name a class, in the order of the labels.
+        num_train_examples (`int`, *optional*):
+            Number of training images, if known.
+        name (`str`):
+            What to call the data on a model card.
+    """
+
+    splits: dict[str, Any]
+    image_column: str
+    label_column: str
+    class_names: list[str]
+    num_train_examples: int | None
+    name: str
+
+    def get_dataset(
+        self,
+        split: str,
+        transform: Callable,
+        mix: bool = False,
+        seed: int = 42,
+        buffer_size: int = 10000,
+    ) -> Any:
+        """
+        One split, its images decoded and transformed as they are read.
+
+        A stream goes on without end, one epoch after the other (see [`repeat_epochs`]): `max_steps` ends the training.
+
+        Args:
+            split (`str`): `"train"`, `"validation"` or `"test"`.
+            transform (`Callable`): from a PIL image to a tensor.
+            mix (`bool`, *optional*, defaults to `False`): mark the examples for CutMix or MixUp.
+            seed (`int`, *optional*, defaults to `42`): seeds the shuffling of a stream.
+            buffer_size (`int`, *optional*, defaults to `10000`): images in a stream's shuffle buffer.
+
+        Raises:
+            ValueError: if the split is missing.
+        """
+        if split not in self.splits:
+            raise ValueError(f"There is no {split} split; the splits of {self.name} are {list(self.splits)}.")
+        dataset = self.splits[split]
+        label_column = self.label_column if self.label_column in dataset.column_names else None
+        if split == "test" and label_column and (_get_labels(dataset, label_column) == -1).all():
+            label_column = None  # The Hub's way to mark hidden test labels
+        example_transform = ExampleTransform(
+            transform, self.image_column, label_column, len(self.class_names), split, mix
+        )
+        if not isinstance(dataset, datasets.IterableDataset):
+            return TransformedDataset(dataset, example_transform)
+        dataset = repeat_epochs(dataset, seed, buffer_size)
+        return dataset.map(example_transform, with_indices=True, remove_columns=dataset.column_names)
+
+
+def load_digits_dataset() -> datasets.DatasetDict:
+    """
+    The embedded dataset: the 1,797 handwritten digits (8 x 8 pixels, 10 classes) that scikit-learn ships.
+
+    Returns:
+        [`~datasets.DatasetDict`]: `"train"` and `"validation"` (a fixed, stratified 20 %), with the columns `image`
+        (`Image`) and `label` (`ClassLabel`).
+
+    Raises:
+        ImportError: if scikit-learn is missing.
+    """
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise ImportError(
+            "The embedded digits need scikit-learn: pip install 'hf_gradaug[examples]', or name a dataset."
+        ) from error
+    digits = load_digits()
+    images = (digits.images * (255 / 16)).round().astype(np.uint8)
+    names = [str(name) for name in digits.target_names]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    train, validation = train_test_split(np.arange(len(images)), test_size=0.2, stratify=digits.target, random_state=0)
+    return datasets.DatasetDict(
+        {
+            split: datasets.Dataset.from_dict(
+                {"image": list(images[indices]), "label": digits.target[indices].tolist()}, features=features
+            )
+            for split, indices in (("train", train), ("validation", validation))
+        }
+    )
+
+
+def find_columns(
+    features: datasets.Features, image_column_name: str | None = None, label_column_name: str | None = None
+) -> tuple[str, str | None]:
+    """
+    Find the columns of images and labels by their feature types.
+
+    Args:
+        features ([`~datasets.Features`]): of the dataset.
+        image_column_name (`str`, *optional*): overrides the search for an `Image` column.
+        label_column_name (`str`, *optional*): overrides the search for a `ClassLabel`, else an integer column.
+
+    Returns:
+        `tuple[str, str | None]`: both names; the label's is `None` if no column can be one.
+
+    Raises:
+        ValueError: if a given name is no column, there is no image column, or several fit equally well.
+    """
+    for flag, name in (("image_column_name", image_column_name), ("label_column_name", label_column_name)):
+        if name is not None and name not in features:
+            raise ValueError(f"{flag} is '{name}', but the columns are {list(features)}.")
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if not labels:
+        labels = [n for n, feature in features.items() if getattr(feature, "dtype", "").startswith(("int", "uint"))]
+    image = image_column_name or _choose(images, _IMAGE_COLUMNS, "image_column_name", "images")
+    label = label_column_name or _choose(labels, _LABEL_COLUMNS, "label_column_name", "labels")
+    if image is None:
+        raise ValueError(f"No column holds images; the columns are {dict(features)}. Name it with image_column_name.")
+    return image, label
+
+
+def _choose(candidates: list[str], preferred: tuple[str, ...], flag: str, what: str) -> str | None:
+    if len(candidates) < 2:
+        return candidates[0] if candidates else None
+    for name in preferred:
+        if name in candidates:
+            return name
+    raise ValueError(f"Several columns can hold {what}: {candidates}. Name one with {flag}.")
+
+
+def _find_files(flag: str, path: str) -> tuple[str, str | list[str]]:
+    """The builder for a folder or glob, and its files."""
+    if "://" in path or not os.path.isdir(path):
+        files = [path] if "://" in path else sorted(glob.glob(path, recursive=True))
+        kinds = {_SHARDS.get(os.path.splitext(file)[1].lower()) for file in files}
+        if len(kinds) == 1 and None not in kinds:
+            return kinds.pop(), files
+        raise ValueError(
+            f"{flag} is '{path}', but it must be a folder, or a glob that matches .parquet or .tar files."
+        )
+    shards: dict[str, list[str]] = {}
+    for root, _, names in os.walk(path):
+        for name in sorted(names):
+            extension = os.path.splitext(name)[1].lower()
+            if extension in ImageFolder.EXTENSIONS:
+                return "imagefolder", os.path.join(path, "**")
+            if extension in _SHARDS:
+                shards.setdefault(_SHARDS[extension], []).append(os.path.join(root, name))
+    if len(shards) == 1:
+        kind, files = shards.popitem()
+        return kind, sorted(files)
+    found = "both .parquet and .tar files" if shards else "no images, and no .parquet or .tar files"
+    raise ValueError(f"{flag} is '{path}', but that folder holds {found}.")
+
+
+def _get_builder(args: DataArguments, cache_dir: str | None, token: str | None) -> datasets.DatasetBuilder:
+    if args.dataset_name:
+        return datasets.load_dataset_builder(
+            args.dataset_name, args.dataset_config_name, cache_dir=cache_dir, token=token
+        )
+    data_files, kinds = {}, {}
+    for split in ("train", "validation", "test"):
+        path = getattr(args, f"{split}_dir")
+        if path is not None:
+            kinds[f"{split}_dir"], data_files[split] = _find_files(f"{split}_dir", path)
+    if len(set(kinds.values())) > 1:
+        raise ValueError(f"The data must all be of one kind, but it is {kinds}.")
+    return datasets.load_dataset_builder(next(iter(kinds.values())), data_files=data_files, cache_dir=cache_dir)
+
+
+def _get_labels(dataset: datasets.Dataset, label_column: str) -> np.ndarray:
+    labels = dataset.select_columns(label_column).with_format("numpy")[:][label_column]
+    if not np.issubdtype(np.asarray(labels).dtype, np.integer):
+        raise ValueError(f"label_column_name is '{label_column}', but that column holds {np.asarray(labels).dtype}.")
+    return labels
+
+
+def _check_labels(present: dict[str, set[int]], class_names: list[str]) -> None:
+    for split, labels in present.items():
+        wrong = sorted(label for label in labels if not 0 <= label < len(class_names))
+        if wrong and not (split == "test" and labels == {-1}):
+            raise ValueError(
+                f"Label out of range: the {split} images have label {wrong[0]}, but labels must be in "
+                f"0..{len(class_names) - 1} (num_labels is {len(class_names)})."
+            )
+    if "train" not in present or "validation" not in present:
+        return
+    for one, other in (("train", "validation"), ("validation", "train")):
+        missing = [class_names[label] for label in sorted(present[one] - present[other])]
+        if missing:
+            raise ValueError(f"The classes {missing} are among the {one} images, but not among the {other} images.")
+
+
+def load_image_data(
+    args: DataArguments, seed: int = 42, cache_dir: str | None = None, token: str | None = None
+) -> ImageData:
+    """
+    Load the data that the arguments name, and check what can be known before training.
+
+    With `streaming`, only the training split is a stream. The validation and test splits are read once and kept on
+    disk: an evaluation then sees every image exactly once with any number of workers and processes.
+
+    Args:
+        args ([`DataArguments`]): the data and its columns.
+        seed (`int`, *optional*, defaults to `42`): for the held-out part and for `max_train_samples`.
+        cache_dir (`str`, *optional*): where `datasets` keeps its files.
+        token (`str`, *optional*): for private Hub datasets.
+
+    Returns:
+        [`ImageData`]: the splits, undecoded.
+
+    Raises:
+        ValueError: if a folder holds no images, a column is wrong or missing, a label is out of range, training and
+            validation images don't have the same classes, or a stream has no validation split.
+    """
+    if args.names_dataset:
+        builder = _get_builder(args, cache_dir, token)
+        if args.streaming:
+            loaded = builder.as_streaming_dataset()
+        else:
+            builder.download_and_prepare()
+            loaded = builder.as_dataset()
+        files = builder.config.data_files or {}
+        cache_key, name = (
+            builder.cache_dir,
+            args.dataset_name
+            or os.path.basename(os.path.normpath(args.train_dir or args.validation_dir or args.test_dir)),
+        )
+    else:
+        loaded, files, cache_key, name = load_digits_dataset(), {}, "digits", "handwritten digits (scikit-learn)"
+        if args.streaming:
+            args = replace(args, num_train_samples=args.num_train_samples or len(loaded["train"]))
+            loaded = {split: dataset.to_iterable_dataset(num_shards=4) for split, dataset in loaded.items()}
+    wanted = {split: getattr(args, f"{split}_split_name") for split in ("train", "validation", "test")}
+    if not args.dataset_name:
+        wanted = {split: split for split in wanted}
+    splits = {split: loaded[hub_name] for split, hub_name in wanted.items() if hub_name in loaded}
+    if not splits:
+        raise ValueError(f"The splits of {name} are {list(loaded)}, but looked for were {list(wanted.values())}.")
+
+    first = next(iter(splits.values()))
+    features = dict(first.features)
+    image_column, label_column = find_columns(features, args.image_column_name, args.label_column_name)
+    if label_column is None:
+        raise ValueError(
+            f"No column holds labels (ClassLabel or integer); the columns are {list(features)}. Name it with "
+            "label_column_name; a folder of images needs one folder a class, and at least two of them."
+        )
+    for split, dataset in splits.items():
+        columns = [column for column in (image_column, label_column) if column in dataset.features]
+        dataset = dataset.select_columns(columns).cast_column(image_column, datasets.Image(decode=False))
+        if args.streaming and split != "train":
+            dataset = store_stream(
+                dataset, [cache_key, split, args.max_eval_samples, columns], args.max_eval_samples, cache_dir
+            )
+        splits[split] = dataset
+
+    num_train_examples = args.num_train_samples
+    if "train" in splits and "validation" not in splits:
+        if args.streaming:
+            raise ValueError(
+                "streaming is on, but there is no validation split to hold out from a stream: name one with "
+                "validation_dir or validation_split_name."
+            )
+        stratify = label_column if isinstance(features[label_column], datasets.ClassLabel) else None
+        try:
+            parts = splits["train"].train_test_split(args.train_val_split, seed=seed, stratify_by_column=stratify)
+        except ValueError as error:
+            raise ValueError(f"train_val_split is {args.train_val_split}: {error}") from error
+        splits.update(train=parts["train"], validation=parts["test"])
+
+    labels = {
+        split: set(_get_labels(dataset, label_column).tolist())
+        for split, dataset in splits.items()
+        if not isinstance(dataset, datasets.IterableDataset) and label_column in dataset.features
+    }
+    class_names = _get_class_names(features[label_column], args, labels, label_column)
+    if args.streaming and "train" in splits and args.max_eval_samples is None:
+        labels["train"] = set(range(len(class_names)))
+    _check_labels(labels, class_names)
+
+    if "train" in splits:
+        if args.streaming:
+            if num_train_examples is None:
+                num_train_examples = count_stream(first, wanted["train"], files.get("train"))
+            if args.max_train_samples is not None:
+                splits["train"] = splits["train"].take(args.max_train_samples)
+                num_train_examples = min(args.max_train_samples, num_train_examples or args.max_train_samples)
+        else:
+            splits["train"] = _truncate(splits["train"], args.max_train_samples, seed)
+            num_train_examples = len(splits["train"])
+    for split in {"validation", "test"} & set(splits):
+        splits[split] = _truncate(splits[split], args.max_eval_samples, seed)
+    return ImageData(splits, image_column, label_column, class_names, num_train_examples, name)
+
+
+def _truncate(dataset: datasets.Dataset, max_samples: int | None, seed: int) -> datasets.Dataset:
+    if max_samples is None or max_samples >= len(dataset):
+        return dataset
+    return dataset.shuffle(seed=seed).select(range(max_samples))
+
+
+def _get_class_names(feature: Any, args: DataArguments, labels: dict[str, set[int]], label_column: str) -> list[str]:
+    if isinstance(feature, datasets.ClassLabel):
+        if args.num_labels not in (None, feature.num_classes):
+            raise ValueError(
+                f"num_labels is {args.num_labels}, but column '{label_column}' has {feature.num_classes} classes."
+            )
+        return list(feature.names)
+    if args.num_labels is not None:
+        return [str(label) for label in range(args.num_labels)]
+    if args.streaming:
+        raise ValueError(f"The labels in column '{label_column}' of a stream have no names: give num_labels.")
+    return [str(label) for label in range(max(max(values) for values in labels.values()) + 1)]

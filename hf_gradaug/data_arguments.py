@@ -1,0 +1,58 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""The flags of both example scripts that name the data and its augmentation."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class DataArguments:
+    """Where the images come from and how they are augmented. With nothing named: the embedded digits."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "A dataset on the Hub, or its local folder."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the Hub dataset."})
+    train_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Training data: a folder of images in one folder a class, or .parquet or .tar shards (a folder or a glob)."
+        },
+    )
+    validation_dir: str | None = field(default=None, metadata={"help": "Validation data, in the form of train_dir."})
+    test_dir: str | None = field(default=None, metadata={"help": "Test data, in the form of train_dir."})
+    train_split_name: str = field(default="train", metadata={"help": "Name of the Hub dataset's training split."})
+    validation_split_name: str = field(default="validation", metadata={"help": "Name of its validation split."})
+    test_split_name: str = field(default="test", metadata={"help": "Name of its test split, for do_predict."})
+    train_val_split: float = field(
+        default=0.15, metadata={"help": "Share of the training images held out if there is no validation split."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use at most so many training images."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Use at most so many validation, and test, images."}
+    )
+    image_column_name: str | None = field(default=None, metadata={"help": "Column of images; found if not given."})
+    label_column_name: str | None = field(default=None, metadata={"help": "Column of labels; found if not given."})
+    num_labels: int | None = field(
+        default=None, metadata={"help": "Number of classes; needed for a stream whose labels have no names."}
+    )
+    streaming: bool = field(default=False, metadata={"help": "Stream the training images instead of storing them."})
+    num_train_samples: int | None = field(
+        default=None, metadata={"help": "Number of training images of a stream that doesn't state it."}
+    )
+    shuffle_buffer_size: int = field(default=10000, metadata={"help": "Images in a stream's shuffle buffer."})
+    random_resized_crop_scale: list[float] = field(
+        default_factory=lambda: [0.08, 1.0],
+        metadata={"help": "Least and greatest share of the image's area that the random crop keeps."},
+    )
+    horizontal_flip: bool = field(
+        default=True, metadata={"help": "Mirror half of the training images. Turn off where it changes the class."}
+    )
+    color_jitter: float = field(
+        default=0.0, metadata={"help": "Strength of random brightness, contrast and saturation (the authors: 0.4)."}
+    )
+    cutmix_alpha: float = field(default=0.0, metadata={"help": "Parameter of CutMix; 0 turns it off."})
+    mixup_alpha: float = field(default=0.0, metadata={"help": "Parameter of MixUp; 0 turns it off."})
+    mix_prob: float = field(default=1.0, metadata={"help": "Probability that a training batch is mixed."})
+
+    @property
+    def names_dataset(self) -> bool:
+        """Whether any data is named; if not, the embedded digits are used."""
+        return any((self.dataset_name, self.train_dir, self.validation_dir, self.test_dir))

@@ -1,0 +1,66 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""Which sizes of images a network can take, found out on the meta device, where a forward computes nothing."""
+
+import torch
+from torch import nn
+
+
+def can_take(network: nn.Module, size: tuple[int, int], num_channels: int = 3) -> bool:
+    """Whether the forward of a network on the meta device ends for images of this height and width in pixels."""
+    name = getattr(network, "main_input_name", "pixel_values")
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            network(**{name: torch.empty(2, num_channels, *size, device="meta")})
+    except Exception:  # whatever it raises, it doesn't end
+        return False
+    finally:
+        network.train(was_training)
+    return True
+
+
+def check_image_size(
+    network: nn.Module, size: tuple[int, int], batch_size: tuple[int, int], num_channels: int = 3
+) -> None:
+    """
+    Raises an error that names the least size, if a network can take larger images but not these.
+
+    Nothing is raised where nothing can be told: for a network that takes none of the sizes tried, because it has other
+    inputs or has no forward on the meta device.
+
+    Args:
+        network (`nn.Module`):
+            A network on the meta device.
+        size (`tuple[int, int]`):
+            Height and width of the images in pixels.
+        batch_size (`tuple[int, int]`):
+            Height and width of the images that `size` was scaled from, or `size` itself.
+        num_channels (`int`, *optional*, defaults to `3`):
+            Channels of the images.
+
+    Raises:
+        `ValueError`: If the images are too small.
+    """
+    if can_take(network, size, num_channels):
+        return
+
+    def scaled(height: int) -> tuple[int, int]:
+        return height, max(1, round(size[1] * height / size[0]))
+
+    enough = next((h for h in (batch_size[0], 4 * size[0]) if can_take(network, scaled(h), num_channels)), None)
+    if enough is None or enough <= size[0]:
+        return
+    too_small = size[0]
+    while enough - too_small > 1:
+        middle = (too_small + enough) // 2
+        if can_take(network, scaled(middle), num_channels):
+            enough = middle
+        else:
+            too_small = middle
+    origin = "" if size == batch_size else f", scaled from {batch_size[0]} x {batch_size[1]},"
+    least = scaled(enough)
+    raise ValueError(
+        f"Images of {size[0]} x {size[1]} pixels{origin} are too small: {type(network).__name__} takes {least[0]} x "
+        f"{least[1]} at the least. Use larger images, or larger `scales` for the sub-networks."
+    )

@@ -1,0 +1,268 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""From stored images to batches: decoding, torchvision v2 transforms, and the collator with CutMix and MixUp."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import datasets
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+
+# ConvNeXT's image processor, which ResNet uses too, crops below this size and warps from it on.
+_WARP_FROM = 384
+
+
+def get_image_size(image_processor: Any) -> tuple[int, int]:
+    """
+    Height and width, in pixels, of the images that an image processor gives to its model.
+
+    Args:
+        image_processor ([`~transformers.BaseImageProcessor`]):
+            Its `crop_size` is read if it crops, otherwise its `size` (`shortest_edge`, or `height` and `width`).
+
+    Returns:
+        `tuple[int, int]`: height and width.
+
+    Raises:
+        ValueError: if neither form of size is there.
+    """
+    crops = getattr(image_processor, "do_center_crop", None) and image_processor.crop_size
+    size = dict(image_processor.crop_size if crops else image_processor.size)
+    if size.get("height") and size.get("width"):
+        return int(size["height"]), int(size["width"])
+    if size.get("shortest_edge"):
+        return int(size["shortest_edge"]), int(size["shortest_edge"])
+    raise ValueError(
+        f"The image processor's size is {size}, but it must hold 'shortest_edge', or 'height' and 'width'."
+    )
+
+
+def _resample(image_processor: Any) -> v2.InterpolationMode:
+    by_code = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+    code = getattr(image_processor, "resample", None)
+    return v2.InterpolationMode(by_code[2 if code is None else int(code)])
+
+
+def _to_normalized_tensor(image_processor: Any) -> list[Callable]:
+    steps = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    if image_processor.do_normalize:
+        steps.append(v2.Normalize(mean=image_processor.image_mean, std=image_processor.image_std))
+    return steps
+
+
+def get_train_transform(
+    image_processor: Any,
+    scale: Sequence[float] = (0.08, 1.0),
+    horizontal_flip: bool = True,
+    color_jitter: float = 0.0,
+) -> v2.Compose:
+    """
+    Random crop, optional flip and colour jitter, and normalization, with the sizes, mean, standard deviation and
+    interpolation of the image processor.
+
+    Args:
+        image_processor ([`~transformers.BaseImageProcessor`]):
+            The model's image processor.
+        scale (`Sequence[float]`, *optional*, defaults to `(0.08, 1.0)`):
+            Least and greatest share of the image's area that the random crop keeps.
+        horizontal_flip (`bool`, *optional*, defaults to `True`):
+            Whether half of the images are mirrored. Must be off where it changes the class, as with digits.
+        color_jitter (`float`, *optional*, defaults to `0.0`):
+            Strength of the random change of brightness, contrast and saturation; the authors use 0.4 on ImageNet.
+
+    Returns:
+        [`~torchvision.transforms.v2.Compose`]: takes a PIL image, returns a float tensor (3, height, width).
+
+    Raises:
+        ValueError: if `scale` or `color_jitter` is out of range.
+    """
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(
+            f"random_resized_crop_scale is {list(scale)}, but it must be two shares of the area in (0, 1], least first."
+        )
+    if color_jitter < 0:
+        raise ValueError(f"color_jitter is {color_jitter}, but it must be 0 or more.")
+    size = get_image_size(image_processor)
+    steps = [v2.RandomResizedCrop(size, scale=tuple(scale), interpolation=_resample(image_processor), antialias=True)]
+    if horizontal_flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if color_jitter:
+        steps.append(v2.ColorJitter(brightness=color_jitter, contrast=color_jitter, saturation=color_jitter))
+    return v2.Compose(steps + _to_normalized_tensor(image_processor))
+
+
+def get_eval_transform(image_processor: Any) -> v2.Compose:
+    """
+    Resize, centre crop and normalization as the image processor does them.
+
+    Args:
+        image_processor ([`~transformers.BaseImageProcessor`]):
+            Read are its size, its crop (`crop_size`, or `crop_pct` as ConvNeXT and ResNet have it), its
+            interpolation, mean and standard deviation.
+
+    Returns:
+        [`~torchvision.transforms.v2.Compose`]: takes a PIL image, returns a float tensor (3, height, width).
+    """
+    height, width = get_image_size(image_processor)
+    size = dict(image_processor.size)
+    shortest_edge, crop_pct = size.get("shortest_edge"), getattr(image_processor, "crop_pct", None)
+    resize_to: list[int] = [height, width]
+    if shortest_edge and crop_pct is None:
+        resize_to = [shortest_edge]
+    elif shortest_edge and shortest_edge < _WARP_FROM:
+        resize_to = [int(shortest_edge / crop_pct)]
+    elif size.get("height") and size.get("width"):
+        resize_to = [int(size["height"]), int(size["width"])]
+    resize = v2.Resize(resize_to, interpolation=_resample(image_processor), antialias=True)
+    return v2.Compose([resize, v2.CenterCrop([height, width]), *_to_normalized_tensor(image_processor)])
+
+
+def decode_image(value: dict[str, Any], name: str) -> Image.Image:
+    """
+    Open a stored image as RGB.
+
+    Args:
+        value (`dict`):
+            What `datasets.Image(decode=False)` yields: `bytes`, `path`, or both.
+        name (`str`):
+            What the error calls an image that has no path, such as `"image 17 of train"`.
+
+    Returns:
+        `PIL.Image.Image`: the image, upright (EXIF orientation applied), in mode RGB.
+
+    Raises:
+        ValueError: if the image can't be read; the message names it.
+    """
+    try:
+        return datasets.Image().decode_example(value).convert("RGB")
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more
+        path = (value or {}).get("path")
+        raise ValueError(f"Unreadable image: {f'{name} ({path})' if path else name}: {error}") from error
+
+
+class ExampleTransform:
+    """
+    Turns a stored example (undecoded image, label) into what the model takes.
+
+    Args:
+        transform (`Callable`):
+            From a PIL image to a tensor (3, height, width).
+        image_column (`str`):
+            Name of the column of undecoded images.
+        label_column (`str`, *optional*):
+            Name of the column of integer labels; `None` for unlabelled images.
+        num_labels (`int`):
+            Number of classes; labels are checked against it.
+        split (`str`):
+            Name of the split, for errors.
+        mix (`bool`, *optional*, defaults to `False`):
+            Marks the examples for [`ImageCollator`], which mixes marked examples only. The Trainer has one collator
+            for training and evaluation, so the examples have to carry the difference.
+    """
+
+    def __init__(
+        self,
+        transform: Callable[[Image.Image], torch.Tensor],
+        image_column: str,
+        label_column: str | None,
+        num_labels: int,
+        split: str,
+        mix: bool = False,
+    ):
+        self.transform = transform
+        self.image_column = image_column
+        self.label_column = label_column
+        self.num_labels = num_labels
+        self.split = split
+        self.mix = mix
+
+    def __call__(self, example: dict[str, Any], index: int) -> dict[str, Any]:
+        name = f"image {index} of {self.split}"
+        output = {"pixel_values": self.transform(decode_image(example[self.image_column], name)), "mix": self.mix}
+        if self.label_column is not None:
+            label = example[self.label_column]
+            if label is None or not 0 <= label < self.num_labels:
+                raise ValueError(
+                    f"Label out of range: {name} has label {label} in column '{self.label_column}', but labels must "
+                    f"be in 0..{self.num_labels - 1} (num_labels is {self.num_labels})."
+                )
+            output["labels"] = int(label)
+        return output
+
+
+class TransformedDataset(Dataset):
+    """
+    A map-style dataset with a transform that is applied as examples are read and knows their index.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            The stored examples.
+        transform (`Callable`):
+            Called with an example and its index.
+    """
+
+    def __init__(self, dataset: Any, transform: Callable[[dict[str, Any], int], dict[str, Any]]):
+        self.dataset = dataset
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.transform(self.dataset[index], index)
+
+
+class ImageCollator:
+    """
+    Stacks examples into a batch, and mixes training batches with CutMix or MixUp.
+
+    Mixing draws from torch's global generator, which the Trainer seeds, in every data-loader worker too.
+
+    Args:
+        num_labels (`int`):
+            Number of classes.
+        cutmix_alpha (`float`, *optional*, defaults to `0.0`):
+            Parameter of CutMix's Beta distribution; 0 turns CutMix off.
+        mixup_alpha (`float`, *optional*, defaults to `0.0`):
+            Parameter of MixUp's Beta distribution; 0 turns MixUp off. With both on, each batch draws one of them.
+        mix_prob (`float`, *optional*, defaults to `1.0`):
+            Probability that a batch is mixed.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `pixel_values` (batch, 3, height, width), and `labels`: integers (batch,), or
+        class probabilities (batch, num_labels) in every training batch if CutMix or MixUp is on.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    def __init__(self, num_labels: int, cutmix_alpha: float = 0.0, mixup_alpha: float = 0.0, mix_prob: float = 1.0):
+        for name, alpha in (("cutmix_alpha", cutmix_alpha), ("mixup_alpha", mixup_alpha)):
+            if alpha < 0:
+                raise ValueError(f"{name} is {alpha}, but it must be 0 (off) or more.")
+        if not 0 <= mix_prob <= 1:
+            raise ValueError(f"mix_prob is {mix_prob}, but it must be in [0, 1].")
+        self.num_labels = num_labels
+        self.mix_prob = mix_prob
+        self.mixes = []
+        if cutmix_alpha:
+            self.mixes.append(v2.CutMix(alpha=cutmix_alpha, num_classes=num_labels))
+        if mixup_alpha:
+            self.mixes.append(v2.MixUp(alpha=mixup_alpha, num_classes=num_labels))
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = {"pixel_values": torch.stack([example["pixel_values"] for example in examples])}
+        if "labels" not in examples[0]:
+            return batch
+        labels = torch.tensor([example["labels"] for example in examples])
+        if self.mixes and examples[0]["mix"]:
+            if torch.rand(()) < self.mix_prob:
+                mix = self.mixes[int(torch.randint(len(self.mixes), ()))]
+                batch["pixel_values"], labels = mix(batch["pixel_values"], labels)
+            else:
+                labels = torch.nn.functional.one_hot(labels, self.num_labels).float()
+        batch["labels"] = labels
+        return batch

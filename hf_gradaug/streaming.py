@@ -1,0 +1,130 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""Streams of training images: their length, their split over processes, and what the Trainer has to be told."""
+
+import dataclasses
+import logging
+import math
+from typing import Any
+
+import datasets
+import pyarrow.parquet as pq
+from datasets.fingerprint import Hasher
+
+
+logger = logging.getLogger(__name__)
+
+
+def store_stream(
+    stream: datasets.IterableDataset, key: list[Any], max_samples: int | None = None, cache_dir: str | None = None
+) -> datasets.Dataset:
+    """
+    Read a stream once into a map-style dataset on disk, images undecoded.
+
+    Args:
+        stream ([`~datasets.IterableDataset`]): with known features.
+        key (`list`): identifies the content; a later run with an equal key finds the stored dataset.
+        max_samples (`int`, *optional*): read so many examples at most.
+        cache_dir (`str`, *optional*): where `datasets` keeps its files.
+    """
+    if max_samples is not None:
+        stream = stream.take(max_samples)
+    return datasets.Dataset.from_generator(
+        lambda: iter(stream), features=stream.features, cache_dir=cache_dir, fingerprint=Hasher.hash(key)
+    )
+
+
+def count_stream(stream: datasets.IterableDataset, split_name: str, files: list[str] | None = None) -> int | None:
+    """
+    Number of examples of a stream, if its dataset states it or its files are local Parquet files.
+
+    Args:
+        stream ([`~datasets.IterableDataset`]): as loaded.
+        split_name (`str`): the split's name in the dataset.
+        files (`list[str]`, *optional*): the split's data files.
+    """
+    info = (stream.info.splits or {}).get(split_name)
+    if info is not None and info.num_examples:
+        return info.num_examples
+    if files and all(file.endswith(".parquet") and "://" not in file for file in files):
+        return sum(pq.read_metadata(file).num_rows for file in files)
+    return None
+
+
+def repeat_epochs(stream: datasets.IterableDataset, seed: int, buffer_size: int) -> datasets.IterableDataset:
+    """
+    A stream without end, one epoch after the other, shuffled by shards and through a buffer.
+
+    A stream that ended would leave the Trainer with half a gradient where an epoch isn't a whole number of optimizer steps,
+    and several processes with different numbers of batches. The order of the shards is drawn once; the buffer, which spans
+    the border between epochs, makes that of the images another one in each epoch. Processes and workers whose shards hold
+    fewer images than those of others begin their next epoch sooner.
+
+    Args:
+        stream ([`~datasets.IterableDataset`]): one epoch.
+        seed (`int`): seeds the shuffling, in all processes alike.
+        buffer_size (`int`): images in the shuffle buffer.
+    """
+    return stream.repeat(None).shuffle(seed=seed, buffer_size=buffer_size)
+
+
+def get_streaming_arguments(
+    args: Any, stream: datasets.IterableDataset, num_train_examples: int | None = None
+) -> dict[str, Any]:
+    """
+    The values that training arguments must have for a streamed training split.
+
+    - `max_steps`: the Trainer can't count the steps of a stream's epochs.
+    - `dataloader_num_workers`: a worker without a shard of its own would get nothing.
+    - `accelerator_config`: each process reads its own shards (Accelerate splits them), instead of the first process
+      reading for all of them. With fewer shards than processes, each reads all and keeps its share of every batch.
+    - Strategies by epoch become strategies by steps, because the stream has no end.
+
+    Args:
+        args ([`~transformers.TrainingArguments`]): read, not changed.
+        stream ([`~datasets.IterableDataset`]): the training split.
+        num_train_examples (`int`, *optional*): its number of examples.
+
+    Returns:
+        `dict[str, Any]`: values by the names of the arguments.
+
+    Raises:
+        ValueError: if neither the number of examples nor `max_steps` is known.
+    """
+    values: dict[str, Any] = {}
+    steps_per_epoch = None
+    if num_train_examples is not None:
+        batches = math.ceil(num_train_examples / (args.train_batch_size * args.world_size))
+        steps_per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
+    if args.max_steps <= 0:
+        if steps_per_epoch is None:
+            raise ValueError(
+                f"max_steps is {args.max_steps}, but the stream doesn't state its number of images: give max_steps "
+                "or num_train_samples."
+            )
+        values["max_steps"] = math.ceil(steps_per_epoch * args.num_train_epochs)
+        logger.info(f"{args.num_train_epochs} epochs of the stream are {values['max_steps']} steps.")
+
+    shards = max(1, stream.num_shards // args.world_size)
+    if args.dataloader_num_workers > shards:
+        values["dataloader_num_workers"] = shards
+        logger.warning(
+            f"dataloader_num_workers is {args.dataloader_num_workers}, but there are {stream.num_shards} shards for "
+            f"{args.world_size} process(es): {shards} worker(s) a process are used."
+        )
+    if args.world_size > 1:
+        if stream.num_shards % args.world_size:
+            logger.warning(
+                f"{stream.num_shards} shards are not divisible by {args.world_size} processes: images of processes "
+                "with fewer shards are seen more often, or every process reads all shards if there are too few."
+            )
+        values["accelerator_config"] = dataclasses.replace(args.accelerator_config, dispatch_batches=False)
+    for what in ("eval", "save", "logging"):
+        if getattr(args, f"{what}_strategy") == "epoch":
+            if steps_per_epoch is None:
+                raise ValueError(
+                    f"{what}_strategy is 'epoch', but the stream doesn't state its number of images: give "
+                    "num_train_samples or use 'steps'."
+                )
+            values[f"{what}_strategy"] = type(getattr(args, f"{what}_strategy"))("steps")
+            values[f"{what}_steps"] = steps_per_epoch
+    return values

@@ -1,0 +1,67 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""The benchmark runs and writes what it promises. No test here asserts a time: those are for a quiet machine."""
+
+import importlib.util
+import json
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from hf_gradaug.transforms import scaled_size
+
+
+@pytest.fixture(scope="module")
+def benchmark(request) -> ModuleType:
+    path = request.config.rootpath / "benchmarks" / "step.py"
+    spec = importlib.util.spec_from_file_location("benchmarks_step", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    # Networks on so few pixels have nothing to share out, and threads that wait for each other are slow on a busy machine.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_flop_ratio_of_the_papers_configuration(benchmark):
+    assert benchmark.WIDTHS == (0.97, 0.93, 0.9)
+    assert [scaled_size((224, 224), scale) for scale in benchmark.SCALES] == [(192, 192), (160, 160), (128, 128)]
+    assert benchmark.flop_ratio("resnet-50", image_size=224) == pytest.approx(2.40, abs=0.02)
+
+
+def test_results_of_every_arm(benchmark, tmp_path):
+    output = tmp_path / "folder" / "results.json"
+    command = "--batch_size 2 --image_size 32 --repetitions 1 --device cpu --memory False --output"
+    benchmark.main([*command.split(), str(output)])
+    results = json.loads(output.read_text())
+
+    assert [*results["arms"]] == ["plain", "gradaug", "naive"]
+    for figures in results["arms"].values():
+        assert figures["seconds_median"] > 0
+        assert figures["images_per_second"] > 0
+        assert len(figures["seconds"]) == 1
+        assert figures["time_ratio"] > 0
+    assert results["arms"]["plain"]["time_ratio"] == 1
+    assert {"cpu", "cores", "threads"} <= {*results["hardware"]}
+    assert {"torch", "transformers", "hf_gradaug"} <= {*results["versions"]}
+    # What ran is what the FLOP ratio was counted for, in both arms.
+    for arm in ("gradaug", "naive"):
+        assert [ran["width"] for ran in results["passes"][arm]] == [1.0, 0.97, 0.93, 0.9]
+        assert [ran["size"][0] for ran in results["passes"][arm]] == [32, 27, 23, 18]
+
+
+def test_peak_memory_is_counted(benchmark, capsys):
+    argv = ["--batch_size", "2", "--image_size", "32", "--device", "cpu", "--memory_of", "plain"]
+    memory = benchmark.main(argv)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == memory  # the process that started it reads this
+    # The second step has weights, gradients and momentum of ResNet-50's 25.6 million parameters in float32, and more.
+    assert 3 * 25.5e6 * 4 < memory["peak_memory_bytes"] < 2 * 3 * 25.6e6 * 4
