@@ -97,16 +97,20 @@ def test_gradaug_on_streamed_shards(run, tmp_path, kind):
     assert 0 <= metrics["eval_accuracy"] <= 1
 
 
-def test_resume(run, tmp_path):
-    common = ("--do_train", "--gradaug", "--per_device_train_batch_size", "4", "--max_steps", "4")
-    run(*common, "--save_strategy", "steps", "--save_steps", "2")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_resume(run, tmp_path, folder, streaming):
+    path = str(images.make_parquet(tmp_path / "data", num_shards=2)) if streaming else folder
+    data = {"data": ("--train_dir", path, "--validation_dir", path)}
+    common = ["--do_train", "--gradaug", "--per_device_train_batch_size", "4", "--max_steps", "4"]
+    common += ["--streaming"] if streaming else []
+    run(*common, "--save_strategy", "steps", "--save_steps", "2", **data)
     whole = AutoModelForImageClassification.from_pretrained(tmp_path / "out").state_dict()
     checkpoint = str(tmp_path / "out" / "checkpoint-2")
-    run(*common, "--resume_from_checkpoint", checkpoint, "--output_dir", str(tmp_path / "again"))
+    run(*common, "--resume_from_checkpoint", checkpoint, "--output_dir", str(tmp_path / "again"), **data)
     resumed = AutoModelForImageClassification.from_pretrained(tmp_path / "again").state_dict()
     assert all(whole[name].equal(resumed[name]) for name in whole)
     with pytest.raises(ValueError, match="resume_from_checkpoint is set, but '.*none' has no checkpoint"):
-        run(*common, "--resume_from_checkpoint", "true", "--output_dir", str(tmp_path / "none"))
+        run(*common, "--resume_from_checkpoint", "true", "--output_dir", str(tmp_path / "none"), **data)
 
 
 def test_errors_come_before_training(run, script, tmp_path, folder):
@@ -170,6 +174,20 @@ def test_config_overrides(script):
         script.parse_config_overrides("basic")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", ["plain", "gradaug"])
+def test_both_arms_learn_the_digits(root, subprocess_env, tmp_path, arm):
+    """The project's main job, as `make train` starts it."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "2"]
+    flags = ["--output_dir", str(tmp_path), "--do_train", "--do_eval", "--disable_tqdm", "True"]
+    flags += ["--gradaug"] if arm == "gradaug" else []
+    script = str(root / "examples" / "run_image_classification.py")
+    done = subprocess.run([*launch, script, *flags], env=subprocess_env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "all_results.json").read_text())["eval_accuracy"] >= 0.97
+
+
 def test_digits_with_no_data_named(script, tmp_path):
     args = ["--output_dir", str(tmp_path), *QUIET, "--gradaug", "--do_train", "--do_eval", "--max_steps", "2"]
     metrics = script.main([*args, "--max_train_samples", "128", "--max_eval_samples", "20"])
@@ -189,6 +207,8 @@ def test_own_loop(tmp_path, folder):
         str(tmp_path),
         "--max_train_steps",
         "3",
+        "--cutmix_alpha",
+        "1",
     ]
     accuracy = script.main([*common, "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2"])
     assert 0 <= accuracy <= 1
