@@ -13,8 +13,8 @@ VERSION = re.search(r'^__version__ = "([^"]+)"$', (ROOT / "hf_gradaug" / "__init
 # The lower ends are releases that the whole test suite was run with, all at once.
 REQUIREMENTS = [
     "accelerate>=1.12.0",
-    "datasets>=4.0.0",
-    "huggingface_hub>=1.5.0",
+    "datasets>=5.1.0",
+    "huggingface_hub>=1.31.0",
     "numpy>=2.0.0",
     "pillow>=11.0.0",
     "torch>=2.11.0",

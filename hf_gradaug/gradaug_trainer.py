@@ -91,7 +91,7 @@ class GradAugMixin:
         )
 
     def _check_arguments(self, model: nn.Module | None) -> None:
-        if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
             raise ValueError(
                 "GradAug can't train a model that `device_map` spreads over several devices. Load it without `device_map`."
             )
