@@ -89,6 +89,15 @@ class GradAugMixin:
             build=self._gradaug_build,
             label_names=self.args.label_names,
         )
+        if self.args.torch_compile and self.gradaug_settings.width_choices is not None:
+            self._allow_compiled_subnetworks()
+
+    def _allow_compiled_subnetworks(self) -> None:
+        # Dynamo gives up after 8 graphs of the same code, and every width and size of the sub-networks is one.
+        settings, dynamo = self.gradaug_settings, torch._dynamo.config
+        graphs = len({*settings.width_choices, settings.min_width}) * len(settings.scales) + dynamo.recompile_limit
+        dynamo.recompile_limit = graphs
+        dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 4 * graphs)
 
     def _check_arguments(self, model: nn.Module | None) -> None:
         if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
@@ -227,32 +236,31 @@ class _StepLog:
     def __init__(self):
         self.losses: Tensor | None = None  # of the full network, of the sub-networks, and the steps that they are of
         self.width = self.size = 0.0
-        self.batches = 0
+        self.subnetworks = 0
         self.last_step = 0
 
     def __bool__(self) -> bool:
-        return self.batches > 0
+        return self.losses is not None
 
     def add(self, losses: list[Tensor], passes: list[GradAugPass], step: int, share: float, only_finite: bool) -> None:
-        full, subnetworks = losses[0], torch.stack(losses[1:]).sum()
+        full, subnetworks = losses[0], sum(losses[1:], torch.zeros_like(losses[0]))
         values = torch.stack([full, subnetworks, torch.full_like(full, share)])
         if only_finite:  # as the Trainer leaves them out of the sum
             values = torch.where(torch.isfinite(values).all(), values, torch.zeros_like(values))
         self.losses = values if self.losses is None else self.losses + values
-        self.width += sum(p.width for p in passes[1:]) / (len(passes) - 1)
-        self.size += sum(sum(p.size) / 2 for p in passes[1:]) / (len(passes) - 1)
-        self.batches += 1
+        self.width += sum(p.width for p in passes[1:])
+        self.size += sum(sum(p.size) / 2 for p in passes[1:])
+        self.subnetworks += len(passes) - 1
         self.last_step = step
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         # Every process comes here for the same log line, whatever its losses were.
         full, subnetworks, steps = accelerator.reduce(self.losses, reduction="sum").tolist()
         means = {"loss_full": full / steps, "loss_subnetworks": subnetworks / steps} if steps > 0 else {}
-        return {
-            **means,
-            "subnetwork_width": self.width / self.batches,
-            "subnetwork_size": self.size / self.batches,
-        }
+        if self.subnetworks > 0:
+            means["subnetwork_width"] = self.width / self.subnetworks
+            means["subnetwork_size"] = self.size / self.subnetworks
+        return means
 
 
 def _count_parameters(module: nn.Module) -> int:

@@ -6,6 +6,8 @@ They are functions of the seed and of the step and of nothing else. So each rank
 same, a resumed run draws what the uninterrupted one would have, and there is no state to save.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -30,7 +32,9 @@ def step_generator(seed: int, step: int, index: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
 
 
-def draw_widths(num_subnetworks: int, min_width: float, generator: torch.Generator) -> list[float]:
+def draw_widths(
+    num_subnetworks: int, min_width: float, generator: torch.Generator, choices: Sequence[float] | None = None
+) -> list[float]:
     """
     Width multipliers of a step's sub-networks by the sandwich rule (paper, section 3).
 
@@ -41,11 +45,18 @@ def draw_widths(num_subnetworks: int, min_width: float, generator: torch.Generat
             The smallest width multiplier, in (0, 1]. One sub-network always has it.
         generator (`torch.Generator`):
             Source of the others, uniform in [`min_width`, 1].
+        choices (`Sequence[float]`, *optional*):
+            Width multipliers to draw the others from, instead of the interval.
 
     Returns:
         `list[float]`: `num_subnetworks` width multipliers, widest first.
     """
     if num_subnetworks == 0:
         return []
-    drawn = torch.rand(num_subnetworks - 1, generator=generator, dtype=torch.float64)
-    return sorted((min_width + (1 - min_width) * drawn).tolist(), reverse=True) + [min_width]
+    if choices is None:
+        drawn = torch.rand(num_subnetworks - 1, generator=generator, dtype=torch.float64)
+        others = (min_width + (1 - min_width) * drawn).tolist()
+    else:
+        drawn = torch.randint(len(choices), (num_subnetworks - 1,), generator=generator)
+        others = [choices[index] for index in drawn.tolist()]
+    return sorted(others, reverse=True) + [min_width]
