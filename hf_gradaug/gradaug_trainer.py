@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.training_args import OptimizerNames, ParallelMode
 
+from .fsdp import no_sync, shard_as_one_unit
 from .losses import get_soft_labels, soft_label_cross_entropy
 from .model_card import complete_card
 from .passes import GradAug, GradAugPass, get_logits
@@ -115,10 +116,10 @@ class GradAugMixin:
                 "GradAug can't train with DeepSpeed: it runs one backward for each network, and DeepSpeed's engine steps the "
                 "optimizer in the backward. Use DistributedDataParallel (`accelerate launch --multi_gpu`) instead."
             )
-        if self.is_fsdp_enabled:
+        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
             raise ValueError(
-                "GradAug can't train with FSDP yet: sub-networks slice whole parameters. Use DistributedDataParallel "
-                "(`accelerate launch --multi_gpu`) instead."
+                "GradAug can't train with the first version of FSDP, which flattens the parameters that sub-networks slice. Set "
+                "`fsdp_version: 2` in the configuration of Accelerate, or use DistributedDataParallel."
             )
         optim = OptimizerNames(self.args.optim)
         if optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO) or "layerwise" in optim.value:
@@ -126,6 +127,11 @@ class GradAugMixin:
                 f"GradAug can't train with `optim={optim.value!r}`: it runs one backward for each network, and this optimizer "
                 "steps in the backward. Use one that steps after it, such as 'adamw_torch' or 'sgd'."
             )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.gradaug_settings.num_subnetworks > 0 and self.is_fsdp_enabled:
+            shard_as_one_unit(self.model, self.accelerator.state.fsdp_plugin)
+        return super().create_optimizer(model)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items_in_batch: Tensor | int | None = None
@@ -140,7 +146,7 @@ class GradAugMixin:
         try:
             for gradaug_pass in self.gradaug.passes(inputs, step=self.state.global_step):
                 self._gradaug_pass = gradaug_pass
-                sync = contextlib.nullcontext() if gradaug_pass.is_last else self.accelerator.no_sync(model)
+                sync = contextlib.nullcontext() if gradaug_pass.is_last else no_sync(self.accelerator, model)
                 with sync, gradaug_pass:
                     if gradaug_pass.is_full:
                         losses.append(super().training_step(model, inputs, num_items_in_batch))

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from tiny import largest_difference
+from transformers import AutoModelForImageClassification
 
 
 pytestmark = pytest.mark.distributed
@@ -14,13 +15,13 @@ pytestmark = pytest.mark.distributed
 
 @pytest.fixture
 def train(tmp_path, root, subprocess_env):
-    def run(processes, batch_size, num_subnetworks=3, accumulation=1, kind="plain"):
-        output = tmp_path / f"{processes}-{batch_size}-{num_subnetworks}-{accumulation}-{kind}"
+    def run(processes, batch_size, accumulation=1, kind="plain", **args):
+        output = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         output.mkdir()
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        script = [str(root / "tests" / "scripts" / "train_tiny.py"), str(output)]
+        args.update(per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation)
+        script = [str(root / "tests" / "scripts" / "train_tiny.py"), str(output), kind, json.dumps(args)]
         words = [*(launcher if processes > 1 else [sys.executable]), *script]
-        words += [str(batch_size), str(num_subnetworks), str(accumulation), kind]
         done = subprocess.run(words, env=subprocess_env, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         result = json.loads((output / "result.json").read_text())
@@ -43,9 +44,31 @@ def test_two_processes_are_one(train):
                     assert line[name] == pytest.approx(expected[name], rel=1e-4), name
 
     _, plain = train(processes=2, batch_size=4, num_subnetworks=0)
-    assert plain["buckets"] > 0
+    assert plain["synchronizations"] > 0
     # As many as plain training: one synchronization an optimizer step, whatever the passes and the accumulation.
-    assert together["buckets"] == accumulated["buckets"] == plain["buckets"]
+    assert together["synchronizations"] == accumulated["synchronizations"] == plain["synchronizations"]
+
+
+def test_sharded_is_one(train, tmp_path):
+    one, _ = train(processes=1, batch_size=8)
+    both, result = train(processes=2, batch_size=2, accumulation=2, kind="fsdp")
+    assert result["sharded"]
+    assert largest_difference(both, one) < 1e-6
+    # One unit, and one reduce-scatter in each of the three optimizer steps.
+    assert result["synchronizations"] == 3
+    saved = AutoModelForImageClassification.from_pretrained(tmp_path / "1").state_dict()
+    assert largest_difference(saved, both) == 0
+
+
+def test_resumed_on_another_number_of_processes(train, tmp_path):
+    args = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4, "lr_scheduler_type": "constant"}
+    uninterrupted, _ = train(processes=1, batch_size=8, **args)
+    more = str(tmp_path / "0" / "checkpoint-2")
+    on_two, _ = train(processes=2, batch_size=4, resume_from_checkpoint=more, **args)
+    fewer = str(tmp_path / "1" / "checkpoint-3")
+    on_one, _ = train(processes=1, batch_size=8, resume_from_checkpoint=fewer, **args)
+    assert largest_difference(on_two, uninterrupted) < 1e-7
+    assert largest_difference(on_one, uninterrupted) < 1e-7
 
 
 def test_own_loss_is_scaled_by_the_processes(train):

@@ -1,4 +1,5 @@
 import pytest
+import pytest
 import torch
 
 from hf_gradaug.sampling import draw_widths, step_generator
@@ -31,3 +32,13 @@ def test_widths_are_uniform():
     drawn = torch.tensor([draw_widths(2, 0.9, step_generator(0, step))[0] for step in range(2000)])
     assert drawn.mean().item() == pytest.approx(0.95, abs=0.002)
     assert drawn.std().item() == pytest.approx(0.1 / 12**0.5, abs=0.002)
+
+
+def test_widths_from_choices():
+    choices = [0.8, 0.9, 1.0]
+    drawn = [draw_widths(3, 0.5, step_generator(0, step), choices) for step in range(200)]
+    assert all(widths == sorted(widths, reverse=True) and widths[-1] == 0.5 for widths in drawn)
+    others = [width for widths in drawn for width in widths[:-1]]
+    assert {choice: others.count(choice) for choice in choices} == pytest.approx(
+        dict.fromkeys(choices, 400 / 3), rel=0.2
+    )

@@ -101,6 +101,11 @@ def test_settings_parse(tmp_path, source):
         ("temperature", 0.0),
         ("width_divisor", 0),
         ("num_subnetworks", 2.0),
+        ("width_choices", []),
+        ("width_choices", [0.5]),
+        ("subnetwork_batch_fraction", 0.0),
+        ("subnetwork_batch_fraction", 1.5),
+        ("subnetwork_every", 0),
     ],
 )
 def test_settings_outside_their_range(tmp_path, name, value):
