@@ -25,7 +25,7 @@ REQUIREMENTS = [
 EXAMPLES = ["evaluate>=0.4.6", "matplotlib>=3.9.0", "scikit-learn>=1.5.0", "tensorboard>=2.20.0"]
 QUALITY = ["ruff==0.17.6"]
 # setuptools, because a test reads this file, and virtual environments come without it from Python 3.12 on.
-TEST = [*EXAMPLES, "pytest>=8.4.0", "pytest-timeout>=2.4.0", "setuptools>=65.5.0"]
+TEST = [*EXAMPLES, "deepspeed>=0.19.8", "pytest>=8.4.0", "pytest-timeout>=2.4.0", "setuptools>=65.5.0"]
 
 setup(
     name="hf_gradaug",

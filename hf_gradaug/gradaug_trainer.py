@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.training_args import OptimizerNames, ParallelMode
 
-from .fsdp import no_sync, shard_as_one_unit
+from .distributed import no_sync, shard_as_one_unit
 from .losses import get_soft_labels, soft_label_cross_entropy
 from .model_card import complete_card
 from .passes import GradAug, GradAugPass, get_logits
@@ -89,6 +89,8 @@ class GradAugMixin:
             transform=self._gradaug_transform,
             build=self._gradaug_build,
             label_names=self.args.label_names,
+            # DeepSpeed's engine takes gradients from hooks on the parameters, in every backward.
+            detached=not self.is_deepspeed_enabled,
         )
         if self.args.torch_compile and self.gradaug_settings.width_choices is not None:
             self._allow_compiled_subnetworks()
@@ -111,10 +113,10 @@ class GradAugMixin:
                 "GPUs are visible to one process. Start one process a GPU, `accelerate launch script.py`, or make one GPU "
                 "visible, `CUDA_VISIBLE_DEVICES=0`."
             )
-        if self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
             raise ValueError(
-                "GradAug can't train with DeepSpeed: it runs one backward for each network, and DeepSpeed's engine steps the "
-                "optimizer in the backward. Use DistributedDataParallel (`accelerate launch --multi_gpu`) instead."
+                "GradAug can't train with stage 3 of DeepSpeed's ZeRO, where the parameters that sub-networks slice are whole "
+                "inside of their own layer only. Use stage 2 or less, or FSDP2."
             )
         if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
             raise ValueError(

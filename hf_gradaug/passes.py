@@ -69,7 +69,7 @@ class GradAugPass:
     def __enter__(self) -> "GradAugPass":
         if not self.is_full:
             # The pass that synchronizes goes through the parameters, on which DistributedDataParallel has its hooks.
-            detached = not (self.is_last and _has_several_processes())
+            detached = self.gradaug.detached and not (self.is_last and _has_several_processes())
             self._activation = self.gradaug.subnetwork(self.width, detached=detached)
             self.network = self._activation.__enter__()
         return self
@@ -152,6 +152,9 @@ class GradAug:
             See [`make_slimmable`].
         label_names (`list[str]`, *optional*):
             Inputs that sub-networks don't get. Defaults to the arguments of the model's `forward` that hold labels.
+        detached (`bool`, *optional*, defaults to `True`):
+            Runs the passes that don't synchronize on detached copies of the weights (see [`~SlimmableModel.subnetwork`]),
+            which is faster. Turn it off where hooks on the parameters must see every pass.
 
     Raises:
         `TypeError`, `ValueError`: If the model can't have sub-networks (see [`make_slimmable`]) or is not for
@@ -180,12 +183,14 @@ class GradAug:
         transform: Transform | None = None,
         build: Build | None = None,
         label_names: list[str] | None = None,
+        detached: bool = True,
     ):
         self.model = make_slimmable(model, build=build)
         self.settings = GradAugSettings() if settings is None else settings
         self.seed = seed
         self.transform = transform
         self.label_names = find_labels(type(model)) if label_names is None else label_names
+        self.detached = detached
         self.targets: Tensor | None = None
         self._checked_sizes: set[tuple[int, int]] = set()
 

@@ -1,5 +1,4 @@
 import pytest
-import pytest
 import torch
 
 from hf_gradaug.sampling import draw_widths, step_generator

@@ -1,11 +1,11 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""GradAug with FSDP2 (`torch.distributed.fsdp.fully_shard`)."""
+"""What several backwards in a step need of FSDP2, DeepSpeed and DistributedDataParallel."""
 
 import contextlib
 from collections.abc import Iterator
 
 from accelerate import Accelerator
-from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
@@ -40,19 +40,33 @@ def shard_as_one_unit(model: nn.Module, plugin: FullyShardedDataParallelPlugin) 
 @contextlib.contextmanager
 def no_sync(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
     """
-    Leaves out the synchronization of gradients, like [`~accelerate.Accelerator.no_sync`].
+    Leaves out the synchronization of gradients in a pass's backward, and the step that DeepSpeed takes there.
 
-    That one turns synchronization on at its end, in FSDP2, in a micro-batch that doesn't synchronize too.
+    [`~accelerate.Accelerator.no_sync`] doesn't know DeepSpeed, and in FSDP2 it turns synchronization on at its end, in a
+    micro-batch that doesn't synchronize too.
+
+    Args:
+        accelerator ([`~accelerate.Accelerator`]):
+            What prepared the model.
+        model (`nn.Module`):
+            The prepared model.
     """
-    if not accelerator.is_fsdp2:
+    synchronizes = accelerator.sync_gradients
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        accelerator.sync_gradients = False
+        try:
+            yield
+        finally:
+            accelerator.sync_gradients = synchronizes
+    elif accelerator.is_fsdp2:
+        # The next pass needs the gathered parameters again, and the peak is inside of a pass, where they are there anyway.
+        model.set_requires_gradient_sync(False)
+        model.set_reshard_after_backward(False)
+        try:
+            yield
+        finally:
+            model.set_requires_gradient_sync(synchronizes)
+            model.set_reshard_after_backward(synchronizes)
+    else:
         with accelerator.no_sync(model):
             yield
-        return
-    # The next pass needs the gathered parameters again, and the peak is inside of a pass, where they are there anyway.
-    model.set_requires_gradient_sync(False)
-    model.set_reshard_after_backward(False)
-    try:
-        yield
-    finally:
-        model.set_requires_gradient_sync(accelerator.sync_gradients)
-        model.set_reshard_after_backward(accelerator.sync_gradients)
