@@ -74,6 +74,7 @@ def test_deepspeed_is_one(train, stage):
         "zero_allow_untested_optimizer": True,
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
+        "gradient_clipping": 0.0,  # not given, it is 1
     }
     both, *_ = train(processes=2, batch_size=2, accumulation=2, deepspeed=config)
     assert largest_difference(both, one) < 1e-6
