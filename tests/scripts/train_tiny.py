@@ -62,6 +62,7 @@ def main(output: str, batch_size: str, num_subnetworks: str, accumulation: str, 
         per_device_train_batch_size=int(batch_size),
         num_subnetworks=int(num_subnetworks),
         gradient_accumulation_steps=int(accumulation),
+        nonfinite_loss="skip",
         max_grad_norm=0.0,
         ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
     )
