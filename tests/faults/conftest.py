@@ -17,7 +17,8 @@ class Example:
         else:
             images.make_parquet(path, num_shards=3, images_per_shard=8)
         self.flags = ["--train_dir", str(path), "--validation_dir", str(path), "--max_steps", str(harness.STEPS)]
-        self.flags += ["--streaming"] if kind == "stream" else []
+        # A larger buffer would hold hundreds of epochs of so few images.
+        self.flags += ["--streaming", "--shuffle_buffer_size", "16"] if kind == "stream" else []
 
     def run(self, output_dir, *flags: str, fault=None, fault_args=(), timeout: float = 60) -> harness.Run:
         log = output_dir.with_name(f"{output_dir.name}.log")

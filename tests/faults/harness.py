@@ -80,6 +80,7 @@ def _enter(log: Path, env: dict[str, str], function: Callable, *args) -> None:
         os.dup2(file, standard)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     importlib.import_module("torch").set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # for data-loader workers, as outside of the server
     function(*args)
 
 
