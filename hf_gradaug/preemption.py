@@ -1,14 +1,30 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """A training that is told to go: it saves and stops."""
 
+import functools
 import os
 import signal
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 from transformers.training_args import ParallelMode
+
+
+def _outlive(signals: Sequence[signal.Signals], init: Callable[[int], None] | None, worker_id: int) -> None:
+    """Makes a worker end at these signals only if its parent, which so ends what it no longer needs, has sent them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+
+    def wait() -> None:
+        while signal.sigwaitinfo(signals).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+    if init is not None:
+        init(worker_id)
 
 
 class StopOnSignal(TrainerCallback):
@@ -21,8 +37,8 @@ class StopOnSignal(TrainerCallback):
     is due at the same step is left out, because the time may be short.
 
     A step and a save have to fit into what the sender grants: `torchrun` kills its processes 30 seconds after it has passed
-    the signal on. Send it to the training processes or to `torchrun`, not to a whole process group: the workers that load
-    the data end at once, and their process with them.
+    the signal on. Slurm sends it to the workers that load the data too: those of the training go on until their process ends
+    them, because it would fail without them in the middle of the step.
 
     Args:
         signals (`Sequence[signal.Signals]`, *optional*, defaults to `(signal.SIGTERM,)`):
@@ -70,6 +86,10 @@ class StopOnSignal(TrainerCallback):
         self.received, self._pending, self._pid = None, 0, os.getpid()
         for number in self.signals:
             self._previous[number] = signal.signal(number, self._handle)
+        loader = kwargs.get("train_dataloader")
+        loader = getattr(loader, "base_dataloader", loader)  # Accelerate's is around PyTorch's
+        if getattr(loader, "num_workers", 0) > 0:
+            loader.worker_init_fn = functools.partial(_outlive, self.signals, loader.worker_init_fn)
 
     def on_step_end(self, args, state, control, **kwargs):
         pending = self._pending

@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -109,6 +110,14 @@ def kill_in_step(step: int, moment: int) -> None:
 def terminate_in_step(step: int, moment: int, times: int) -> None:
     """SIGTERM in an optimizer step, some times."""
     _in_step(step, moment, lambda: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(times)])
+
+
+def terminate_group_in_step(step: int, moment: int) -> None:
+    """SIGTERM in an optimizer step, to the workers that load the data too, as Slurm does it."""
+    os.setsid()
+    # By a process that is not the workers' parent: from that they take it as their end.
+    kill = ["kill", "-TERM", "--", f"-{os.getpgid(0)}"]
+    _in_step(step, moment, lambda: subprocess.run(kill, start_new_session=True, check=True))
 
 
 def terminate_before_the_first_step() -> None:

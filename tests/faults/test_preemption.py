@@ -56,6 +56,15 @@ def test_terminated_before_the_first_step(examples, tmp_path):
     assert harness.checkpoints(out) == [1]
 
 
+def test_terminated_with_its_workers(examples, tmp_path):
+    out, flags = tmp_path / "out", ["--dataloader_num_workers", "2"]
+    stopped = examples("folder").run(out, *flags, fault=harness.terminate_group_in_step, fault_args=(3, 2))
+    assert stopped.code == 143, stopped.text
+    assert harness.checkpoints(out) == [2, 3] and find_damage(out / "checkpoint-3") is None
+    finished = examples("folder").run(out, *flags, "--resume_from_checkpoint", "true")
+    assert finished.code == 0, finished.text
+
+
 def test_handler_lives_as_long_as_the_training(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     stop = StopOnSignal()
