@@ -67,9 +67,8 @@ class StopOnSignal(TrainerCallback):
         self._pid: int | None = None
 
     def _handle(self, number: int, frame: object) -> None:
-        if (
-            os.getpid() != self._pid
-        ):  # a process that was forked from this one: the signal means there what it did before
+        if os.getpid() != self._pid:
+            # A process that was forked from this one: the signal means there what it did before.
             signal.signal(number, self._previous[number] or signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
