@@ -31,8 +31,8 @@ class StopOnSignal(TrainerCallback):
     """
     Ends a training at a signal, after the current optimizer step and a checkpoint of it.
 
-    Batch schedulers and cloud machines send SIGTERM some time before they kill. A training that is resumed from the
-    checkpoint ends with the weights of one that was never stopped, bit for bit: nothing is saved in the middle of a step.
+    Batch schedulers and cloud machines send SIGTERM some time before they kill. The checkpoint is as good as any other of the
+    run: nothing is saved in the middle of a step, after a batch that the resumed run would then miss.
     Of several processes it is enough that one gets the signal. A signal that comes again changes nothing. An evaluation that
     is due at the same step is left out, because the time may be short.
 
