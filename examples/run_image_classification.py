@@ -43,10 +43,9 @@ from transformers import (
     HfArgumentParser,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from hf_gradaug import GradAugConfig, GradAugTrainer, plot_training_curves
+from hf_gradaug import GradAugConfig, GradAugTrainer, StopOnSignal, plot_training_curves
 from hf_gradaug.data import load_image_data
 from hf_gradaug.data_arguments import DataArguments
 from hf_gradaug.image_size import check_image_size
@@ -275,10 +274,16 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
     if training_args.do_train:
         checkpoint = training_args.resume_from_checkpoint
         if checkpoint and checkpoint.lower() == "true":
-            checkpoint = get_last_checkpoint(training_args.output_dir)
-            if checkpoint is None:
-                raise ValueError(f"resume_from_checkpoint is set, but '{training_args.output_dir}' has no checkpoint.")
+            checkpoint = True  # the newest one that is whole
+        stop = StopOnSignal()
+        trainer.add_callback(stop)
         result = trainer.train(resume_from_checkpoint=checkpoint)
+        if stop.received:
+            logger.warning(
+                f"{stop.received.name} stopped the training after step {trainer.state.global_step}, whose checkpoint is in "
+                f"'{training_args.output_dir}'. The same command with --resume_from_checkpoint true goes on from there."
+            )
+            sys.exit(128 + stop.received)
         trainer.save_model()
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)

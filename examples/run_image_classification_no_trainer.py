@@ -57,10 +57,11 @@ def build_model(args: LoopArguments, class_names: list[str]):
     """The model and its image processor."""
     labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
     if args.model_name_or_path:
+        # Said outright, or code from the Hub would be asked for at the keyboard.
         model = AutoModelForImageClassification.from_pretrained(
-            args.model_name_or_path, ignore_mismatched_sizes=True, **labels
+            args.model_name_or_path, ignore_mismatched_sizes=True, trust_remote_code=False, **labels
         )
-        return model, AutoImageProcessor.from_pretrained(args.model_name_or_path)
+        return model, AutoImageProcessor.from_pretrained(args.model_name_or_path, trust_remote_code=False)
     config = ResNetConfig(
         layer_type="basic", embedding_size=32, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], **labels
     )

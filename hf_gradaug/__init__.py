@@ -17,6 +17,7 @@ __all__ = [
     "GradAugTrainer",
     "RandomRotation",
     "RandomScale",
+    "StopOnSignal",
     "make_slimmable",
     "narrow_config",
     "plot_training_curves",
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .losses import soft_label_cross_entropy, soft_target_loss, soft_targets
     from .narrowing import narrow_config, register_narrowing, supported_model_types
     from .passes import GradAug, GradAugPass
+    from .preemption import StopOnSignal
     from .settings import GradAugSettings
     from .subnetwork import make_slimmable
     from .training_curves import plot_training_curves
@@ -56,6 +58,7 @@ _MODULES = {
     "Compose": "transforms",
     "RandomRotation": "transforms",
     "RandomScale": "transforms",
+    "StopOnSignal": "preemption",
 }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from .data_arguments import DataArguments
-from .image_transforms import ExampleTransform, TransformedDataset
+from .image_transforms import ExampleTransform, TransformedDataset, keep_readable
 from .streaming import count_stream, repeat_epochs, store_stream
 
 
@@ -37,6 +37,8 @@ class ImageData:
             Number of training images, if known.
         name (`str`):
             What to call the data on a model card.
+        skip_bad_images (`bool`, *optional*, defaults to `False`):
+            Whether unreadable images are left out: of the training as they are met, of the other splits before.
     """
 
     splits: dict[str, Any]
@@ -45,6 +47,7 @@ class ImageData:
     class_names: list[str]
     num_train_examples: int | None
     name: str
+    skip_bad_images: bool = False
 
     def get_dataset(
         self,
@@ -76,8 +79,10 @@ class ImageData:
         if split == "test" and label_column and (_get_labels(dataset, label_column) == -1).all():
             label_column = None  # The Hub's way to mark hidden test labels
         example_transform = ExampleTransform(
-            transform, self.image_column, label_column, len(self.class_names), split, mix
+            transform, self.image_column, label_column, len(self.class_names), split, mix, self.skip_bad_images
         )
+        if self.skip_bad_images and split != "train":
+            dataset = keep_readable(dataset, self.image_column, split)
         if not isinstance(dataset, datasets.IterableDataset):
             return TransformedDataset(dataset, example_transform)
         dataset = repeat_epochs(dataset, seed, buffer_size)
@@ -320,7 +325,7 @@ def load_image_data(
             num_train_examples = len(splits["train"])
     for split in {"validation", "test"} & set(splits):
         splits[split] = _truncate(splits[split], args.max_eval_samples, seed)
-    return ImageData(splits, image_column, label_column, class_names, num_train_examples, name)
+    return ImageData(splits, image_column, label_column, class_names, num_train_examples, name, args.skip_bad_images)
 
 
 def _truncate(dataset: datasets.Dataset, max_samples: int | None, seed: int) -> datasets.Dataset:

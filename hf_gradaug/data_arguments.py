@@ -50,6 +50,10 @@ class DataArguments:
     )
     cutmix_alpha: float = field(default=0.0, metadata={"help": "Parameter of CutMix; 0 turns it off."})
     mixup_alpha: float = field(default=0.0, metadata={"help": "Parameter of MixUp; 0 turns it off."})
+    skip_bad_images: bool = field(
+        default=False,
+        metadata={"help": "Leave unreadable images out, each named in a warning, instead of stopping at the first."},
+    )
     mix_prob: float = field(default=1.0, metadata={"help": "Probability that a training batch is mixed."})
 
     @property

@@ -12,15 +12,17 @@ from transformers import Trainer
 from transformers.training_args import OptimizerNames, ParallelMode
 
 from .distributed import no_sync, shard_as_one_unit
+from .fault_tolerance import FaultToleranceMixin
 from .losses import get_soft_labels, soft_label_cross_entropy
 from .model_card import complete_card
+from .nonfinite import NonFiniteLossGuard
 from .passes import GradAug, GradAugPass, get_logits
 from .settings import GradAugSettings
 from .subnetwork import Build
 from .transforms import Transform
 
 
-class GradAugMixin:
+class GradAugMixin(FaultToleranceMixin):
     """
     Adds GradAug to any Trainer: `class MyTrainer(GradAugMixin, SomeTrainer)`.
 
@@ -32,6 +34,8 @@ class GradAugMixin:
     comparison is fair: the loss has the same size whatever the gradient accumulation and the number of processes
     (transformers issue 47688), and floating-point labels of shape `(batch_size, num_labels)` are class probabilities where
     the model's `config.problem_type` is `"single_label_classification"`.
+
+    Checkpoints are looked through before they are resumed from, and more: see [`FaultToleranceMixin`].
 
     Args:
         *args, **kwargs:
@@ -50,6 +54,7 @@ class GradAugMixin:
         self._gradaug_transform = transform
         self._gradaug_build = build
         self.gradaug: GradAug | None = None
+        self._loss_guard: NonFiniteLossGuard | None = None
         self._gradaug_pass: GradAugPass | None = None
         self._gradaug_log = _StepLog()
         self._subnetwork_flops = 0.0
@@ -94,6 +99,7 @@ class GradAugMixin:
         )
         if self.args.torch_compile and self.gradaug_settings.width_choices is not None:
             self._allow_compiled_subnetworks()
+        self._loss_guard = NonFiniteLossGuard(self.accelerator, model)
 
     def _allow_compiled_subnetworks(self) -> None:
         # Dynamo gives up after 8 graphs of the same code, and every width and size of the sub-networks is one.
@@ -117,6 +123,10 @@ class GradAugMixin:
             raise ValueError(
                 "GradAug can't train with stage 3 of DeepSpeed's ZeRO, where the parameters that sub-networks slice are whole "
                 "inside of their own layer only. Use stage 2 or less, or FSDP2."
+            )
+        if self.is_deepspeed_enabled and self.gradaug_settings.nonfinite_loss == "skip":
+            raise ValueError(
+                "`nonfinite_loss` must be 'stop' with DeepSpeed, whose engine steps in the last backward, but is 'skip'."
             )
         if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
             raise ValueError(
@@ -145,6 +155,7 @@ class GradAugMixin:
             self._make_gradaug(self.model)
         inputs = self._prepare_inputs(inputs)
         losses, passes, flops = [], [], 0.0
+        self._loss_guard.start(self.gradaug_settings.nonfinite_loss)
         try:
             for gradaug_pass in self.gradaug.passes(inputs, step=self.state.global_step):
                 self._gradaug_pass = gradaug_pass
@@ -158,6 +169,9 @@ class GradAugMixin:
                 passes.append(gradaug_pass)
         finally:
             self._gradaug_pass = None
+        self._loss_guard.finish(
+            losses, passes, step=self.state.global_step + 1, action=self.gradaug_settings.nonfinite_loss
+        )
         self._subnetwork_flops = flops
         if self.state.global_step < self._gradaug_log.last_step:
             self._gradaug_log = _StepLog()  # what an earlier training left
@@ -230,6 +244,8 @@ class GradAugMixin:
         if self._gradaug_log and "loss" in logs and "learning_rate" in logs:
             logs.update(self._gradaug_log.means(self.accelerator))
             self._gradaug_log = _StepLog()
+            if self._loss_guard.num_skipped > 0:
+                logs["skipped_steps"] = self._loss_guard.num_skipped
         super().log(logs, start_time)
 
     def create_model_card(self, *args, **kwargs) -> None:

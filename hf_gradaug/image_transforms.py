@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """From stored images to batches: decoding, torchvision v2 transforms, and the collator with CutMix and MixUp."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from .bad_images import leave_out_unreadable, mark_unreadable
+
+
+logger = logging.getLogger(__name__)
 
 # ConvNeXT's image processor, which ResNet uses too, crops below this size and warps from it on.
 _WARP_FROM = 384
@@ -143,6 +148,38 @@ def decode_image(value: dict[str, Any], name: str) -> Image.Image:
         raise ValueError(f"Unreadable image: {f'{name} ({path})' if path else name}: {error}") from error
 
 
+def keep_readable(dataset: datasets.Dataset, image_column: str, split: str) -> datasets.Dataset:
+    """
+    A split without its unreadable images, each named in a warning.
+
+    For evaluation, where all processes need batches of equal sizes: a batch that loses an image would end them. Every image is
+    decoded once; `datasets` keeps the result for later runs.
+
+    Args:
+        dataset ([`~datasets.Dataset`]): with undecoded images.
+        image_column (`str`): their column.
+        split (`str`): the split's name, for the warnings.
+
+    Raises:
+        ValueError: if no image is left.
+    """
+
+    def find_error(example: dict[str, Any], index: int) -> dict[str, str]:
+        try:
+            decode_image(example[image_column], f"image {index} of {split}")
+        except ValueError as error:
+            return {"error": str(error)}
+        return {"error": ""}
+
+    errors = dataset.map(find_error, with_indices=True, remove_columns=dataset.column_names)["error"]
+    good = [index for index, error in enumerate(errors) if not error]
+    if not good:
+        raise ValueError(f"None of the {len(dataset)} images of {split} can be read. {errors[0]}")
+    for error in filter(None, errors):
+        logger.warning(f"{error}. It is skipped.")
+    return dataset if len(good) == len(dataset) else dataset.select(good)
+
+
 class ExampleTransform:
     """
     Turns a stored example (undecoded image, label) into what the model takes.
@@ -161,6 +198,8 @@ class ExampleTransform:
         mix (`bool`, *optional*, defaults to `False`):
             Marks the examples for [`ImageCollator`], which mixes marked examples only. The Trainer has one collator
             for training and evaluation, so the examples have to carry the difference.
+        skip_bad_images (`bool`, *optional*, defaults to `False`):
+            Marks an image that can't be read, for [`ImageCollator`] to leave it out, instead of raising.
     """
 
     def __init__(
@@ -171,6 +210,7 @@ class ExampleTransform:
         num_labels: int,
         split: str,
         mix: bool = False,
+        skip_bad_images: bool = False,
     ):
         self.transform = transform
         self.image_column = image_column
@@ -178,10 +218,17 @@ class ExampleTransform:
         self.num_labels = num_labels
         self.split = split
         self.mix = mix
+        self.skip_bad_images = skip_bad_images
 
     def __call__(self, example: dict[str, Any], index: int) -> dict[str, Any]:
         name = f"image {index} of {self.split}"
-        output = {"pixel_values": self.transform(decode_image(example[self.image_column], name)), "mix": self.mix}
+        try:
+            image = decode_image(example[self.image_column], name)
+        except ValueError as error:
+            if not self.skip_bad_images:
+                raise
+            return mark_unreadable(example[self.image_column], str(error))
+        output = {"pixel_values": self.transform(image), "mix": self.mix}
         if self.label_column is not None:
             label = example[self.label_column]
             if label is None or not 0 <= label < self.num_labels:
@@ -219,6 +266,8 @@ class ImageCollator:
     """
     Stacks examples into a batch, and mixes training batches with CutMix or MixUp.
 
+    Images that are marked as unreadable are left out, so that a batch may be smaller; [`GradAugTrainer`] names and counts them.
+
     Mixing draws from torch's global generator, which the Trainer seeds, in every data-loader worker too.
 
     Args:
@@ -236,7 +285,7 @@ class ImageCollator:
         class probabilities (batch, num_labels) in every training batch if CutMix or MixUp is on.
 
     Raises:
-        ValueError: if an argument is out of range.
+        ValueError: if an argument is out of range, or no image of a batch can be read.
     """
 
     def __init__(self, num_labels: int, cutmix_alpha: float = 0.0, mixup_alpha: float = 0.0, mix_prob: float = 1.0):
@@ -254,7 +303,8 @@ class ImageCollator:
             self.mixes.append(v2.MixUp(alpha=mixup_alpha, num_classes=num_labels))
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = {"pixel_values": torch.stack([example["pixel_values"] for example in examples])}
+        examples, marks = leave_out_unreadable(examples)
+        batch = {"pixel_values": torch.stack([example["pixel_values"] for example in examples]), **marks}
         if "labels" not in examples[0]:
             return batch
         labels = torch.tensor([example["labels"] for example in examples])

@@ -62,7 +62,9 @@ def _add_gradaug(card: ModelCard, settings: GradAugSettings) -> None:
     card.text += _SECTION.format(paper=PAPER, rows=rows)
 
 
-def _show(value: float | list[float] | None) -> str:
+def _show(value: float | str | list[float] | None) -> str:
     if isinstance(value, list):
         return ", ".join(map(_show, value))
+    if isinstance(value, str):
+        return value
     return "none" if value is None else f"{value:.4g}"

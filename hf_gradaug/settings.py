@@ -2,9 +2,13 @@
 """The settings of GradAug, apart from any trainer."""
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from .narrowing import check_width
 from .transforms import RandomRotation, RandomScale
+
+
+NonFiniteLoss = Literal["stop", "skip"]
 
 
 @dataclass
@@ -40,6 +44,9 @@ class GradAugSettings:
             batch, with the soft targets that belong to it.
         subnetwork_every (`int`, *optional*, defaults to `1`):
             Sub-networks are trained in every so-many-th optimizer step, 1 or more, beginning with the first.
+        nonfinite_loss (`str`, *optional*, defaults to `"stop"`):
+            What [`GradAugTrainer`] does when a loss is NaN or infinite: `"stop"` raises before the weights change, `"skip"`
+            leaves the optimizer step out and counts it. See [`~hf_gradaug.nonfinite.NonFiniteLossGuard`].
 
     Raises:
         `ValueError`: If a setting is out of range. It names the setting, its value and what is allowed.
@@ -93,6 +100,13 @@ class GradAugSettings:
     subnetwork_every: int = field(
         default=1, metadata={"help": "Sub-networks are trained in every so-many-th optimizer step, 1 or more."}
     )
+    nonfinite_loss: NonFiniteLoss = field(
+        default="stop",
+        metadata={
+            "help": "What to do when a loss is NaN or infinite: 'stop' raises before the weights change, 'skip' leaves the "
+            "optimizer step out and counts it."
+        },
+    )
 
     def __post_init__(self):
         for name, low in (("num_subnetworks", 0), ("width_divisor", 1), ("subnetwork_every", 1)):
@@ -114,6 +128,8 @@ class GradAugSettings:
             raise ValueError(f"`temperature` must be above 0, but is {self.temperature}.")
         if not self.subnetwork_loss_weight >= 0:
             raise ValueError(f"`subnetwork_loss_weight` must be 0 or more, but is {self.subnetwork_loss_weight}.")
+        if self.nonfinite_loss not in get_args(NonFiniteLoss):
+            raise ValueError(f"`nonfinite_loss` must be 'stop' or 'skip', but is {self.nonfinite_loss!r}.")
         RandomScale(self.scales)
         if self.rotations is not None:
             RandomRotation(self.rotations)

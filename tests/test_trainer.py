@@ -310,12 +310,13 @@ def test_callbacks_see_the_model_and_its_full_gradient(tmp_path):
     assert norms == pytest.approx([line["grad_norm"] for line in trainer.state.log_history if "grad_norm" in line])
 
 
-def test_not_a_number(tmp_path):
+def test_not_a_number_in_the_log(tmp_path):
     data = TinyImages()
     data.images[:] = float("nan")
-    trainer = tiny_trainer(tmp_path, trainer_kwargs={"train_dataset": data})
+    kwargs = {"trainer_kwargs": {"train_dataset": data}, "nonfinite_loss": "skip"}
+    trainer = tiny_trainer(tmp_path, **kwargs)
     trainer.train()
     assert all("loss_full" not in line for line in trainer.state.log_history)
-    trainer = tiny_trainer(tmp_path, trainer_kwargs={"train_dataset": data}, logging_nan_inf_filter=False)
+    trainer = tiny_trainer(tmp_path, logging_nan_inf_filter=False, **kwargs)
     trainer.train()
     assert trainer.state.log_history[0]["loss_full"] != trainer.state.log_history[0]["loss_full"]

@@ -88,6 +88,7 @@ def main(output: str, kind: str, args: str) -> None:
         output,
         tiny_model("convnext"),
         trainer_kwargs=trainer_kwargs,
+        nonfinite_loss="skip" if kind == "nan" else "stop",
         max_grad_norm=0.0,
         ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
         **json.loads(args),

@@ -1,0 +1,148 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""Whether a checkpoint of the Trainer is whole, and the newest one of a folder that is."""
+
+import json
+import os
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers.trainer_pt_utils import safe_globals
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+
+# The Trainer writes it last, so that it stands for a save that came to its end.
+_STATE = "trainer_state.json"
+# What transformers leaves beside the files of a checkpoint that it writes on a signal, until they are all there.
+_SENTINEL = "checkpoint-is-incomplete.txt"
+_WEIGHTS = re.compile(r"(model|adapter_model)\.safetensors(\.index\.json)?|(pytorch_model|adapter_model).*")
+# What the Trainer loads with `torch.load`: these may hold tensors and numbers, and no other Python objects.
+_LOADED = re.compile(r"(optimizer|scheduler|scaler|pytorch_model.*|adapter_model|rng_state(_\d+)?)\.(pt|pth|bin)")
+
+
+@dataclass(frozen=True)
+class CheckpointDamage:
+    """
+    What is wrong with a checkpoint.
+
+    Attributes:
+        path (`str`):
+            The file.
+        reason (`str`):
+            What is wrong with it.
+        is_unfinished (`bool`, *optional*, defaults to `False`):
+            Whether the save was cut off. Such a folder never was a checkpoint; any other damage came later.
+    """
+
+    path: str
+    reason: str
+    is_unfinished: bool = False
+
+    def __str__(self) -> str:
+        return f"'{self.path}' {self.reason}"
+
+
+def find_damage(folder: str | os.PathLike) -> CheckpointDamage | None:
+    """
+    The first thing that makes a checkpoint unusable.
+
+    No Python object of a checkpoint is ever built: a file of the Trainer's that holds more than tensors, numbers and their
+    containers counts as damaged, for such a pickle could run code.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            A checkpoint of the Trainer: with the state of the training, or of the model alone (`save_only_model`).
+
+    Returns:
+        [`CheckpointDamage`], *optional*: `None` if all files are there and whole.
+    """
+    folder = Path(folder)
+    names = {path.name for path in folder.iterdir()}
+    if _SENTINEL in names:
+        return CheckpointDamage(str(folder / _SENTINEL), "is there: the save was cut off", is_unfinished=True)
+    if _STATE not in names:
+        return CheckpointDamage(str(folder / _STATE), "is missing: the save was cut off", is_unfinished=True)
+    missing = _find_missing(folder, names)
+    if missing is not None:
+        return CheckpointDamage(str(folder / missing), "is missing")
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        try:
+            _check_file(path)
+        except Exception as error:  # each library has its own for a file that it can't read
+            reason = f"is truncated or damaged ({type(error).__name__}: {str(error).splitlines()[0]})"
+            return CheckpointDamage(str(path), reason, is_unfinished=path.name == _STATE)
+    return None
+
+
+def _find_missing(folder: Path, names: set[str]) -> str | None:
+    if not any(_WEIGHTS.fullmatch(name) for name in names):
+        return "model.safetensors"
+    state = {
+        "optimizer.pt": any(name.startswith("optimizer") for name in names),
+        "scheduler.pt": "scheduler.pt" in names,
+        "rng_state.pth": any(name.startswith("rng_state") for name in names),
+    }
+    if any(state.values()) and not all(state.values()):  # none at all: a checkpoint of the model alone
+        return next(name for name, is_there in state.items() if not is_there)
+    processes = {int(match[1]) for name in names if (match := re.fullmatch(r"rng_state_(\d+)\.pth", name))}
+    if processes:  # one file a process, and a single process has no number
+        absent = set(range(max(2, max(processes) + 1))) - processes
+        if absent:
+            return f"rng_state_{min(absent)}.pth"
+    for index in folder.rglob("*.index.json"):
+        try:
+            shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        except (ValueError, KeyError):
+            continue  # damaged: found where the files are read
+        for shard in sorted(shards):
+            if not (index.parent / shard).is_file():
+                return str((index.parent / shard).relative_to(folder))
+    for part in folder.rglob("*.distcp"):
+        if not (part.parent / ".metadata").is_file():  # written last by torch.distributed.checkpoint
+            return str((part.parent / ".metadata").relative_to(folder))
+    return None
+
+
+def _check_file(path: Path) -> None:
+    if path.suffix == ".json":
+        json.loads(path.read_text("utf-8"))
+    elif path.suffix == ".safetensors":
+        with safe_open(path, framework="pt"):  # compares the size of the file with its header
+            pass
+    elif path.suffix in (".pt", ".pth", ".bin"):
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip() if torch.serialization.get_crc32_options() else None
+        if bad is not None:
+            raise zipfile.BadZipFile(f"wrong checksum of {bad}")
+        if _LOADED.fullmatch(path.name):
+            with safe_globals():
+                torch.load(path, map_location="meta", mmap=True, weights_only=True)
+
+
+def find_checkpoint(output_dir: str | os.PathLike) -> tuple[str | None, list[CheckpointDamage]]:
+    """
+    The newest usable checkpoint of a folder.
+
+    Args:
+        output_dir (`str` or `os.PathLike`):
+            The folder of a training, with checkpoints named `checkpoint-<step>`.
+
+    Returns:
+        `tuple[str | None, list[CheckpointDamage]]`: Its path, if there is one, and what is wrong with each newer one.
+    """
+    folders = {}
+    if os.path.isdir(output_dir):
+        for path in Path(output_dir).iterdir():
+            match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name)
+            if match and path.is_dir():
+                folders[int(match[1])] = path
+    damages = []
+    for step in sorted(folders, reverse=True):
+        damage = find_damage(folders[step])
+        if damage is None:
+            return str(folders[step]), damages
+        damages.append(damage)
+    return None, damages

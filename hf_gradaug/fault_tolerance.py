@@ -1,0 +1,129 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""What a Trainer needs so that a run that was killed anywhere goes on from its newest whole checkpoint."""
+
+import logging
+import os
+import shutil
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+
+from .bad_images import SkippedImages
+from .checkpoints import find_checkpoint, find_damage
+from .preemption import StopOnSignal
+from .tokens import hide_from_pickle
+
+
+logger = logging.getLogger(__name__)
+
+
+class FaultToleranceMixin:
+    """
+    Makes any Trainer survive kills, full disks and unreadable images: `class MyTrainer(FaultToleranceMixin, SomeTrainer)`.
+
+    - `train(resume_from_checkpoint=True)` takes the newest whole checkpoint. A warning names what is wrong with newer ones;
+      where all are damaged, an error does. If the run was killed in its very first save, it starts from the beginning.
+    - `train(resume_from_checkpoint=folder)` raises an error that names the damaged file.
+    - A save that fails leaves no folder behind, and the older checkpoints alone. They are rotated when the new one is whole,
+      the files of all processes included.
+    - A run that was killed after its last step doesn't train another one when it is resumed.
+    - Hub tokens stay out of `training_args.bin`.
+    - Images that [`~hf_gradaug.image_transforms.ImageCollator`] left out are named and counted.
+
+    What else belongs to a checkpoint has to be written in `_save_rng_state`: all processes come there, and what is written
+    later is not covered.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.args.hub_token = hide_from_pickle(self.args.hub_token)
+        self._skipped_images = SkippedImages()
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
+        self._skipped_images = SkippedImages()
+        try:
+            return super().train(self._choose_checkpoint(resume_from_checkpoint), *args, **kwargs)
+        finally:
+            for callback in self.callback_handler.callbacks:  # after an error no event tells them
+                if isinstance(callback, StopOnSignal):
+                    callback.restore()
+
+    def _choose_checkpoint(self, resume_from_checkpoint: str | bool | None) -> str | None:
+        if resume_from_checkpoint is None or resume_from_checkpoint is False:
+            return None
+        # One process looks, so that all of them take the same.
+        found: list[Any] = [None]
+        if self.is_world_process_zero():
+            if resume_from_checkpoint is True:
+                found = [find_checkpoint(self.args.output_dir)]
+            elif os.path.isdir(resume_from_checkpoint):
+                damage = find_damage(resume_from_checkpoint)
+                found = [(resume_from_checkpoint, [] if damage is None else [damage])]
+            else:
+                found = [(None, [])]
+        checkpoint, damages = broadcast_object_list(found)[0]
+        what = "; ".join(map(str, damages))
+        if resume_from_checkpoint is not True:
+            if checkpoint is None:
+                raise ValueError(f"resume_from_checkpoint is '{resume_from_checkpoint}', which is no folder.")
+            if damages:
+                raise ValueError(f"resume_from_checkpoint is '{checkpoint}', which can't be used: {what}.")
+            return checkpoint
+        if checkpoint is None and not all(damage.is_unfinished for damage in damages):
+            raise ValueError(
+                f"resume_from_checkpoint is set, but no checkpoint in '{self.args.output_dir}' can be used: {what}. "
+                "Without resume_from_checkpoint the training starts from the beginning."
+            )
+        if checkpoint is None and not damages:
+            raise ValueError(f"resume_from_checkpoint is set, but '{self.args.output_dir}' has no checkpoint.")
+        if damages and self.is_world_process_zero():
+            start = "starts from the beginning" if checkpoint is None else f"goes on from '{checkpoint}'"
+            logger.warning(f"The training {start}, because what is newer can't be used: {what}.")
+        return checkpoint
+
+    def _run_epoch(self, *args, **kwargs) -> None:
+        # The Trainer looks at `max_steps` after a step only: a run that is resumed from its last one would train one more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run_dir = self._get_output_dir(trial=trial)
+        folder = os.path.join(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        try:
+            if self.args.should_save:
+                # What a killed run left under the same name would otherwise mix with the new files.
+                shutil.rmtree(folder, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+        except Exception as error:
+            is_whole = os.path.isdir(folder) and find_damage(folder) is None
+            if is_whole:  # the save was good, and what follows it failed, such as a push to the Hub
+                raise
+            if self.args.should_save:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise RuntimeError(
+                f"The checkpoint '{folder}' could not be saved, and its folder was removed. The earlier checkpoints in "
+                f"'{run_dir}' are untouched. The reason: {error}"
+            ) from error
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The main process goes on to the file that makes the checkpoint whole, and to the rotation of the older ones.
+        self.accelerator.wait_for_everyone()
+
+    def get_batch_samples(self, *args, **kwargs) -> tuple[list, Tensor | int | None]:
+        batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
+        for batch in batches:
+            self._skipped_images.take_from(batch)
+        return batches, num_items_in_batch
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "train_runtime" in logs:  # the last line, which every process comes to
+            count = self._skipped_images.count_in_all(self.accelerator)
+            if count > 0:
+                logs["skipped_images"] = count
+        super().log(logs, start_time)

@@ -1,0 +1,165 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""Damaged checkpoints, and disks that are full."""
+
+import json
+import logging
+import os
+import re
+import shutil
+import zipfile
+
+import harness
+import pytest
+import torch
+from tiny import largest_difference, state_of, tiny_model, tiny_trainer
+
+from hf_gradaug.checkpoints import find_checkpoint, find_damage
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The output folder of a run with checkpoints at steps 2 and 4, and its final weights."""
+    out = tmp_path_factory.mktemp("trained") / "out"
+    trainer = make_trainer(out)
+    trainer.train()
+    return out, state_of(trainer.model)
+
+
+def make_trainer(out, **args):
+    args = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, **args}
+    return tiny_trainer(out, tiny_model("convnext", drop_path_rate=0.3), **args)
+
+
+def damage(path, how: str) -> None:
+    content = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "half":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "two bytes less":
+        path.write_bytes(content[:-2])  # of JSON, the last one is a line's end
+    else:
+        with zipfile.ZipFile(path) as archive:  # somewhere in the numbers
+            largest = max(archive.infolist(), key=lambda record: record.file_size)
+            middle = content.index(archive.read(largest)) + largest.file_size // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
+
+
+# No error says that a configuration or the arguments are gone: a training is resumed without them.
+CASES = [
+    (name, how)
+    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+    for how in ("missing", "empty", "half", "two bytes less")
+]
+CASES += [(name, how) for name in ("config.json", "training_args.bin") for how in ("empty", "half", "two bytes less")]
+CASES += [("rng_state.pth", "one byte wrong")]
+
+
+@pytest.mark.parametrize(("name", "how"), CASES)
+def test_damage_is_found_and_named(trained, tmp_path, name, how):
+    out = harness.copy(trained[0], tmp_path / "out")
+    assert find_checkpoint(out) == (str(out / "checkpoint-4"), [])
+    damage(out / "checkpoint-4" / name, how)
+    checkpoint, damages = find_checkpoint(out)
+    assert checkpoint == str(out / "checkpoint-2")
+    assert [found.path for found in damages] == [str(out / "checkpoint-4" / name)]
+    assert ("missing" if how == "missing" else "truncated or damaged") in damages[0].reason
+    assert damages[0].is_unfinished == (name == "trainer_state.json")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"])
+def test_truncated_checkpoint_is_passed_over(trained, tmp_path, caplog, name):
+    out = harness.copy(trained[0], tmp_path / "out")
+    damage(out / "checkpoint-4" / name, "half")
+    trainer = make_trainer(out)
+    with caplog.at_level(logging.WARNING, "hf_gradaug"):
+        trainer.train(resume_from_checkpoint=True)
+    warnings = [record.getMessage() for record in caplog.records if record.name.startswith("hf_gradaug")]
+    assert len(warnings) == 1
+    assert str(out / "checkpoint-4" / name) in warnings[0] and f"goes on from '{out / 'checkpoint-2'}'" in warnings[0]
+    assert largest_difference(state_of(trainer.model), trained[1]) == 0
+    assert find_damage(out / "checkpoint-4") is None  # saved again
+
+
+def test_named_checkpoint_that_is_damaged_is_an_error(trained, tmp_path):
+    out = harness.copy(trained[0], tmp_path / "out")
+    damage(out / "checkpoint-4" / "optimizer.pt", "half")
+    path = re.escape(str(out / "checkpoint-4" / "optimizer.pt"))
+    with pytest.raises(ValueError, match=rf"resume_from_checkpoint is '.*checkpoint-4'.*'{path}' is truncated"):
+        make_trainer(out).train(resume_from_checkpoint=str(out / "checkpoint-4"))
+    with pytest.raises(ValueError, match="resume_from_checkpoint is 'no/such', which is no folder"):
+        make_trainer(out).train(resume_from_checkpoint="no/such")
+    damage(out / "checkpoint-2" / "scheduler.pt", "missing")
+    with pytest.raises(ValueError, match=rf"no checkpoint in .* can be used: '{path}' is .*scheduler.pt' is missing"):
+        make_trainer(out).train(resume_from_checkpoint=True)
+
+
+def test_files_that_belong_together(trained, tmp_path):
+    """Sharded weights, several processes, a model alone, and the mark of transformers' own save on a signal."""
+    folder = harness.copy(trained[0] / "checkpoint-4", tmp_path / "checkpoint-4")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    assert find_damage(folder).path == str(folder / "model.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert find_damage(folder).path == str(folder / "model-00002-of-00002.safetensors")
+    shutil.copy(folder / "model-00001-of-00002.safetensors", folder / "model-00002-of-00002.safetensors")
+    assert find_damage(folder) is None
+
+    (folder / "rng_state.pth").rename(folder / "rng_state_0.pth")
+    assert find_damage(folder).path == str(folder / "rng_state_1.pth")
+    shutil.copy(folder / "rng_state_0.pth", folder / "rng_state_2.pth")
+    assert find_damage(folder).path == str(folder / "rng_state_1.pth")
+    shutil.copy(folder / "rng_state_0.pth", folder / "rng_state_1.pth")
+    assert find_damage(folder) is None
+
+    for path in [*folder.glob("rng_state*"), folder / "optimizer.pt"]:
+        path.unlink()
+    assert find_damage(folder).path == str(folder / "optimizer.pt")
+    (folder / "scheduler.pt").unlink()
+    assert find_damage(folder) is None
+
+    (folder / "checkpoint-is-incomplete.txt").touch()
+    assert find_damage(folder).is_unfinished
+
+
+@pytest.mark.parametrize("full_at", ["model.safetensors", "optimizer.pt"])
+def test_full_disk(examples, uninterrupted, tmp_path, full_at):
+    sizes = {
+        name: os.path.getsize(uninterrupted("folder") / "checkpoint-4" / name)
+        for name in ("model.safetensors", "optimizer.pt")
+    }
+    assert sizes["model.safetensors"] < sizes["optimizer.pt"]
+    out = tmp_path / "out"
+    folder = out / "checkpoint-4"
+    failed = examples("folder").run(
+        out, "--save_total_limit", "1", fault=harness.fill_disk, fault_args=(str(folder), sizes[full_at] - 1)
+    )
+    assert failed.code == 1, failed.text
+    assert f"The checkpoint '{folder}' could not be saved" in failed.text
+    assert f"The earlier checkpoints in '{out}' are untouched" in failed.text
+    assert harness.checkpoints(out) == [2] and find_damage(out / "checkpoint-2") is None
+
+
+def test_failing_push_keeps_the_whole_checkpoint(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path / "out")
+    monkeypatch.setattr(trainer.args, "push_to_hub", True)
+
+    def push(folder):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(trainer, "_push_from_checkpoint", push)
+    with pytest.raises(ConnectionError, match="no network"):
+        trainer.train()
+    assert find_damage(tmp_path / "out" / "checkpoint-2") is None
+
+
+def test_state_of_another_run_under_the_same_step_is_replaced(trained, tmp_path):
+    out = harness.copy(trained[0], tmp_path / "out")
+    (out / "checkpoint-4" / "of_another_run.pt").write_bytes(b"cut")
+    trainer = make_trainer(out)
+    trainer.train(resume_from_checkpoint=True)
+    assert find_checkpoint(out) == (str(out / "checkpoint-4"), [])
+    assert torch.load(out / "checkpoint-4" / "scheduler.pt")["last_epoch"] == 4
+    assert not (out / "checkpoint-4" / "of_another_run.pt").exists()
