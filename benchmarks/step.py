@@ -1,6 +1,9 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Time and peak memory of one optimizer step: plain training, GradAug, and GradAug with one joint backward ("naive").
+Time and peak memory of one optimizer step: plain training, GradAug, and two straightforward ways to write GradAug.
+
+"views" is the authors' step: a backward for each network, and sub-networks of which each weight is a slice that autograd sees.
+"naive" is the same with one joint backward.
 
 The arms take turns in one run, so that whatever else the machine does meets all of them, and each arm's figure is the
 median of its repetitions. The networks have random weights, and the sub-networks have fixed widths and sizes, so that each
@@ -10,6 +13,8 @@ Command:
 
     python benchmarks/step.py --batch_size 16 --image_size 224 --repetitions 5 --output results.json
     python benchmarks/step.py --dtype bfloat16 --channels_last --width_divisor 32 --output results.json
+
+`benchmarks/step_grid.py` runs it for a list of settings, and draws the picture.
 
 Peak memory is taken of each arm in a process of its own. On CUDA it is `torch.cuda.max_memory_allocated`. On the CPU it is
 the same thing, the most that PyTorch's allocator had handed out at a time (weights, gradients, momentum, activations), from
@@ -55,7 +60,7 @@ MODELS: dict[str, tuple[type[PreTrainedModel], type[PreTrainedConfig]]] = {
     "resnet-50": (transformers.ResNetForImageClassification, transformers.ResNetConfig),
     "convnext-tiny": (transformers.ConvNextForImageClassification, transformers.ConvNextConfig),
 }
-ARMS = ("plain", "gradaug", "naive")
+ARMS = ("plain", "gradaug", "views", "naive")
 # Of the paper's configuration for ImageNet: n 3, min width 0.9, and each of its smaller sizes once.
 WIDTHS = (0.97, 0.93, 0.9)
 SCALES = (6 / 7, 5 / 7, 4 / 7)
@@ -73,6 +78,7 @@ class BenchmarkArguments:
     dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "bfloat16 is by autocast."})
     channels_last: bool = field(default=False, metadata={"help": "Memory format of the weights and the images."})
     width_divisor: int = field(default=1, metadata={"help": "See GradAugSettings."})
+    compile: bool = field(default=False, metadata={"help": "torch.compile, of the sub-networks too."})
     repetitions: int = field(default=5, metadata={"help": "Measured steps of each arm."})
     warmup: int = field(default=1, metadata={"help": "Steps of each arm before those, 1 or more."})
     arms: list[str] = field(
@@ -145,6 +151,11 @@ def build_step(args: BenchmarkArguments, arm: str, passes: list[dict[str, Any]])
         batch["pixel_values"] = batch["pixel_values"].to(memory_format=torch.channels_last)
     # The rate is small, so that the weights stay what a network's weights are, however many steps are measured.
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4, nesterov=True)
+    network = model
+    if args.compile:
+        # Without dynamic shapes, every width and size is a graph of its own: the fastest kernels, and the longest warm-up.
+        torch._dynamo.config.recompile_limit = 64
+        model = torch.compile(model, dynamic=False)
     mixed = args.dtype == "bfloat16"
     autocast = functools.partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=mixed)
 
@@ -158,8 +169,13 @@ def build_step(args: BenchmarkArguments, arm: str, passes: list[dict[str, Any]])
     if arm == "plain":
         return plain_step
 
-    settings = GradAugSettings(num_subnetworks=len(WIDTHS), min_width=min(WIDTHS), width_divisor=args.width_divisor)
-    gradaug = GradAug(model, settings, transform=FixedSizes())
+    settings = GradAugSettings(
+        num_subnetworks=len(WIDTHS),
+        min_width=min(WIDTHS),
+        width_divisor=args.width_divisor,
+        width_choices=list(WIDTHS) if args.compile else None,
+    )
+    gradaug = GradAug(network, settings, transform=FixedSizes(), detached=arm == "gradaug")
 
     def gradaug_step() -> None:
         joint_loss: Tensor | float = 0.0
@@ -309,6 +325,38 @@ def print_table(results: dict[str, Any]) -> None:
             print(f"GradAug's {name}: {show(results['arms']['gradaug'].get(name))}, bar {bar:.3f}")
 
 
+def measure(argv: Sequence[str], memory: bool = True) -> dict[str, Any]:
+    """Everything about one setting, given as on the command line."""
+    (args,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(list(argv))
+    hardware = describe_machine(args.device)
+    # Memory first, while this process has nothing on the GPU.
+    peaks = {arm: measure_memory_apart(argv, arm) for arm in args.arms} if args.memory and memory else {}
+    seconds, passes = time_steps(args)
+    ratio = flop_ratio(args.model, args.image_size, args.width_divisor)
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "benchmarks/step.py", *argv]),
+        "hardware": hardware,
+        "versions": versions(),
+        "settings": {name: value for name, value in asdict(args).items() if name not in ("memory_of", "output")},
+        "passes": passes,
+        "flop_ratio": ratio,
+        "bars": {"time_ratio": TIME_BAR * ratio, "memory_ratio": MEMORY_BAR},
+        "arms": summarize(args, seconds, peaks),
+    }
+
+
+def versions() -> dict[str, str]:
+    packages = {package.__name__: package.__version__ for package in (torch, transformers, hf_gradaug)}
+    return {"python": platform.python_version(), **packages}
+
+
+def write_json(results: dict[str, Any], path: str | None) -> None:
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(results, indent=2) + "\n")
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     argv = list(sys.argv[1:] if argv is None else argv)
     (args,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(argv)
@@ -316,29 +364,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         memory = measure_memory(args, args.memory_of)
         print(json.dumps(memory))
         return memory
-    hardware = describe_machine(args.device)
-    # Memory first, while this process has nothing on the GPU.
-    memory = {arm: measure_memory_apart(argv, arm) for arm in args.arms} if args.memory else {}
-    seconds, passes = time_steps(args)
-    ratio = flop_ratio(args.model, args.image_size, args.width_divisor)
-    results = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/step.py", *argv]),
-        "hardware": hardware,
-        "versions": {
-            "python": platform.python_version(),
-            **{package.__name__: package.__version__ for package in (torch, transformers, hf_gradaug)},
-        },
-        "settings": {name: value for name, value in asdict(args).items() if name not in ("memory_of", "output")},
-        "passes": passes,
-        "flop_ratio": ratio,
-        "bars": {"time_ratio": TIME_BAR * ratio, "memory_ratio": MEMORY_BAR},
-        "arms": summarize(args, seconds, memory),
-    }
+    results = measure(argv)
     print_table(results)
-    if args.output is not None:
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.output).write_text(json.dumps(results, indent=2) + "\n")
+    write_json(results, args.output)
     return results
 
 

@@ -86,16 +86,15 @@ def _detached_copy(parameter: nn.Parameter, view: Tensor) -> Tensor:
     leaf = view.detach() if view.is_contiguous() or view.shape == parameter.shape else view.detach().clone()
     if not (parameter.requires_grad and torch.is_grad_enabled()):
         return leaf
-    index = tuple(slice(length) for length in view.shape)
-
-    def accumulate(leaf: Tensor) -> None:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        parameter.grad[index].add_(leaf.grad)
-        leaf.grad = None
-
-    leaf.requires_grad_().register_post_accumulate_grad_hook(accumulate)
+    leaf.requires_grad_().register_post_accumulate_grad_hook(functools.partial(_add_gradient, parameter))
     return leaf
+
+
+def _add_gradient(parameter: nn.Parameter, leaf: Tensor) -> None:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    parameter.grad[tuple(slice(length) for length in leaf.shape)].add_(leaf.grad)
+    leaf.grad = None
 
 
 class _Subnetworks:
