@@ -17,6 +17,8 @@ __all__ = [
     "GradAugTrainer",
     "RandomRotation",
     "RandomScale",
+    "StreamMixin",
+    "TrainingStream",
     "make_slimmable",
     "narrow_config",
     "plot_training_curves",
@@ -34,8 +36,10 @@ if TYPE_CHECKING:
     from .narrowing import narrow_config, register_narrowing, supported_model_types
     from .passes import GradAug, GradAugPass
     from .settings import GradAugSettings
+    from .stream_trainer import StreamMixin
     from .subnetwork import make_slimmable
     from .training_curves import plot_training_curves
+    from .training_stream import TrainingStream
     from .transforms import Compose, RandomRotation, RandomScale
 
 _MODULES = {
@@ -45,6 +49,8 @@ _MODULES = {
     "GradAugPass": "passes",
     "GradAugSettings": "settings",
     "GradAugTrainer": "gradaug_trainer",
+    "StreamMixin": "stream_trainer",
+    "TrainingStream": "training_stream",
     "make_slimmable": "subnetwork",
     "narrow_config": "narrowing",
     "plot_training_curves": "training_curves",
