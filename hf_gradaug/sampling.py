@@ -44,7 +44,8 @@ def example_seed(*numbers: int) -> int:
     Returns:
         `int`: In [0, 2^63), unrelated to that of any other numbers and to the draws of [`step_generator`].
     """
-    return _to_seed(np.random.SeedSequence(numbers, spawn_key=(1,)))
+    # The length too: SeedSequence pads with zeros.
+    return _to_seed(np.random.SeedSequence(numbers, spawn_key=(len(numbers),)))
 
 
 def _to_seed(sequence: np.random.SeedSequence) -> int:
