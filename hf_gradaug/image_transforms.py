@@ -7,6 +7,7 @@ from typing import Any
 import datasets
 import torch
 from PIL import Image
+from torch.utils.data import default_collate
 from torchvision.transforms import v2
 
 from .sampling import example_seed, seeded
@@ -237,7 +238,8 @@ class ImageCollator:
             self.mixes.append(v2.MixUp(alpha=mixup_alpha, num_classes=num_labels))
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = {"pixel_values": torch.stack([example["pixel_values"] for example in examples])}
+        # In a data-loading worker this stacks into shared memory at once; `torch.stack` would be copied there.
+        batch = {"pixel_values": default_collate([example["pixel_values"] for example in examples])}
         if "labels" not in examples[0]:
             return batch
         labels = torch.tensor([example["labels"] for example in examples])
