@@ -299,7 +299,8 @@ def plot(results: dict[str, Any], path: str) -> None:
         color = next((color for word, color in colors.items() if word in name), "#d9782d")
         bar = left.barh(name, arm["images_per_second"], color=color)
         left.bar_label(bar, fmt=" %.1f", fontsize=8)
-    left.set(xscale="log", xlabel="images per second")
+    most = max(arm["images_per_second"] for arm in arms.values())
+    left.set(xscale="log", xlim=(1, 3 * most), xlabel="images per second")
     left.invert_yaxis()
     bottom = np.zeros(len(parts))
     for part in next(iter(parts.values())):
@@ -307,7 +308,7 @@ def plot(results: dict[str, Any], path: str) -> None:
         right.bar(list(parts), heights, bottom=bottom, label=part)
         bottom += heights
     right.set_ylabel("ms an image, one process")
-    right.legend(fontsize=8)
+    figure.legend(loc="outside upper right", ncols=4, fontsize=8)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
