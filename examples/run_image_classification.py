@@ -87,6 +87,9 @@ class ModelArguments:
     ignore_mismatched_sizes: bool = field(
         default=False, metadata={"help": "Start with a new head if the pretrained one has other classes."}
     )
+    sync_batchnorm: bool = field(
+        default=False, metadata={"help": "BatchNorm over the images of all GPUs, not of each by itself."}
+    )
     cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
     token: str | None = field(default=None, metadata={"help": "Hub token for private models and data."})
@@ -194,6 +197,23 @@ def build_model(args: ModelArguments, class_names: list[str]):
     return model, processor
 
 
+def synchronize_batchnorm(model: torch.nn.Module, device: torch.device):
+    """
+    The model, with BatchNorm over the images of all processes, and the function that builds its sub-networks likewise.
+
+    Names, weights and checkpoints stay those of the plain model. Every process draws the same widths, so that the
+    statistics of a sub-network have the same channels in all of them.
+    """
+    if not any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        raise ValueError(f"sync_batchnorm is on, but a model of type '{model.config.model_type}' has no BatchNorm.")
+    if device.type == "cpu" and torch.distributed.is_initialized():
+        raise ValueError(
+            "sync_batchnorm is on, but PyTorch can't synchronize processes on CPUs: use GPUs or leave it out."
+        )
+    convert, plain_class = torch.nn.SyncBatchNorm.convert_sync_batchnorm, type(model)
+    return convert(model), lambda config: convert(plain_class(config))
+
+
 def top_classes(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The best five classes (all, if there are fewer), best first: kept in the place of all logits."""
     logits = logits[0] if isinstance(logits, tuple) else logits
@@ -207,6 +227,9 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
         data = load_image_data(data_args, training_args.seed, model_args.cache_dir, model_args.token)
         metric = evaluate.load(str(EXAMPLES / "metrics" / "image_classification"), keep_in_memory=True)
     model, image_processor = build_model(model_args, data.class_names)
+    build = None
+    if model_args.sync_batchnorm:
+        model, build = synchronize_batchnorm(model, training_args.device)
     size = get_image_size(image_processor)
     scales = training_args.scales if training_args.num_subnetworks else []
     with torch.device("meta"):
@@ -246,6 +269,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
         compute_metrics=lambda result: metric.compute(predictions=result.predictions, references=result.label_ids),
         preprocess_logits_for_metrics=top_classes,
         processing_class=image_processor,
+        build=build,
     )
     metrics: dict[str, float] = {}
     if training_args.do_train:

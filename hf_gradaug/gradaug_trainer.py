@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.training_args import OptimizerNames, ParallelMode
 
+from .distributed import no_sync, shard_as_one_unit
 from .losses import get_soft_labels, soft_label_cross_entropy
 from .model_card import complete_card
 from .passes import GradAug, GradAugPass, get_logits
@@ -89,7 +90,18 @@ class GradAugMixin:
             transform=self._gradaug_transform,
             build=self._gradaug_build,
             label_names=self.args.label_names,
+            # DeepSpeed's engine takes gradients from hooks on the parameters, in every backward.
+            detached=not self.is_deepspeed_enabled,
         )
+        if self.args.torch_compile and self.gradaug_settings.width_choices is not None:
+            self._allow_compiled_subnetworks()
+
+    def _allow_compiled_subnetworks(self) -> None:
+        # Dynamo gives up after 8 graphs of the same code, and every width and size of the sub-networks is one.
+        settings, dynamo = self.gradaug_settings, torch._dynamo.config
+        graphs = len({*settings.width_choices, settings.min_width}) * len(settings.scales) + dynamo.recompile_limit
+        dynamo.recompile_limit = graphs
+        dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 4 * graphs)
 
     def _check_arguments(self, model: nn.Module | None) -> None:
         if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
@@ -102,15 +114,15 @@ class GradAugMixin:
                 "GPUs are visible to one process. Start one process a GPU, `accelerate launch script.py`, or make one GPU "
                 "visible, `CUDA_VISIBLE_DEVICES=0`."
             )
-        if self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
             raise ValueError(
-                "GradAug can't train with DeepSpeed: it runs one backward for each network, and DeepSpeed's engine steps the "
-                "optimizer in the backward. Use DistributedDataParallel (`accelerate launch --multi_gpu`) instead."
+                "GradAug can't train with stage 3 of DeepSpeed's ZeRO, where the parameters that sub-networks slice are whole "
+                "inside of their own layer only. Use stage 2 or less, or FSDP2."
             )
-        if self.is_fsdp_enabled:
+        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
             raise ValueError(
-                "GradAug can't train with FSDP yet: sub-networks slice whole parameters. Use DistributedDataParallel "
-                "(`accelerate launch --multi_gpu`) instead."
+                "GradAug can't train with the first version of FSDP, which flattens the parameters that sub-networks slice. Set "
+                "`fsdp_version: 2` in the configuration of Accelerate, or use DistributedDataParallel."
             )
         optim = OptimizerNames(self.args.optim)
         if optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO) or "layerwise" in optim.value:
@@ -118,6 +130,11 @@ class GradAugMixin:
                 f"GradAug can't train with `optim={optim.value!r}`: it runs one backward for each network, and this optimizer "
                 "steps in the backward. Use one that steps after it, such as 'adamw_torch' or 'sgd'."
             )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.gradaug_settings.num_subnetworks > 0 and self.is_fsdp_enabled:
+            shard_as_one_unit(self.model, self.accelerator.state.fsdp_plugin)
+        return super().create_optimizer(model)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items_in_batch: Tensor | int | None = None
@@ -132,7 +149,7 @@ class GradAugMixin:
         try:
             for gradaug_pass in self.gradaug.passes(inputs, step=self.state.global_step):
                 self._gradaug_pass = gradaug_pass
-                sync = contextlib.nullcontext() if gradaug_pass.is_last else self.accelerator.no_sync(model)
+                sync = contextlib.nullcontext() if gradaug_pass.is_last else no_sync(self.accelerator, model)
                 with sync, gradaug_pass:
                     if gradaug_pass.is_full:
                         losses.append(super().training_step(model, inputs, num_items_in_batch))
@@ -228,32 +245,31 @@ class _StepLog:
     def __init__(self):
         self.losses: Tensor | None = None  # of the full network, of the sub-networks, and the steps that they are of
         self.width = self.size = 0.0
-        self.batches = 0
+        self.subnetworks = 0
         self.last_step = 0
 
     def __bool__(self) -> bool:
-        return self.batches > 0
+        return self.losses is not None
 
     def add(self, losses: list[Tensor], passes: list[GradAugPass], step: int, share: float, only_finite: bool) -> None:
-        full, subnetworks = losses[0], torch.stack(losses[1:]).sum()
+        full, subnetworks = losses[0], sum(losses[1:], torch.zeros_like(losses[0]))
         values = torch.stack([full, subnetworks, torch.full_like(full, share)])
         if only_finite:  # as the Trainer leaves them out of the sum
             values = torch.where(torch.isfinite(values).all(), values, torch.zeros_like(values))
         self.losses = values if self.losses is None else self.losses + values
-        self.width += sum(p.width for p in passes[1:]) / (len(passes) - 1)
-        self.size += sum(sum(p.size) / 2 for p in passes[1:]) / (len(passes) - 1)
-        self.batches += 1
+        self.width += sum(p.width for p in passes[1:])
+        self.size += sum(sum(p.size) / 2 for p in passes[1:])
+        self.subnetworks += len(passes) - 1
         self.last_step = step
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         # Every process comes here for the same log line, whatever its losses were.
         full, subnetworks, steps = accelerator.reduce(self.losses, reduction="sum").tolist()
         means = {"loss_full": full / steps, "loss_subnetworks": subnetworks / steps} if steps > 0 else {}
-        return {
-            **means,
-            "subnetwork_width": self.width / self.batches,
-            "subnetwork_size": self.size / self.batches,
-        }
+        if self.subnetworks > 0:
+            means["subnetwork_width"] = self.width / self.subnetworks
+            means["subnetwork_size"] = self.size / self.subnetworks
+        return means
 
 
 def _count_parameters(module: nn.Module) -> int:

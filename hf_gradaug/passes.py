@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import find_labels
@@ -47,6 +48,8 @@ class GradAugPass:
         soft_labels (`torch.Tensor`, *optional*):
             Class probabilities of shape `(batch_size, num_labels)`, where the batch has such labels and not numbers, in the
             full network's pass.
+        rows (`torch.Tensor`, *optional*):
+            Indices of the images that a sub-network sees, where that is a share of the batch.
         network (`nn.Module`):
             The full network; inside of the `with` block of a sub-network, a model of its narrower config without weights.
     """
@@ -58,13 +61,16 @@ class GradAugPass:
     is_last: bool
     size: tuple[int, int]
     soft_labels: Tensor | None = field(default=None, repr=False)
+    rows: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self):
         self.network: nn.Module = self.gradaug.model
 
     def __enter__(self) -> "GradAugPass":
         if not self.is_full:
-            self._activation = self.gradaug.subnetwork(self.width)
+            # The pass that synchronizes goes through the parameters, on which DistributedDataParallel has its hooks.
+            detached = self.gradaug.detached and not (self.is_last and _has_several_processes())
+            self._activation = self.gradaug.subnetwork(self.width, detached=detached)
             self.network = self._activation.__enter__()
         return self
 
@@ -94,8 +100,19 @@ class GradAugPass:
             if self.soft_labels is not None:
                 return soft_label_cross_entropy(logits, self.soft_labels)
             return outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]
-        loss = soft_target_loss(logits, self.gradaug.targets, settings.temperature)
+        targets = self.gradaug.targets if self.rows is None else self.gradaug.targets[self.rows]
+        loss = soft_target_loss(logits, targets, settings.temperature)
         return settings.subnetwork_loss_weight * loss
+
+
+def _select_rows(value: Any, rows: Tensor, batch_size: int) -> Any:
+    is_batched = isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch_size
+    return value[rows] if is_batched else value
+
+
+def _has_several_processes() -> bool:
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def get_logits(outputs: Any) -> Tensor:
@@ -135,6 +152,9 @@ class GradAug:
             See [`make_slimmable`].
         label_names (`list[str]`, *optional*):
             Inputs that sub-networks don't get. Defaults to the arguments of the model's `forward` that hold labels.
+        detached (`bool`, *optional*, defaults to `True`):
+            Runs the passes that don't synchronize on detached copies of the weights (see [`~SlimmableModel.subnetwork`]),
+            which is faster. Turn it off where hooks on the parameters must see every pass.
 
     Raises:
         `TypeError`, `ValueError`: If the model can't have sub-networks (see [`make_slimmable`]) or is not for
@@ -163,12 +183,14 @@ class GradAug:
         transform: Transform | None = None,
         build: Build | None = None,
         label_names: list[str] | None = None,
+        detached: bool = True,
     ):
         self.model = make_slimmable(model, build=build)
         self.settings = GradAugSettings() if settings is None else settings
         self.seed = seed
         self.transform = transform
         self.label_names = find_labels(type(model)) if label_names is None else label_names
+        self.detached = detached
         self.targets: Tensor | None = None
         self._checked_sizes: set[tuple[int, int]] = set()
 
@@ -182,9 +204,14 @@ class GradAug:
         model.config.problem_type = "single_label_classification"
         self.subnetwork(self.settings.min_width)  # a narrowing that can't make the smallest one fails here
 
-    def subnetwork(self, width: float):
+    def subnetwork(self, width: float, detached: bool = False):
         """The context manager in which the model runs the sub-network of this width multiplier."""
-        return self.model.subnetwork(width, width_divisor=self.settings.width_divisor)
+        return self.model.subnetwork(
+            width,
+            width_divisor=self.settings.width_divisor,
+            detached=detached,
+            compiled=self.settings.width_choices is not None,
+        )
 
     def passes(self, inputs: Mapping[str, Any], step: int) -> Iterator[GradAugPass]:
         """
@@ -214,19 +241,33 @@ class GradAug:
         if transform is None:
             transform = random_transform(settings.scales, settings.rotations)
 
-        n = settings.num_subnetworks
+        n = settings.num_subnetworks if step % settings.subnetwork_every == 0 else 0
         soft_labels = get_soft_labels(inputs)
         full_inputs = {k: v for k, v in inputs.items() if soft_labels is None or v is not soft_labels}
         yield GradAugPass(
             self, full_inputs, width=1.0, is_full=True, is_last=n == 0, size=size, soft_labels=soft_labels
         )
-        for index, width in enumerate(draw_widths(n, settings.min_width, step_generator(self.seed, step)), start=1):
-            transformed = transform(images, step_generator(self.seed, step, index))
-            self._check_size(images, size := tuple(transformed.shape[-2:]))
+        widths = draw_widths(n, settings.min_width, step_generator(self.seed, step), settings.width_choices)
+        for index, width in enumerate(widths, start=1):
             sub_inputs = {key: value for key, value in inputs.items() if key not in self.label_names}
-            sub_inputs[name] = transformed
-            yield GradAugPass(self, sub_inputs, width=width, is_full=False, is_last=index == n, size=size)
+            rows = self._share_of_batch(images, index)
+            if rows is not None:
+                sub_inputs = {key: _select_rows(value, rows, len(images)) for key, value in sub_inputs.items()}
+            sub_inputs[name] = transform(sub_inputs[name], step_generator(self.seed, step, index))
+            self._check_size(images, size := tuple(sub_inputs[name].shape[-2:]))
+            yield GradAugPass(self, sub_inputs, width=width, is_full=False, is_last=index == n, size=size, rows=rows)
         self.targets = None
+
+    def _share_of_batch(self, images: Tensor, index: int) -> Tensor | None:
+        """Which rows of the batch sub-network `index` (from 1) sees; `None` for all."""
+        batch_size, fraction = len(images), self.settings.subnetwork_batch_fraction
+        if fraction == 1:
+            return None
+        count = max(1, int(batch_size * fraction + 0.5))
+        # Evenly spaced, so that the shares of micro-batches and of processes together are those of the whole batch,
+        # where the sizes divide.
+        spaced = torch.arange(count, device=images.device) * batch_size // count
+        return (spaced + index - 1) % batch_size
 
     def _check_size(self, images: Tensor, size: tuple[int, int]) -> None:
         if size not in self._checked_sizes:

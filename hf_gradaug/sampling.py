@@ -8,7 +8,7 @@ data-loading workers, and there is no state to save.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -74,7 +74,9 @@ def seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(state)
 
 
-def draw_widths(num_subnetworks: int, min_width: float, generator: torch.Generator) -> list[float]:
+def draw_widths(
+    num_subnetworks: int, min_width: float, generator: torch.Generator, choices: Sequence[float] | None = None
+) -> list[float]:
     """
     Width multipliers of a step's sub-networks by the sandwich rule (paper, section 3).
 
@@ -85,11 +87,18 @@ def draw_widths(num_subnetworks: int, min_width: float, generator: torch.Generat
             The smallest width multiplier, in (0, 1]. One sub-network always has it.
         generator (`torch.Generator`):
             Source of the others, uniform in [`min_width`, 1].
+        choices (`Sequence[float]`, *optional*):
+            Width multipliers to draw the others from, instead of the interval.
 
     Returns:
         `list[float]`: `num_subnetworks` width multipliers, widest first.
     """
     if num_subnetworks == 0:
         return []
-    drawn = torch.rand(num_subnetworks - 1, generator=generator, dtype=torch.float64)
-    return sorted((min_width + (1 - min_width) * drawn).tolist(), reverse=True) + [min_width]
+    if choices is None:
+        drawn = torch.rand(num_subnetworks - 1, generator=generator, dtype=torch.float64)
+        others = (min_width + (1 - min_width) * drawn).tolist()
+    else:
+        drawn = torch.randint(len(choices), (num_subnetworks - 1,), generator=generator)
+        others = [choices[index] for index in drawn.tolist()]
+    return sorted(others, reverse=True) + [min_width]

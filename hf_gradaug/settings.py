@@ -20,6 +20,9 @@ class GradAugSettings:
         min_width (`float`, *optional*, defaults to `0.9`):
             Smallest width multiplier, in (0, 1]. One sub-network of each step has it, the others are drawn uniformly from
             `[min_width, 1]`.
+        width_choices (`list[float]`, *optional*):
+            Width multipliers to draw the others from, each in [`min_width`, 1]. With such a bounded set `torch.compile`
+            compiles the sub-networks too. Not given: the whole interval.
         scales (`list[float]`, *optional*, defaults to `[1.0, 6 / 7, 5 / 7, 4 / 7]`):
             Image sizes for the sub-networks, as fractions of the batch's own height and width, each in (0, 1]; 224, 192, 160
             and 128 pixels at 224. One is drawn for each sub-network.
@@ -32,6 +35,11 @@ class GradAugSettings:
         width_divisor (`int`, *optional*, defaults to `1`):
             Channel counts of the sub-networks are rounded to multiples of it, 1 or more. The inner layers of a ResNet
             bottleneck have a quarter of its outer count, so that 32 makes them multiples of 8.
+        subnetwork_batch_fraction (`float`, *optional*, defaults to `1.0`):
+            Share of the batch that each sub-network sees, in (0, 1]: every sub-network another one, evenly spaced in the
+            batch, with the soft targets that belong to it.
+        subnetwork_every (`int`, *optional*, defaults to `1`):
+            Sub-networks are trained in every so-many-th optimizer step, 1 or more, beginning with the first.
 
     Raises:
         `ValueError`: If a setting is out of range. It names the setting, its value and what is allowed.
@@ -46,6 +54,13 @@ class GradAugSettings:
         metadata={
             "help": "Smallest width multiplier, in (0, 1]. One sub-network of each step has it, the others are drawn "
             "uniformly from [min_width, 1]."
+        },
+    )
+    width_choices: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Width multipliers to draw the others from, each in [min_width, 1]. With such a bounded set torch_compile "
+            "compiles the sub-networks too. Not given: the whole interval."
         },
     )
     scales: list[float] = field(
@@ -72,13 +87,29 @@ class GradAugSettings:
             "ResNet bottleneck have a quarter of its outer count, so that 32 makes them multiples of 8."
         },
     )
+    subnetwork_batch_fraction: float = field(
+        default=1.0, metadata={"help": "Share of the batch that each sub-network sees, in (0, 1]; each another one."}
+    )
+    subnetwork_every: int = field(
+        default=1, metadata={"help": "Sub-networks are trained in every so-many-th optimizer step, 1 or more."}
+    )
 
     def __post_init__(self):
-        for name, low in (("num_subnetworks", 0), ("width_divisor", 1)):
+        for name, low in (("num_subnetworks", 0), ("width_divisor", 1), ("subnetwork_every", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise ValueError(f"`{name}` must be a whole number, {low} or more, but is {value}.")
         check_width(self.min_width, "min_width")
+        choices = self.width_choices
+        if choices is not None and not (choices and all(self.min_width <= width <= 1 for width in choices)):
+            raise ValueError(
+                f"`width_choices` must be one or more width multipliers in [min_width, 1], which is [{self.min_width}, 1], but "
+                f"is {choices}."
+            )
+        if not 0 < self.subnetwork_batch_fraction <= 1:
+            raise ValueError(
+                f"`subnetwork_batch_fraction` must be in (0, 1], but is {self.subnetwork_batch_fraction}."
+            )
         if not self.temperature > 0:
             raise ValueError(f"`temperature` must be above 0, but is {self.temperature}.")
         if not self.subnetwork_loss_weight >= 0:

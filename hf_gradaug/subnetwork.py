@@ -34,7 +34,8 @@ class _Subnetwork:
         self.skeleton = skeleton
         self.placeholders = [(dict(module._parameters), dict(module._buffers)) for module in skeleton.modules()]
 
-    def bind(self, model: nn.Module) -> None:
+    @torch.compiler.disable
+    def bind(self, model: nn.Module, detached: bool = False) -> None:
         """
         Makes the skeleton compute with the model's weights, until [`unbind`].
 
@@ -49,7 +50,9 @@ class _Subnetwork:
                     setattr(narrow, flag, value)
             for name, like in parameters.items():
                 if like is not None:
-                    narrow._parameters[name] = _leading_slice(full._parameters[name], like, f"{prefix}.{name}")
+                    parameter = full._parameters[name]
+                    view = _leading_slice(parameter, like, f"{prefix}.{name}")
+                    narrow._parameters[name] = _detached_copy(parameter, view) if detached else view
             for name, like in buffers.items():
                 if like is not None:
                     # A copy, because a sub-network in train mode writes running statistics, and only the full
@@ -72,6 +75,29 @@ def _leading_slice(tensor: Tensor, like: Tensor, name: str) -> Tensor:
     return view
 
 
+def _detached_copy(parameter: nn.Parameter, view: Tensor) -> Tensor:
+    """
+    A dense leaf in the memory format of the parameter, whose gradient is added to the parameter's as it is computed.
+
+    Autograd answers a view with a gradient as large as the whole parameter, mostly zeros, for each pass, and kernels of
+    convolutions and linear layers are slower on the strided weights.
+    """
+    # What is dense already, such as biases and whole layers, need not be copied.
+    leaf = view.detach() if view.is_contiguous() or view.shape == parameter.shape else view.detach().clone()
+    if not (parameter.requires_grad and torch.is_grad_enabled()):
+        return leaf
+    index = tuple(slice(length) for length in view.shape)
+
+    def accumulate(leaf: Tensor) -> None:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        parameter.grad[index].add_(leaf.grad)
+        leaf.grad = None
+
+    leaf.requires_grad_().register_post_accumulate_grad_hook(accumulate)
+    return leaf
+
+
 class _Subnetworks:
     """A slimmable model's state, kept apart from its modules: its plain class, cached sub-networks, the active ones."""
 
@@ -83,7 +109,7 @@ class _Subnetworks:
         self.model_class = model_class
         self.build = build
         self.cache: OrderedDict[str, _Subnetwork] = OrderedDict()
-        self.active: list[_Subnetwork] = []
+        self.active: list[_Activation] = []
 
     def get(self, model: nn.Module, width: float, divisor: int) -> _Subnetwork:
         config = narrow_config(model.config, width, divisor)
@@ -99,23 +125,26 @@ class _Subnetworks:
 class _Activation:
     """The context manager of [`SlimmableModel.subnetwork`]; it can be nested and entered again."""
 
-    def __init__(self, active: list[_Subnetwork], subnetwork: _Subnetwork):
+    def __init__(self, active: list["_Activation"], subnetwork: _Subnetwork, detached: bool, compiled: bool):
         self.active, self.subnetwork = active, subnetwork
+        self.detached, self.compiled = detached, compiled
 
     def __enter__(self) -> nn.Module:
-        self.active.append(self.subnetwork)
+        self.active.append(self)
         return self.subnetwork.skeleton
 
     def __exit__(self, *exception) -> None:
         self.active.pop()
-        if self.subnetwork not in self.active:
+        if all(activation.subnetwork is not self.subnetwork for activation in self.active):
             self.subnetwork.unbind()
 
 
 class SlimmableModel:
     """What [`make_slimmable`] adds to the class of a model."""
 
-    def subnetwork(self, width: float, width_divisor: int = 1) -> _Activation:
+    def subnetwork(
+        self, width: float, width_divisor: int = 1, *, detached: bool = False, compiled: bool = False
+    ) -> _Activation:
         """
         Runs a sub-network instead of the full network inside a `with` block.
 
@@ -129,6 +158,12 @@ class SlimmableModel:
                 Width multiplier, in (0, 1].
             width_divisor (`int`, *optional*, defaults to `1`):
                 Channel counts are rounded to multiples of it.
+            detached (`bool`, *optional*, defaults to `False`):
+                Computes with dense copies of the weights, whose gradients `backward` adds to `parameter.grad` itself. Faster,
+                and the sums are the same, but hooks on the parameters, those of DistributedDataParallel among them, don't
+                run, and `torch.autograd.grad` doesn't reach the parameters.
+            compiled (`bool`, *optional*, defaults to `False`):
+                Lets `torch.compile` compile the sub-network too, once for each width and image size.
 
         Returns:
             A context manager, which gives the sub-network's skeleton: a model of the narrower config without weights.
@@ -144,7 +179,7 @@ class SlimmableModel:
         ```
         """
         state: _Subnetworks = self.__dict__[_STATE]
-        return _Activation(state.active, state.get(self, width, width_divisor))
+        return _Activation(state.active, state.get(self, width, width_divisor), detached, compiled)
 
     def __deepcopy__(self, memo: dict) -> nn.Module:
         state: _Subnetworks = self.__dict__[_STATE]
@@ -236,10 +271,17 @@ def _slimmable_class(model_class: type[nn.Module]) -> type[nn.Module]:
     return type(model_class.__name__, (SlimmableModel, model_class), {**namespace, "__doc__": model_class.__doc__})
 
 
-@torch.compiler.disable  # every drawn width is another graph, so that compilation would never end
-def _forward_subnetwork(model: nn.Module, subnetwork: _Subnetwork, args: tuple, kwargs: dict):
-    subnetwork.bind(model)
-    return subnetwork.skeleton(*args, **kwargs)
+# Dynamo enters neither these functions nor, without `compiled`, the skeleton: every drawn width would be another graph.
+@functools.partial(torch.compiler.disable, recursive=False)
+def _forward_subnetwork(model: nn.Module, activation: _Activation, args: tuple, kwargs: dict):
+    skeleton = activation.subnetwork.skeleton
+    activation.subnetwork.bind(model, activation.detached)
+    return skeleton(*args, **kwargs) if activation.compiled else _forward_eagerly(skeleton, args, kwargs)
+
+
+@torch.compiler.disable
+def _forward_eagerly(skeleton: nn.Module, args: tuple, kwargs: dict):
+    return skeleton(*args, **kwargs)
 
 
 def _build_skeleton(model: nn.Module, config: PreTrainedConfig, build: Build, width: float) -> nn.Module:

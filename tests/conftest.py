@@ -37,13 +37,13 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def root() -> Path:
     """The folder that holds the package, the tests and the examples."""
     return ROOT
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def subprocess_env() -> dict[str, str]:
     """
     Environment for a process that a test starts: it finds the package and has one thread, so that several of them

@@ -1,5 +1,6 @@
 """Two real processes, started by `torchrun` with gloo."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -7,33 +8,39 @@ import sys
 import pytest
 import torch
 from tiny import largest_difference
+from transformers import AutoModelForImageClassification
 
 
 pytestmark = pytest.mark.distributed
 
 
-@pytest.fixture
-def train(tmp_path, root, subprocess_env):
-    def run(processes, batch_size, num_subnetworks=3, accumulation=1, kind="plain"):
-        output = tmp_path / f"{processes}-{batch_size}-{num_subnetworks}-{accumulation}-{kind}"
-        output.mkdir()
+@pytest.fixture(scope="module")
+def train(tmp_path_factory, root, subprocess_env):
+    """Runs the script `train_tiny.py`, the same run once only; gives the weights, what it wrote down and its folder."""
+
+    @functools.cache
+    def run_once(processes, kind, args):
+        output = tmp_path_factory.mktemp("run")
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        script = [str(root / "tests" / "scripts" / "train_tiny.py"), str(output)]
+        script = [str(root / "tests" / "scripts" / "train_tiny.py"), str(output), kind, args]
         words = [*(launcher if processes > 1 else [sys.executable]), *script]
-        words += [str(batch_size), str(num_subnetworks), str(accumulation), kind]
         done = subprocess.run(words, env=subprocess_env, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         result = json.loads((output / "result.json").read_text())
         assert result["processes"] == processes
-        return torch.load(output / "state.pt"), result
+        return torch.load(output / "state.pt"), result, output
+
+    def run(processes, batch_size, accumulation=1, kind="plain", **args):
+        args.update(per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation)
+        return run_once(processes, kind, json.dumps(args))
 
     return run
 
 
 def test_two_processes_are_one(train):
-    one, alone = train(processes=1, batch_size=8)
-    two, together = train(processes=2, batch_size=4)
-    both, accumulated = train(processes=2, batch_size=2, accumulation=2)
+    one, alone, _ = train(processes=1, batch_size=8)
+    two, together, _ = train(processes=2, batch_size=4)
+    both, accumulated, _ = train(processes=2, batch_size=2, accumulation=2)
     assert largest_difference(two, one) < 1e-7
     assert largest_difference(both, one) < 1e-7
     for result in (together, accumulated):
@@ -42,20 +49,56 @@ def test_two_processes_are_one(train):
                 if name in expected:
                     assert line[name] == pytest.approx(expected[name], rel=1e-4), name
 
-    _, plain = train(processes=2, batch_size=4, num_subnetworks=0)
-    assert plain["buckets"] > 0
+    _, plain, _ = train(processes=2, batch_size=4, num_subnetworks=0)
+    assert plain["synchronizations"] > 0
     # As many as plain training: one synchronization an optimizer step, whatever the passes and the accumulation.
-    assert together["buckets"] == accumulated["buckets"] == plain["buckets"]
+    assert together["synchronizations"] == accumulated["synchronizations"] == plain["synchronizations"]
+
+
+def test_sharded_is_one(train):
+    one, *_ = train(processes=1, batch_size=8)
+    both, result, folder = train(processes=2, batch_size=2, accumulation=2, kind="fsdp")
+    assert result["sharded"]
+    assert largest_difference(both, one) < 1e-6
+    # One unit, and one reduce-scatter in each of the three optimizer steps.
+    assert result["synchronizations"] == 3
+    saved = AutoModelForImageClassification.from_pretrained(folder).state_dict()
+    assert largest_difference(saved, both) == 0
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_deepspeed_is_one(train, stage):
+    one, *_ = train(processes=1, batch_size=8)
+    config = {
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": 0.0,  # not given, it is 1
+    }
+    both, *_ = train(processes=2, batch_size=2, accumulation=2, deepspeed=config)
+    assert largest_difference(both, one) < 1e-6
+
+
+def test_resumed_on_another_number_of_processes(train):
+    args = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4, "lr_scheduler_type": "constant"}
+    uninterrupted, _, folder = train(processes=1, batch_size=8, **args)
+    args["resume_from_checkpoint"] = str(folder / "checkpoint-2")
+    on_two, _, folder = train(processes=2, batch_size=4, **args)
+    args["resume_from_checkpoint"] = str(folder / "checkpoint-3")
+    on_one, *_ = train(processes=1, batch_size=8, **args)
+    assert largest_difference(on_two, uninterrupted) < 1e-7
+    assert largest_difference(on_one, uninterrupted) < 1e-7
 
 
 def test_own_loss_is_scaled_by_the_processes(train):
-    one, _ = train(processes=1, batch_size=8, kind="own_loss")
-    both, _ = train(processes=2, batch_size=2, accumulation=2, kind="own_loss")
+    one, *_ = train(processes=1, batch_size=8, kind="own_loss")
+    both, *_ = train(processes=2, batch_size=2, accumulation=2, kind="own_loss")
     assert largest_difference(both, one) < 1e-7
 
 
 def test_not_a_number_in_one_process_hangs_none(train):
-    _, result = train(processes=2, batch_size=4, kind="nan")
+    _, result, _ = train(processes=2, batch_size=4, kind="nan")
     lines = [line for line in result["log"] if "learning_rate" in line]
     # The log shows the losses of the processes that have some; all of them came to the same log lines.
     assert len(lines) == 3

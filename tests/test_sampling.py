@@ -54,3 +54,13 @@ def test_draws_inside_are_seeded_and_leave_no_trace():
         torch.rand(3)
         raise KeyError
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_widths_from_choices():
+    choices = [0.8, 0.9, 1.0]
+    drawn = [draw_widths(3, 0.5, step_generator(0, step), choices) for step in range(200)]
+    assert all(widths == sorted(widths, reverse=True) and widths[-1] == 0.5 for widths in drawn)
+    others = [width for widths in drawn for width in widths[:-1]]
+    assert {choice: others.count(choice) for choice in choices} == pytest.approx(
+        dict.fromkeys(choices, 400 / 3), rel=0.2
+    )

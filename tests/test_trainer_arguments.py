@@ -1,9 +1,11 @@
 """Settings, what the trainer refuses before anything is written, and the model card."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
 from tiny import tiny_config, tiny_model, tiny_trainer
 from torch import nn
@@ -29,22 +31,20 @@ def test_refuses_data_parallel_and_deepspeed(tmp_path, monkeypatch):
         def create_accelerator_and_postprocess(self):
             super().create_accelerator_and_postprocess()
             self.is_deepspeed_enabled = True
+            monkeypatch.setattr(AcceleratorState, "deepspeed_plugin", SimpleNamespace(zero_stage=3))
 
-    class WithDeepSpeed(GradAugMixin, TrainerWithDeepSpeed):
-        pass
-
-    with pytest.raises(ValueError, match="DeepSpeed.*DistributedDataParallel"):
-        tiny_trainer(tmp_path / "out", cls=WithDeepSpeed)
+    with pytest.raises(ValueError, match="stage 3.*FSDP2"):
+        tiny_trainer(tmp_path / "out", cls=type("WithDeepSpeed", (GradAugMixin, TrainerWithDeepSpeed), {}))
     assert not (tmp_path / "out").exists()
 
 
-def test_refuses_fsdp_and_device_map(tmp_path):
+def test_refuses_fsdp_1_and_device_map(tmp_path):
     class TrainerWithFSDP(Trainer):
         def create_accelerator_and_postprocess(self):
             super().create_accelerator_and_postprocess()
             self.is_fsdp_enabled = True
 
-    with pytest.raises(ValueError, match="FSDP.*DistributedDataParallel"):
+    with pytest.raises(ValueError, match="`fsdp_version: 2`.*DistributedDataParallel"):
         tiny_trainer(tmp_path / "out", cls=type("WithFSDP", (GradAugMixin, TrainerWithFSDP), {}))
     model = tiny_model()
     model.hf_device_map = {"convnext": 0, "classifier": 1}
@@ -101,6 +101,11 @@ def test_settings_parse(tmp_path, source):
         ("temperature", 0.0),
         ("width_divisor", 0),
         ("num_subnetworks", 2.0),
+        ("width_choices", []),
+        ("width_choices", [0.5]),
+        ("subnetwork_batch_fraction", 0.0),
+        ("subnetwork_batch_fraction", 1.5),
+        ("subnetwork_every", 0),
     ],
 )
 def test_settings_outside_their_range(tmp_path, name, value):

@@ -2,9 +2,9 @@
 """
 Trains a tiny ConvNeXt, in one process or in several started by `torchrun`, and saves what the tests compare.
 
-    torchrun --nproc_per_node 2 tests/scripts/train_tiny.py OUTPUT BATCH_SIZE NUM_SUBNETWORKS ACCUMULATION KIND
+    torchrun --nproc_per_node 2 tests/scripts/train_tiny.py OUTPUT KIND '{"per_device_train_batch_size": 4}'
 
-KIND is `plain`, `own_loss` (with `compute_loss_func`) or `nan` (not a number in the last process alone).
+KIND is `plain`, `own_loss` (with `compute_loss_func`), `nan` (not a number in the last process alone) or `fsdp` (FSDP2).
 """
 
 import json
@@ -13,28 +13,41 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback, default_data_collator
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiny import state_of, tiny_model, tiny_trainer  # noqa: E402
+from tiny import tiny_model, tiny_trainer  # noqa: E402
 
 
 class CountSynchronizations(TrainerCallback):
-    """Counts the gradient buckets that DistributedDataParallel reduces."""
+    """Counts the synchronizations of gradients: buckets that DistributedDataParallel reduces, reduce-scatters of FSDP2."""
 
     def __init__(self):
-        self.trainer, self.buckets = None, 0
+        self.trainer, self.count = None, 0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if torch.distributed.is_initialized():
-            self.trainer.model_wrapped.register_comm_hook(None, self.reduce)
+        model = self.trainer.model_wrapped
+        if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            model.register_comm_hook(None, self.reduce_bucket)
+        elif isinstance(model, FSDPModule):
+            has_new_name = hasattr(torch.distributed, "reduce_scatter_single")  # since PyTorch 2.14
+            name = "reduce_scatter_single" if has_new_name else "reduce_scatter_tensor"
+            self.reduce_scatter = getattr(torch.distributed, name)
+            setattr(torch.distributed, name, self.reduce_unit)
 
-    def reduce(self, state, bucket):
-        self.buckets += 1
+    def reduce_bucket(self, state, bucket):
+        self.count += 1
         return allreduce_hook(state, bucket)
+
+    def reduce_unit(self, *args, **kwargs):
+        self.count += 1
+        return self.reduce_scatter(*args, **kwargs)
 
 
 def own_loss(outputs, labels, num_items_in_batch=None):
@@ -47,8 +60,24 @@ def spoil(inputs: dict) -> dict:
     return inputs
 
 
-def main(output: str, batch_size: str, num_subnetworks: str, accumulation: str, kind: str) -> None:
+def use_fsdp() -> None:
+    """What `accelerate launch` would set. Accelerate knows FSDP on accelerators only, so it takes the CPUs for some."""
+    os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_RESHARD_AFTER_FORWARD="true")
+    os.environ.update(FSDP_STATE_DICT_TYPE="FULL_STATE_DICT", FSDP_CPU_RAM_EFFICIENT_LOADING="false")
+    start = PartialState.__init__
+
+    def start_as_accelerators(self, *args, **kwargs):
+        start(self, *args, **kwargs)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_XPU
+
+    PartialState.__init__ = start_as_accelerators
+
+
+def main(output: str, kind: str, args: str) -> None:
     torch.set_num_threads(1)
+    if kind == "fsdp":
+        use_fsdp()
     counter = CountSynchronizations()
     trainer_kwargs = {"callbacks": [counter]}
     if kind == "own_loss":
@@ -59,18 +88,19 @@ def main(output: str, batch_size: str, num_subnetworks: str, accumulation: str, 
         output,
         tiny_model("convnext"),
         trainer_kwargs=trainer_kwargs,
-        per_device_train_batch_size=int(batch_size),
-        num_subnetworks=int(num_subnetworks),
-        gradient_accumulation_steps=int(accumulation),
         max_grad_norm=0.0,
         ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
+        **json.loads(args),
     )
     counter.trainer = trainer
-    trainer.train()
+    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    trainer.save_model()
     if trainer.is_world_process_zero():
-        torch.save(state_of(trainer.model), Path(output) / "state.pt")
+        torch.save(state, Path(output) / "state.pt")
         result = {
-            "buckets": counter.buckets,
+            "synchronizations": counter.count,
+            "sharded": isinstance(trainer.model_wrapped, FSDPModule),
             "processes": trainer.accelerator.num_processes,
             "log": trainer.state.log_history,
         }
