@@ -22,7 +22,14 @@ REQUIREMENTS = [
     # Trainer's hooks, which this package overrides, have changed between major releases.
     "transformers>=5.17.0,<6",
 ]
-EXAMPLES = ["evaluate>=0.4.6", "matplotlib>=3.9.0", "scikit-learn>=1.5.0", "tensorboard>=2.20.0"]
+# torchdata is for streamed training data.
+EXAMPLES = [
+    "evaluate>=0.4.6",
+    "matplotlib>=3.9.0",
+    "scikit-learn>=1.5.0",
+    "tensorboard>=2.20.0",
+    "torchdata>=0.11.0",
+]
 QUALITY = ["ruff==0.17.6"]
 # setuptools, because a test reads this file, and virtual environments come without it from Python 3.12 on.
 TEST = [*EXAMPLES, "deepspeed>=0.19.8", "pytest>=8.4.0", "pytest-timeout>=2.4.0", "setuptools>=65.5.0"]

@@ -101,8 +101,9 @@ def main(args: list[str] | None = None) -> float:
     transform = get_train_transform(
         image_processor, data_args.random_resized_crop_scale, data_args.horizontal_flip, data_args.color_jitter
     )
+    train_dataset = data.get_dataset("train", transform, mix=True, seed=args.seed)
     train_loader = DataLoader(
-        data.get_dataset("train", transform, mix=True),
+        train_dataset,
         batch_size=args.per_device_train_batch_size,
         shuffle=True,
         collate_fn=collator,
@@ -127,7 +128,8 @@ def main(args: list[str] | None = None) -> float:
 
     step, accuracy = 0, 0.0
     for epoch in range(math.ceil(max_steps / steps_per_epoch)):
-        train_loader.set_epoch(epoch)
+        train_loader.set_epoch(epoch)  # another order
+        train_dataset.set_epoch(epoch)  # other augmentations; with several processes, the loader doesn't pass it on
         for micro_step, inputs in enumerate(train_loader):
             group_start = micro_step - micro_step % accumulation
             group_size = min(accumulation, len(train_loader) - group_start)  # the epoch's last step may have fewer

@@ -18,6 +18,8 @@ __all__ = [
     "RandomRotation",
     "RandomScale",
     "StopOnSignal",
+    "StreamMixin",
+    "TrainingStream",
     "make_slimmable",
     "narrow_config",
     "plot_training_curves",
@@ -36,8 +38,10 @@ if TYPE_CHECKING:
     from .passes import GradAug, GradAugPass
     from .preemption import StopOnSignal
     from .settings import GradAugSettings
+    from .stream_trainer import StreamMixin
     from .subnetwork import make_slimmable
     from .training_curves import plot_training_curves
+    from .training_stream import TrainingStream
     from .transforms import Compose, RandomRotation, RandomScale
 
 _MODULES = {
@@ -47,6 +51,8 @@ _MODULES = {
     "GradAugPass": "passes",
     "GradAugSettings": "settings",
     "GradAugTrainer": "gradaug_trainer",
+    "StreamMixin": "stream_trainer",
+    "TrainingStream": "training_stream",
     "make_slimmable": "subnetwork",
     "narrow_config": "narrowing",
     "plot_training_curves": "training_curves",

@@ -12,8 +12,10 @@ import numpy as np
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from .data_arguments import DataArguments
-from .image_transforms import ExampleTransform, TransformedDataset, keep_readable
-from .streaming import count_stream, repeat_epochs, store_stream
+from .image_transforms import ExampleTransform, keep_readable
+from .streaming import count_stream, store_stream
+from .training_stream import TrainingStream
+from .transformed_dataset import TransformedDataset
 
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
@@ -56,18 +58,18 @@ class ImageData:
         mix: bool = False,
         seed: int = 42,
         buffer_size: int = 10000,
-    ) -> Any:
+    ) -> TransformedDataset | TrainingStream:
         """
         One split, its images decoded and transformed as they are read.
 
-        A stream goes on without end, one epoch after the other (see [`repeat_epochs`]): `max_steps` ends the training.
+        A stream goes on without end, one epoch after the other (see [`TrainingStream`]): `max_steps` ends the training.
 
         Args:
             split (`str`): `"train"`, `"validation"` or `"test"`.
             transform (`Callable`): from a PIL image to a tensor.
             mix (`bool`, *optional*, defaults to `False`): mark the examples for CutMix or MixUp.
-            seed (`int`, *optional*, defaults to `42`): seeds the shuffling of a stream.
-            buffer_size (`int`, *optional*, defaults to `10000`): images in a stream's shuffle buffer.
+            seed (`int`, *optional*, defaults to `42`): seeds the transform, and the shuffling of a stream.
+            buffer_size (`int`, *optional*, defaults to `10000`): images of a stream in memory, undecoded, to shuffle.
 
         Raises:
             ValueError: if the split is missing.
@@ -84,9 +86,8 @@ class ImageData:
         if self.skip_bad_images and split != "train":
             dataset = keep_readable(dataset, self.image_column, split)
         if not isinstance(dataset, datasets.IterableDataset):
-            return TransformedDataset(dataset, example_transform)
-        dataset = repeat_epochs(dataset, seed, buffer_size)
-        return dataset.map(example_transform, with_indices=True, remove_columns=dataset.column_names)
+            return TransformedDataset(dataset, example_transform, seed)
+        return TrainingStream(dataset, example_transform, seed, buffer_size, self.num_train_examples)
 
 
 def load_digits_dataset() -> datasets.DatasetDict:

@@ -37,7 +37,10 @@ class DataArguments:
     num_train_samples: int | None = field(
         default=None, metadata={"help": "Number of training images of a stream that doesn't state it."}
     )
-    shuffle_buffer_size: int = field(default=10000, metadata={"help": "Images in a stream's shuffle buffer."})
+    shuffle_buffer_size: int = field(
+        default=10000,
+        metadata={"help": "Images of a stream that each process has in memory, undecoded, to shuffle them."},
+    )
     random_resized_crop_scale: list[float] = field(
         default_factory=lambda: [0.08, 1.0],
         metadata={"help": "Least and greatest share of the image's area that the random crop keeps."},

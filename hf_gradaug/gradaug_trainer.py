@@ -18,6 +18,7 @@ from .model_card import complete_card
 from .nonfinite import NonFiniteLossGuard
 from .passes import GradAug, GradAugPass, get_logits
 from .settings import GradAugSettings
+from .stream_trainer import StreamMixin
 from .subnetwork import Build
 from .transforms import Transform
 
@@ -291,11 +292,11 @@ def _count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-class GradAugTrainer(GradAugMixin, Trainer):
+class GradAugTrainer(GradAugMixin, StreamMixin, Trainer):
     """
     The Trainer of transformers with GradAug (Yang, Zhu and Chen, NeurIPS 2020, arXiv 2006.07989).
 
-    Takes what `Trainer` takes; see [`GradAugMixin`].
+    Takes what `Trainer` takes, and a [`TrainingStream`] as training data; see [`GradAugMixin`] and [`StreamMixin`].
 
     Example:
 

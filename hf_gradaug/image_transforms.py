@@ -8,10 +8,11 @@ from typing import Any
 import datasets
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import default_collate
 from torchvision.transforms import v2
 
 from .bad_images import leave_out_unreadable, mark_unreadable
+from .sampling import example_seed, seeded
 
 
 logger = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ def decode_image(value: dict[str, Any], name: str) -> Image.Image:
         value (`dict`):
             What `datasets.Image(decode=False)` yields: `bytes`, `path`, or both.
         name (`str`):
-            What the error calls an image that has no path, such as `"image 17 of train"`.
+            What the error calls the image, beside its path if it has one, such as `"image 17 of train"`.
 
     Returns:
         `PIL.Image.Image`: the image, upright (EXIF orientation applied), in mode RGB.
@@ -186,7 +187,8 @@ class ExampleTransform:
 
     Args:
         transform (`Callable`):
-            From a PIL image to a tensor (3, height, width).
+            From a PIL image to a tensor (3, height, width). It may draw from PyTorch's global generator, which is seeded
+            for each example.
         image_column (`str`):
             Name of the column of undecoded images.
         label_column (`str`, *optional*):
@@ -196,8 +198,9 @@ class ExampleTransform:
         split (`str`):
             Name of the split, for errors.
         mix (`bool`, *optional*, defaults to `False`):
-            Marks the examples for [`ImageCollator`], which mixes marked examples only. The Trainer has one collator
-            for training and evaluation, so the examples have to carry the difference.
+            Marks the examples for [`ImageCollator`], which mixes marked examples only: their `"mix"` is their seed, that
+            of others `None`. The Trainer has one collator for training and evaluation, so the examples have to carry the
+            difference.
         skip_bad_images (`bool`, *optional*, defaults to `False`):
             Marks an image that can't be read, for [`ImageCollator`] to leave it out, instead of raising.
     """
@@ -220,15 +223,16 @@ class ExampleTransform:
         self.mix = mix
         self.skip_bad_images = skip_bad_images
 
-    def __call__(self, example: dict[str, Any], index: int) -> dict[str, Any]:
-        name = f"image {index} of {self.split}"
+    def __call__(self, example: dict[str, Any], name: str, seed: int) -> dict[str, Any]:
+        name = f"{name} of {self.split}"
         try:
             image = decode_image(example[self.image_column], name)
         except ValueError as error:
             if not self.skip_bad_images:
                 raise
             return mark_unreadable(example[self.image_column], str(error))
-        output = {"pixel_values": self.transform(image), "mix": self.mix}
+        with seeded(seed):
+            output = {"pixel_values": self.transform(image), "mix": seed if self.mix else None}
         if self.label_column is not None:
             label = example[self.label_column]
             if label is None or not 0 <= label < self.num_labels:
@@ -240,35 +244,13 @@ class ExampleTransform:
         return output
 
 
-class TransformedDataset(Dataset):
-    """
-    A map-style dataset with a transform that is applied as examples are read and knows their index.
-
-    Args:
-        dataset ([`~datasets.Dataset`]):
-            The stored examples.
-        transform (`Callable`):
-            Called with an example and its index.
-    """
-
-    def __init__(self, dataset: Any, transform: Callable[[dict[str, Any], int], dict[str, Any]]):
-        self.dataset = dataset
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.transform(self.dataset[index], index)
-
-
 class ImageCollator:
     """
     Stacks examples into a batch, and mixes training batches with CutMix or MixUp.
 
     Images that are marked as unreadable are left out, so that a batch may be smaller; [`GradAugTrainer`] names and counts them.
 
-    Mixing draws from torch's global generator, which the Trainer seeds, in every data-loader worker too.
+    How a batch is mixed depends on the seeds of its examples alone.
 
     Args:
         num_labels (`int`):
@@ -304,15 +286,18 @@ class ImageCollator:
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         examples, marks = leave_out_unreadable(examples)
-        batch = {"pixel_values": torch.stack([example["pixel_values"] for example in examples]), **marks}
+        # In a data-loading worker this stacks into shared memory at once; `torch.stack` would be copied there.
+        batch = {"pixel_values": default_collate([example["pixel_values"] for example in examples]), **marks}
         if "labels" not in examples[0]:
             return batch
         labels = torch.tensor([example["labels"] for example in examples])
-        if self.mixes and examples[0]["mix"]:
-            if torch.rand(()) < self.mix_prob:
-                mix = self.mixes[int(torch.randint(len(self.mixes), ()))]
-                batch["pixel_values"], labels = mix(batch["pixel_values"], labels)
-            else:
-                labels = torch.nn.functional.one_hot(labels, self.num_labels).float()
+        if self.mixes and examples[0]["mix"] is not None:
+            with seeded(example_seed(*(example["mix"] for example in examples))):
+                batch["pixel_values"], labels = self._mix(batch["pixel_values"], labels)
         batch["labels"] = labels
         return batch
+
+    def _mix(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if torch.rand(()) < self.mix_prob:
+            return self.mixes[int(torch.randint(len(self.mixes), ()))](images, labels)
+        return images, torch.nn.functional.one_hot(labels, self.num_labels).float()

@@ -1,12 +1,14 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Draws of an optimizer step.
+Draws of an optimizer step, and of an example's augmentation.
 
-They are functions of the seed and of the step and of nothing else. So each rank and each micro-batch of a step draws the
-same, a resumed run draws what the uninterrupted one would have, and there is no state to save.
+They are functions of the seed and of the step, or of the epoch and the example, and of nothing else. So each rank and each
+micro-batch of a step draws the same, a resumed run draws what the uninterrupted one would have, with any number of
+data-loading workers, and there is no state to save.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -28,8 +30,48 @@ def step_generator(seed: int, step: int, index: int = 0) -> torch.Generator:
         `torch.Generator`: Independent of every other `(seed, step, index)` and of PyTorch's global generator.
     """
     # Neighbouring seeds must not give related streams: SeedSequence mixes the three numbers.
-    (mixed,) = np.random.SeedSequence((seed, step, index)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
+    return torch.Generator().manual_seed(_to_seed(np.random.SeedSequence((seed, step, index))))
+
+
+def example_seed(*numbers: int) -> int:
+    """
+    Seed of what is random about one example in one epoch, or about one batch.
+
+    Args:
+        *numbers (`int`):
+            What identifies it, each 0 or more: the run's seed, the epoch, the example's place in the data.
+
+    Returns:
+        `int`: In [0, 2^63), unrelated to that of any other numbers and to the draws of [`step_generator`].
+    """
+    # The length too: SeedSequence pads with zeros.
+    return _to_seed(np.random.SeedSequence(numbers, spawn_key=(len(numbers),)))
+
+
+def _to_seed(sequence: np.random.SeedSequence) -> int:
+    (mixed,) = sequence.generate_state(1, np.uint64)
+    return int(mixed >> np.uint64(1))
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """
+    Inside, what draws from PyTorch's global CPU generator draws from a generator with this seed. Outside, it goes on as if
+    nothing had been drawn.
+
+    It is for code that takes no generator, such as torchvision's transforms.
+
+    Args:
+        seed (`int`):
+            In [0, 2^63).
+    """
+    state = torch.get_rng_state()
+    # `torch.manual_seed` would look for the generators of all devices, 80 times as long.
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
 
 
 def draw_widths(

@@ -1,7 +1,6 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Streams of training images: their length, their split over processes, and what the Trainer has to be told."""
+"""Streams of images: their length, storing those for evaluation, and what the Trainer has to be told."""
 
-import dataclasses
 import logging
 import math
 from typing import Any
@@ -9,6 +8,8 @@ from typing import Any
 import datasets
 import pyarrow.parquet as pq
 from datasets.fingerprint import Hasher
+
+from .training_stream import TrainingStream
 
 
 logger = logging.getLogger(__name__)
@@ -50,38 +51,19 @@ def count_stream(stream: datasets.IterableDataset, split_name: str, files: list[
     return None
 
 
-def repeat_epochs(stream: datasets.IterableDataset, seed: int, buffer_size: int) -> datasets.IterableDataset:
-    """
-    A stream without end, one epoch after the other, shuffled by shards and through a buffer.
-
-    A stream that ended would leave the Trainer with half a gradient where an epoch isn't a whole number of optimizer steps,
-    and several processes with different numbers of batches. The order of the shards is drawn once; the buffer, which spans
-    the border between epochs, makes that of the images another one in each epoch. Processes and workers whose shards hold
-    fewer images than those of others begin their next epoch sooner.
-
-    Args:
-        stream ([`~datasets.IterableDataset`]): one epoch.
-        seed (`int`): seeds the shuffling, in all processes alike.
-        buffer_size (`int`): images in the shuffle buffer.
-    """
-    return stream.repeat(None).shuffle(seed=seed, buffer_size=buffer_size)
-
-
 def get_streaming_arguments(
-    args: Any, stream: datasets.IterableDataset, num_train_examples: int | None = None
+    args: Any, stream: TrainingStream | datasets.IterableDataset, num_train_examples: int | None = None
 ) -> dict[str, Any]:
     """
     The values that training arguments must have for a streamed training split.
 
     - `max_steps`: the Trainer can't count the steps of a stream's epochs.
-    - `dataloader_num_workers`: a worker without a shard of its own would get nothing.
-    - `accelerator_config`: each process reads its own shards (Accelerate splits them), instead of the first process
-      reading for all of them. With fewer shards than processes, each reads all and keeps its share of every batch.
+    - `dataloader_num_workers`: with more workers than shards, each would read all shards for its share of the images.
     - Strategies by epoch become strategies by steps, because the stream has no end.
 
     Args:
         args ([`~transformers.TrainingArguments`]): read, not changed.
-        stream ([`~datasets.IterableDataset`]): the training split.
+        stream ([`TrainingStream`] or [`~datasets.IterableDataset`]): the training split.
         num_train_examples (`int`, *optional*): its number of examples.
 
     Returns:
@@ -111,13 +93,11 @@ def get_streaming_arguments(
             f"dataloader_num_workers is {args.dataloader_num_workers}, but there are {stream.num_shards} shards for "
             f"{args.world_size} process(es): {shards} worker(s) a process are used."
         )
-    if args.world_size > 1:
-        if stream.num_shards % args.world_size:
-            logger.warning(
-                f"{stream.num_shards} shards are not divisible by {args.world_size} processes: images of processes "
-                "with fewer shards are seen more often, or every process reads all shards if there are too few."
-            )
-        values["accelerator_config"] = dataclasses.replace(args.accelerator_config, dispatch_batches=False)
+    if stream.num_shards < args.world_size:
+        logger.warning(
+            f"{stream.num_shards} shards are fewer than {args.world_size} processes: each process reads all shards for its "
+            "share of the images. Store the images in more shards."
+        )
     for what in ("eval", "save", "logging"):
         if getattr(args, f"{what}_strategy") == "epoch":
             if steps_per_epoch is None:

@@ -65,3 +65,29 @@ def test_peak_memory_is_counted(benchmark, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == memory  # the process that started it reads this
     # The second step has weights, gradients and momentum of ResNet-50's 25.6 million parameters in float32, and more.
     assert 3 * 25.5e6 * 4 < memory["peak_memory_bytes"] < 2 * 3 * 25.6e6 * 4
+
+
+def test_streaming_measures_each_arm(request, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(request.config.rootpath / "benchmarks")  # as for a script that is run
+    script = importlib.import_module("streaming")
+    flags = (
+        "--models tiny --workers 1 --batch_size 2 --image_size 32 --num_images 12 --num_shards 2 --steps 2 --warmup 1"
+    )
+    results = script.main(
+        [*flags.split(), "--repetitions", "1", "--output", f"{tmp_path}/a.json", "--plot", f"{tmp_path}/a.png"]
+    )
+    assert json.loads((tmp_path / "a.json").read_text()) == results
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+    trained = ["tiny, parquet, 1 workers", "tiny, tar, 1 workers"]
+    loaded = ["loader, parquet, 1 workers", "loader, tar, 1 workers", "raw, 1 workers"]
+    assert [*results["arms"]] == ["tiny, memory", *trained, *loaded]
+    assert all(arm["images_per_second"] > 0 for arm in results["arms"].values())
+    for name in trained:
+        assert results["arms"][name].keys() >= {"waiting", "of_memory", "of_raw"}
+    for parts in results["milliseconds_per_image"].values():
+        assert [*parts] == ["reading", "decoding", "augmenting", "collating"] and min(parts.values()) > 0
+    assert {"command", "hardware", "versions", "settings"} <= results.keys()
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in results["arms"])
+    with pytest.raises(ValueError, match="`workers` must be in 1..num_shards"):
+        script.main(["--workers", "9"])

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 
-import datasets
 import evaluate
 import images
 import numpy as np
@@ -19,12 +18,6 @@ from hf_gradaug import plot_training_curves
 TINY = "embedding_size=8,hidden_sizes=[8,16],depths=[1,1],layer_type=basic"
 MODEL = ["--model_type", "resnet", "--config_overrides", TINY, "--image_size", "20", "--crop_pct", "1.0"]
 QUIET = ["--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no"]
-
-
-@pytest.fixture(autouse=True)
-def short_sleep(monkeypatch):
-    # `datasets` sleeps 5 seconds at each end of a shuffled Parquet stream.
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1, raising=False)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_gradaug.sampling import draw_widths, step_generator
+from hf_gradaug.sampling import draw_widths, example_seed, seeded, step_generator
 
 
 def draws(seed, step, index=0):
@@ -31,6 +31,29 @@ def test_widths_are_uniform():
     drawn = torch.tensor([draw_widths(2, 0.9, step_generator(0, step))[0] for step in range(2000)])
     assert drawn.mean().item() == pytest.approx(0.95, abs=0.002)
     assert drawn.std().item() == pytest.approx(0.1 / 12**0.5, abs=0.002)
+
+
+def test_example_seeds_differ_by_each_number():
+    seeds = {
+        example_seed(*place) for place in [(0, 0), (0, 1), (1, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0, 0), (42, 3, 7)]
+    }
+    assert len(seeds) == 7 and all(0 <= seed < 2**63 for seed in seeds)
+    assert example_seed(42, 3, 7) == example_seed(42, 3, 7) != step_generator(42, 3, 7).initial_seed()
+
+
+def test_draws_inside_are_seeded_and_leave_no_trace():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    with seeded(7):
+        inside = torch.rand(3)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(inside, torch.rand(3, generator=torch.Generator().manual_seed(7)))
+    torch.manual_seed(0)
+    with pytest.raises(KeyError), seeded(7):
+        torch.rand(3)
+        raise KeyError
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_widths_from_choices():

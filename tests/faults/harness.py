@@ -31,8 +31,8 @@ TINY = "embedding_size=8,hidden_sizes=[8,16],depths=[1,1],layer_type=basic"
 FLAGS = [
     *("--gradaug", "--do_train", "--model_type", "resnet", "--config_overrides", TINY, "--image_size", "20"),
     *("--crop_pct", "1.0", "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2"),
-    # Images of one grey, in which no random crop or flip is seen. With a random transformation that is (color_jitter, CutMix),
-    # a resumed run differs: Accelerate loads a batch ahead, and the Trainer restores the random numbers after its first batch.
+    # Random transformations that change images of one color too, unlike crops and flips.
+    *("--color_jitter", "0.4", "--cutmix_alpha", "1"),
     *("--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "steps"),
 ]
 

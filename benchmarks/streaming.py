@@ -1,0 +1,347 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""
+Whether streamed JPEG shards keep the model busy: training from them, against training from tensors in memory.
+
+Photo-like JPEG images (500 x 375 pixels) are made from a seed and stored as Parquet and as WebDataset shards. Then each model
+is trained by `GradAugTrainer`, with no sub-networks unless asked for: plain training takes the most images a second, so it is
+the harder test. The arms take turns:
+
+- memory: from tensors in memory, no workers;
+- parquet and tar: from the shards, through the way that the example script takes, with each number of workers;
+- loader: the loader of that way alone, without a model;
+- raw: decoding and augmenting images in memory alone, in as many processes as there are workers, each with one thread.
+
+Of each run the first steps don't count: workers start then. `waiting` is the share of the time that the training loop waits
+for a batch. The parts of an image's way (reading, decoding, augmenting, collating) are timed one by one in one process.
+
+`resnet-50` takes so long that decoding isn't the limit; `tiny`, a ConvNeXt of one layer, takes so little that it is.
+
+Command:
+
+    python benchmarks/streaming.py --output benchmarks/results/streaming.json --plot benchmarks/results/streaming.png
+"""
+
+import datetime
+import itertools
+import json
+import multiprocessing
+import platform
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import torchvision
+import transformers
+from jpeg_shards import KINDS, NUM_LABELS, load_shards, make_shards
+from step import describe_machine
+from torch.utils.data import Dataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+from transformers import HfArgumentParser, PrinterCallback, TrainerCallback
+
+import hf_gradaug
+from hf_gradaug import GradAugConfig, GradAugTrainer
+from hf_gradaug.data import ImageData
+from hf_gradaug.image_transforms import ImageCollator, decode_image, get_train_transform
+from hf_gradaug.sampling import seeded
+
+
+MODELS = {
+    "resnet-50": lambda: transformers.ResNetForImageClassification(transformers.ResNetConfig(num_labels=NUM_LABELS)),
+    "tiny": lambda: transformers.ConvNextForImageClassification(
+        transformers.ConvNextConfig(num_labels=NUM_LABELS, patch_size=32, num_stages=1, hidden_sizes=[16], depths=[1])
+    ),
+}
+MODEL_BAR = 0.95  # of the throughput from memory, where decoding isn't the limit
+DECODING_BAR = 0.90  # of the raw decoding speed, where it is
+
+
+@dataclass
+class BenchmarkArguments:
+    """Options of the benchmark."""
+
+    models: list[str] = field(default_factory=lambda: [*MODELS], metadata={"help": "Of: " + ", ".join(MODELS)})
+    workers: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "Numbers of data-loading workers."})
+    batch_size: int = field(default=16, metadata={"help": "Images in a batch; the tiny model takes 4 times as many."})
+    image_size: int = field(default=224, metadata={"help": "Height and width of the batch in pixels."})
+    num_images: int = field(default=512, metadata={"help": "Images in the shards. Training repeats them."})
+    num_shards: int = field(default=4, metadata={"help": "Shards of each kind."})
+    num_subnetworks: int = field(default=0, metadata={"help": "Of GradAug; 0 is plain training."})
+    steps: int = field(default=8, metadata={"help": "Measured steps; the tiny model takes twice as many."})
+    warmup: int = field(default=4, metadata={"help": "Steps before those. More than the workers read ahead."})
+    repetitions: int = field(default=3, metadata={"help": "Runs of each arm."})
+    output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
+    plot: str | None = field(default=None, metadata={"help": "Picture of the results; its ending is the format."})
+
+    def __post_init__(self):
+        for name in ("batch_size", "image_size", "num_images", "num_shards", "steps", "warmup", "repetitions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be 1 or more, but is {getattr(self, name)}.")
+        if unknown := set(self.models) - set(MODELS):
+            raise ValueError(f"`models` must be of {[*MODELS]}, but has {sorted(unknown)}.")
+        if not self.workers or min(self.workers) < 1 or max(self.workers) > self.num_shards:
+            raise ValueError(f"`workers` must be in 1..num_shards ({self.num_shards}), but is {self.workers}.")
+
+    def steps_of(self, model: str) -> tuple[int, int]:
+        """How many steps, and images in each."""
+        return (2 * self.steps, 4 * self.batch_size) if model == "tiny" else (self.steps, self.batch_size)
+
+
+class InMemory(Dataset):
+    """A batch of finished tensors, over and over."""
+
+    def __init__(self, batch_size: int, image_size: int, length: int):
+        images = torch.randn(batch_size, 3, image_size, image_size)
+        self.examples = [{"pixel_values": image, "labels": n % NUM_LABELS} for n, image in enumerate(images)]
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.examples[index % len(self.examples)]
+
+
+class TimedTrainer(GradAugTrainer):
+    """Adds up the time that the training loop waits for batches."""
+
+    waited = 0.0
+
+    def get_batch_samples(self, *args, **kwargs):
+        start = time.perf_counter()
+        samples = super().get_batch_samples(*args, **kwargs)
+        self.waited += time.perf_counter() - start
+        return samples
+
+
+class StopWatch(TrainerCallback):
+    """Times the steps after the warm-up."""
+
+    def __init__(self, warmup: int):
+        self.warmup = warmup
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if state.global_step == self.warmup:
+            self.start, self.trainer.waited = time.perf_counter(), 0.0
+        self.seconds = time.perf_counter() - self.start if state.global_step > self.warmup else 0.0
+        self.waited = self.trainer.waited
+
+
+def train(args: BenchmarkArguments, model: str, dataset: Any, workers: int) -> dict[str, float]:
+    """Images per second, and the share of the time that the training loop waited."""
+    (steps, batch_size), watch, threads = args.steps_of(model), StopWatch(args.warmup), torch.get_num_threads()
+    if model == "tiny":
+        # It has nothing to share out, and a second thread would wait for a core that the workers have.
+        torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as output:
+        config = GradAugConfig(
+            output_dir=output, max_steps=args.warmup + steps, per_device_train_batch_size=batch_size,
+            dataloader_num_workers=workers, num_subnetworks=args.num_subnetworks, optim="sgd", learning_rate=1e-3,
+            save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True, remove_unused_columns=False,
+            seed=0,
+        )  # fmt: skip
+        trainer = TimedTrainer(MODELS[model](), config, ImageCollator(NUM_LABELS), dataset, callbacks=[watch])
+        watch.trainer = trainer
+        trainer.pop_callback(PrinterCallback)
+        trainer.train()
+    torch.set_num_threads(threads)
+    return {"images_per_second": steps * batch_size / watch.seconds, "waiting": watch.waited / watch.seconds}
+
+
+def measure_loader(args: BenchmarkArguments, stream: Any, workers: int) -> dict[str, float]:
+    """The loader alone, with nobody to wait for."""
+    steps, batch_size = args.steps_of("tiny")
+    loader = StatefulDataLoader(stream, batch_size, num_workers=workers, collate_fn=ImageCollator(NUM_LABELS))
+    batches = iter(loader)
+    for _ in range(args.warmup):
+        next(batches)
+    start = time.perf_counter()
+    for _ in range(steps):
+        next(batches)
+    return {"images_per_second": steps * batch_size / (time.perf_counter() - start)}
+
+
+def _decode(rows: list[dict], transform: Any, barrier: Any, batches: int, batch_size: int) -> None:
+    torch.set_num_threads(1)
+    rows = itertools.cycle(rows)
+    barrier.wait()
+    for _ in range(batches):
+        # In batches, because memory that is used again at once would be faster than any consumer can have it.
+        [transform(decode_image(row["image"], "image")) for row in itertools.islice(rows, batch_size)]
+    barrier.wait()
+
+
+def measure_raw(args: BenchmarkArguments, rows: list[dict], transform: Any, workers: int) -> dict[str, float]:
+    """Decoding and augmenting alone, in several processes at once."""
+    context, (steps, batch_size) = multiprocessing.get_context("fork"), args.steps_of("tiny")
+    barrier, batches = context.Barrier(workers + 1), max(1, steps // workers)
+    work = (rows, transform, barrier, batches, batch_size)
+    processes = [context.Process(target=_decode, args=work) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    barrier.wait()
+    start = time.perf_counter()
+    barrier.wait()
+    seconds = time.perf_counter() - start
+    for process in processes:
+        process.join()
+    return {"images_per_second": workers * batches * batch_size / seconds}
+
+
+def measure_parts(args: BenchmarkArguments, data: ImageData, transform: Any) -> dict[str, float]:
+    """Milliseconds that each part of an image's way takes, one after the other in this process, with one thread."""
+    clock = time.perf_counter
+    count = min(args.num_images, 4 * args.batch_size)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    times = [clock()]
+    rows = list(itertools.islice(data.splits["train"].iter(batch_size=1), count))
+    times.append(clock())
+    images = [decode_image(row[data.image_column][0], "image") for row in rows]
+    times.append(clock())
+    examples = []
+    for number, image in enumerate(images):
+        with seeded(number):
+            examples.append({"pixel_values": transform(image), "labels": 0, "mix": None})
+    times.append(clock())
+    for start in range(0, count, args.batch_size):
+        ImageCollator(NUM_LABELS)(examples[start : start + args.batch_size])
+    times.append(clock())
+    torch.set_num_threads(threads)
+    names = ("reading", "decoding", "augmenting", "collating")
+    return {name: 1000 * (end - start) / count for name, start, end in zip(names, times, times[1:])}
+
+
+def measure(args: BenchmarkArguments, folder: Path) -> dict[str, Any]:
+    """All arms in turns, `repetitions` times; a list of runs by arm, and the parts of an image's way by kind."""
+    data = {kind: load_shards(folder / kind, args.num_images) for kind in KINDS}
+    processor = transformers.ConvNextImageProcessor(size={"shortest_edge": args.image_size}, resample=2)
+    transform = get_train_transform(processor)
+    streams = {
+        kind: data[kind].get_dataset("train", transform, mix=True, seed=0, buffer_size=args.num_images // 4 + 1)
+        for kind in KINDS
+    }
+    rows = [{"image": row[data["tar"].image_column]} for row in itertools.islice(data["tar"].splits["train"], 64)]
+    arms = {}
+    for model in args.models:
+        steps, batch_size = args.steps_of(model)
+        memory = InMemory(batch_size, args.image_size, batch_size * (args.warmup + steps))
+        arms[f"{model}, memory"] = lambda model=model, memory=memory: train(args, model, memory, 0)
+        for kind, workers in itertools.product(KINDS, args.workers):
+            name, stream = f"{model}, {kind}, {workers} workers", streams[kind]
+            arms[name] = lambda model=model, stream=stream, workers=workers: train(args, model, stream, workers)
+    for workers in args.workers:
+        for kind in KINDS:
+            stream = streams[kind]
+            arms[f"loader, {kind}, {workers} workers"] = lambda s=stream, w=workers: measure_loader(args, s, w)
+        arms[f"raw, {workers} workers"] = lambda workers=workers: measure_raw(args, rows, transform, workers)
+    runs: dict[str, list] = {name: [] for name in arms}
+    parts: dict[str, list] = {kind: [] for kind in KINDS}
+    for repetition in range(args.repetitions):
+        for name, arm in arms.items():
+            runs[name].append(arm())
+            print(f"{repetition + 1}/{args.repetitions} {name}: {runs[name][-1]}", file=sys.stderr, flush=True)
+        for kind in KINDS:
+            parts[kind].append(measure_parts(args, data[kind], transform))
+    return {"runs": runs, "parts": parts}
+
+
+def summarize(args: BenchmarkArguments, measured: dict[str, Any]) -> dict[str, Any]:
+    """Medians, and of each training from shards its ratio to training from memory and to raw decoding."""
+    arms: dict[str, Any] = {}
+    for name, runs in measured["runs"].items():
+        rates = [run["images_per_second"] for run in runs]
+        arms[name] = {"images_per_second": statistics.median(rates), "range": [min(rates), max(rates)], "runs": runs}
+        if "waiting" in runs[0]:
+            arms[name]["waiting"] = statistics.median(run["waiting"] for run in runs)
+    for model, kind, workers in itertools.product(args.models, KINDS, args.workers):
+        arm = arms[f"{model}, {kind}, {workers} workers"]
+        for what, other in (("memory", f"{model}, memory"), ("raw", f"raw, {workers} workers")):
+            arm[f"of_{what}"] = arm["images_per_second"] / arms[other]["images_per_second"]
+    parts = {
+        kind: {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+        for kind, runs in measured["parts"].items()
+    }
+    return {"arms": arms, "milliseconds_per_image": parts}
+
+
+def print_table(results: dict[str, Any]) -> None:
+    print(f"{'arm':32}{'images/s':>10}{'min':>10}{'max':>10}{'waiting':>10}{'of memory':>11}{'of raw':>10}")
+    for name, arm in results["arms"].items():
+        shares = [f"{arm[key]:.1%}" if key in arm else "-" for key in ("waiting", "of_memory", "of_raw")]
+        rates = "".join(f"{rate:10.1f}" for rate in (arm["images_per_second"], *arm["range"]))
+        print(f"{name:32}{rates}{shares[0]:>10}{shares[1]:>11}{shares[2]:>10}")
+    for kind, parts in results["milliseconds_per_image"].items():
+        print(f"{kind}, ms an image: " + ", ".join(f"{name} {value:.2f}" for name, value in parts.items()))
+
+
+def plot(results: dict[str, Any], path: str) -> None:
+    """Images per second by arm, on a logarithmic scale, and where an image's time goes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    arms, parts = results["arms"], results["milliseconds_per_image"]
+    figure = Figure(figsize=(10, 0.3 * len(arms) + 1.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, width_ratios=(3, 1))
+    colors = {"raw": "#9aa3ad", "loader": "#5b6570", "memory": "#1f5fa8"}
+    for name, arm in arms.items():
+        color = next((color for word, color in colors.items() if word in name), "#d9782d")
+        bar = left.barh(name, arm["images_per_second"], color=color)
+        left.bar_label(bar, fmt=" %.1f", fontsize=8)
+    most = max(arm["images_per_second"] for arm in arms.values())
+    left.set(xscale="log", xlim=(1, 3 * most), xlabel="images per second")
+    left.invert_yaxis()
+    bottom = np.zeros(len(parts))
+    for part in next(iter(parts.values())):
+        heights = np.array([values[part] for values in parts.values()])
+        right.bar(list(parts), heights, bottom=bottom, label=part)
+        bottom += heights
+    right.set_ylabel("ms an image, one process")
+    figure.legend(loc="outside upper right", ncols=4, fontsize=8)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    (args,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(argv)
+    hardware = describe_machine("cuda" if torch.cuda.is_available() else "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        size = make_shards(Path(folder), args.num_images, args.num_shards)
+        measured = measure(args, Path(folder))
+    packages = (torch, torchvision, transformers, datasets, hf_gradaug)
+    results = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "benchmarks/streaming.py", *argv]),
+        "hardware": hardware,
+        "versions": {
+            "python": platform.python_version(),
+            **{package.__name__: package.__version__ for package in packages},
+        },
+        "settings": {name: value for name, value in asdict(args).items() if name not in ("output", "plot")},
+        "bytes_per_image": size,
+        "bars": {"of_memory": MODEL_BAR, "of_raw": DECODING_BAR},
+        **summarize(args, measured),
+    }
+    print_table(results)
+    if args.output is not None:
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.output).write_text(json.dumps(results, indent=2) + "\n")
+    if args.plot is not None:
+        plot(results, args.plot)
+    return results
+
+
+if __name__ == "__main__":
+    main()

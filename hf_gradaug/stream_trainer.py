@@ -1,0 +1,146 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""The Trainer's side of a training stream: its loader, its position in the checkpoints, and the epoch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback
+
+from .training_stream import TrainingStream
+from .transformed_dataset import TransformedDataset
+
+
+class StreamMixin:
+    """
+    Lets any Trainer train on a [`TrainingStream`]: `class MyTrainer(StreamMixin, Trainer)`. [`GradAugTrainer`] does.
+
+    - Each process reads its own part of the stream, through torchdata's `StatefulDataLoader`.
+    - Each checkpoint holds the stream's position in every process, `stream_state_{rank}.json`, just after the last example
+      that was trained on: what workers had read ahead doesn't count.
+    - A training that is resumed from it goes on there. It needs the same number of processes and workers. With
+      `ignore_data_skip` in the training arguments, the stream begins anew instead.
+    - The epoch in the logs is that of the data, if the stream's `num_examples` is known, and else, as the Trainer has it,
+      the share of `max_steps` that is done.
+
+    It also tells a [`TransformedDataset`] the epoch. With other training data it changes nothing.
+
+    Raises:
+        `ImportError`: If there is a stream and torchdata is missing.
+        `ValueError`: If `dataloader_in_order` is off, or a checkpoint that is resumed has no position of the stream, or one
+            of another number of processes or workers, another seed or other data.
+    """
+
+    _stream_loader: DataLoader | None = None
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.add_callback(_EpochCallback(self))
+
+    @property
+    def _stream(self) -> TrainingStream | None:
+        return self.train_dataset if isinstance(self.train_dataset, TrainingStream) else None
+
+    def get_train_dataloader(self) -> DataLoader:
+        if self._stream is None:
+            return super().get_train_dataloader()
+        try:
+            from torchdata.stateful_dataloader import StatefulDataLoader
+        except ImportError as error:
+            raise ImportError("A training stream needs torchdata: pip install 'hf_gradaug[examples]'.") from error
+        args = self.args
+        if not args.dataloader_in_order:
+            raise ValueError(
+                "dataloader_in_order is False, but the position of a stream is known only if batches come in order: "
+                "leave it True."
+            )
+        # Not prepared by Accelerate, which would split it once more, and reads a batch ahead. The Trainer moves the inputs to
+        # their device itself.
+        self._stream_loader = StatefulDataLoader(
+            self._stream.for_process(args.process_index, args.world_size),
+            batch_size=self._train_batch_size,
+            collate_fn=self._get_collator_with_removed_columns(self.data_collator, description="training"),
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            # Of its own, so that starting the workers leaves the global one where a checkpoint has put it.
+            generator=torch.Generator().manual_seed(args.seed),
+        )
+        return self._stream_loader
+
+    def _init_training_state(self, *args, **kwargs) -> tuple[int, int]:
+        epochs_trained, batches_to_skip = super()._init_training_state(*args, **kwargs)
+        return epochs_trained, 0 if self._stream is not None else batches_to_skip
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self._stream is not None:
+            state = {"settings": self._stream_settings(), "loader": self._stream_loader.state_dict()}
+            self._stream_file(output_dir).write_text(json.dumps(state), "utf-8")
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if self._stream is not None and checkpoint is not None and not self.args.ignore_data_skip:
+            self._stream_loader.load_state_dict(self._read_stream_state(checkpoint))
+
+    def _stream_file(self, folder: str) -> Path:
+        return Path(folder) / f"stream_state_{self.args.process_index}.json"
+
+    def _stream_settings(self) -> dict[str, int]:
+        """All that a position of the stream depends on, under the names by which users know it."""
+        return {
+            "processes": self.args.world_size,
+            "dataloader_num_workers": self.args.dataloader_num_workers,
+            "shuffle_buffer_size": self._stream.buffer_size,
+            "seed": self._stream.seed,
+            "shards": self._stream.num_shards,
+        }
+
+    def _read_stream_state(self, checkpoint: str) -> dict[str, Any]:
+        file, anew = self._stream_file(checkpoint), "or set ignore_data_skip, with which the stream begins anew."
+        # The first process wrote one in any case: of fewer processes than there are now, it tells how many.
+        first = file.with_name("stream_state_0.json")
+        if not first.is_file():
+            raise ValueError(
+                f"resume_from_checkpoint is '{checkpoint}', but it holds no position of the training stream "
+                f"({first.name}): resume from a checkpoint that does, {anew}"
+            )
+        saved = json.loads((file if file.is_file() else first).read_text("utf-8"))
+        differences = [
+            f"{name} was {saved['settings'].get(name)} and is {value}"
+            for name, value in self._stream_settings().items()
+            if saved["settings"].get(name) != value
+        ]
+        if differences:
+            raise ValueError(
+                f"The position of the training stream in '{checkpoint}' doesn't fit: {'; '.join(differences)}. Resume with "
+                f"what was, {anew}"
+            )
+        return saved["loader"]
+
+
+class _EpochCallback(TrainerCallback):
+    """Tells the data the epoch, and the Trainer the epoch of a stream."""
+
+    def __init__(self, trainer: StreamMixin):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        # Accelerate's loader does so in a single process only.
+        if isinstance(self.trainer.train_dataset, TransformedDataset):
+            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        stream = self.trainer._stream
+        if stream is not None:
+            # The Trainer counts from where a training was resumed, since it has no batches to skip.
+            batches = state.global_step * args.gradient_accumulation_steps
+            images = batches * self.trainer._train_batch_size * args.world_size
+            state.epoch = images / stream.num_examples if stream.num_examples else state.global_step / state.max_steps
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.trainer._stream_loader is not None:
+            self.trainer._stream_loader.load_state_dict({})  # lets go of the workers, and of what they hold in memory

@@ -1,0 +1,49 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""A map-style dataset whose examples are transformed as they are read."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from .sampling import example_seed
+
+
+# Called with an example, what an error is to call it, and the seed of what is random about it.
+TransformExample = Callable[[dict[str, Any], str, int], Any]
+
+
+class TransformedDataset(Dataset):
+    """
+    A map-style dataset with a transform that is applied as examples are read.
+
+    What is random in the transform depends on the seed, the epoch and the example's index alone: not on the order of
+    reading, nor on the number of workers.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            The stored examples.
+        transform (`Callable[[dict, str, int], Any]`):
+            Called with an example, its name for errors, such as `"image 17"`, and a seed, which differs by epoch.
+        seed (`int`, *optional*, defaults to `42`):
+            The run's seed.
+    """
+
+    def __init__(self, dataset: Any, transform: TransformExample, seed: int = 42):
+        self.dataset = dataset
+        self.transform = transform
+        self.seed = seed
+        # In shared memory: workers that live on from epoch to epoch have to see the change.
+        self._epoch = torch.tensor(0).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw anew for each example. [`StreamMixin`] calls it; a training loop of your own has to."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        seed = example_seed(self.seed, int(self._epoch), index)
+        return self.transform(self.dataset[index], f"image {index}", seed)
