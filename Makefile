@@ -9,6 +9,9 @@ ARGS ?=
 # Processes of `make train`, one for each GPU. One is enough for the digits, on a machine of any size.
 PROCESSES ?= 1
 
+# Tests at a time: most are in one thread.
+JOBS ?= 2
+
 BIN := $(VENV)/bin
 CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
 # The linter alone needs neither PyTorch nor the package. Its pin is in setup.py.
@@ -55,7 +58,7 @@ train: $(VENV)/.installed-examples  ## Train with GradAug on the embedded digits
 
 # pytest exits with 5 when it ran no test, which fails the target.
 test: $(VENV)/.installed-dev  ## Run all tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 quality: $(VENV)/.installed-ruff  ## Check style, without changing a file
 	@$(BIN)/ruff check .

@@ -32,7 +32,14 @@ EXAMPLES = [
 ]
 QUALITY = ["ruff==0.17.6"]
 # setuptools, because a test reads this file, and virtual environments come without it from Python 3.12 on.
-TEST = [*EXAMPLES, "deepspeed>=0.19.8", "pytest>=8.4.0", "pytest-timeout>=2.4.0", "setuptools>=65.5.0"]
+TEST = [
+    *EXAMPLES,
+    "deepspeed>=0.19.8; sys_platform == 'linux'",
+    "pytest>=8.4.0",
+    "pytest-timeout>=2.4.0",
+    "pytest-xdist>=3.8.0",
+    "setuptools>=65.5.0",
+]
 
 setup(
     name="hf_gradaug",

@@ -30,7 +30,6 @@ import gc
 import itertools
 import json
 import os
-import platform
 import shlex
 import statistics
 import subprocess
@@ -45,12 +44,12 @@ from unittest import mock
 
 import torch
 import transformers
+from common import describe_machine, describe_versions, write_json
 from torch import Tensor
 from torch.profiler import ProfilerActivity
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import HfArgumentParser, PreTrainedConfig, PreTrainedModel, set_seed
 
-import hf_gradaug
 from hf_gradaug import GradAug, GradAugSettings, RandomScale, narrow_config
 from hf_gradaug.transforms import scaled_size
 
@@ -264,23 +263,6 @@ def measure_memory_apart(argv: Sequence[str], arm: str) -> dict[str, int | None]
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def describe_machine(device: str) -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.split(": ", 1)[1] for line in lines if line.startswith("model name"))
-    return {
-        "device": device,
-        "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
-        "cpu": cpu,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        # Of the last minute, before the benchmark: about 0 on a machine that does nothing else.
-        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-    }
-
-
 def summarize(args: BenchmarkArguments, seconds: dict[str, list[float]], memory: dict[str, dict]) -> dict[str, Any]:
     """Figures of each arm. Ratios are to the arm `plain`, and absent without it."""
     arms: dict[str, Any] = {}
@@ -337,24 +319,13 @@ def measure(argv: Sequence[str], memory: bool = True) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "benchmarks/step.py", *argv]),
         "hardware": hardware,
-        "versions": versions(),
+        "versions": describe_versions(),
         "settings": {name: value for name, value in asdict(args).items() if name not in ("memory_of", "output")},
         "passes": passes,
         "flop_ratio": ratio,
         "bars": {"time_ratio": TIME_BAR * ratio, "memory_ratio": MEMORY_BAR},
         "arms": summarize(args, seconds, peaks),
     }
-
-
-def versions() -> dict[str, str]:
-    packages = {package.__name__: package.__version__ for package in (torch, transformers, hf_gradaug)}
-    return {"python": platform.python_version(), **packages}
-
-
-def write_json(results: dict[str, Any], path: str | None) -> None:
-    if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(results, indent=2) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -23,9 +23,7 @@ Command:
 
 import datetime
 import itertools
-import json
 import multiprocessing
-import platform
 import shlex
 import statistics
 import sys
@@ -41,13 +39,12 @@ import numpy as np
 import torch
 import torchvision
 import transformers
+from common import describe_machine, describe_versions, write_json
 from jpeg_shards import KINDS, NUM_LABELS, load_shards, make_shards
-from step import describe_machine
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import HfArgumentParser, PrinterCallback, TrainerCallback
 
-import hf_gradaug
 from hf_gradaug import GradAugConfig, GradAugTrainer
 from hf_gradaug.data import ImageData
 from hf_gradaug.image_transforms import ImageCollator, decode_image, get_train_transform
@@ -320,24 +317,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         size = make_shards(Path(folder), args.num_images, args.num_shards)
         measured = measure(args, Path(folder))
-    packages = (torch, torchvision, transformers, datasets, hf_gradaug)
     results = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "benchmarks/streaming.py", *argv]),
         "hardware": hardware,
-        "versions": {
-            "python": platform.python_version(),
-            **{package.__name__: package.__version__ for package in packages},
-        },
+        "versions": describe_versions(torchvision, datasets),
         "settings": {name: value for name, value in asdict(args).items() if name not in ("output", "plot")},
         "bytes_per_image": size,
         "bars": {"of_memory": MODEL_BAR, "of_raw": DECODING_BAR},
         **summarize(args, measured),
     }
     print_table(results)
-    if args.output is not None:
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.output).write_text(json.dumps(results, indent=2) + "\n")
+    write_json(results, args.output)
     if args.plot is not None:
         plot(results, args.plot)
     return results

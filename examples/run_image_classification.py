@@ -89,6 +89,7 @@ class ModelArguments:
     sync_batchnorm: bool = field(
         default=False, metadata={"help": "BatchNorm over the images of all GPUs, not of each by itself."}
     )
+    channels_last: bool = field(default=False, metadata={"help": "Memory format in which convolutions are fastest."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
     token: str | None = field(default=None, metadata={"help": "Hub token for private models and data."})
@@ -227,6 +228,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
         metric = evaluate.load(str(EXAMPLES / "metrics" / "image_classification"), keep_in_memory=True)
     model, image_processor = build_model(model_args, data.class_names)
     build = None
+    if model_args.channels_last:
+        model.to(memory_format=torch.channels_last)  # the images follow the weights of the first convolution
     if model_args.sync_batchnorm:
         model, build = synchronize_batchnorm(model, training_args.device)
     size = get_image_size(image_processor)

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 from transformers import (
@@ -90,8 +90,15 @@ def main(args: list[str] | None = None) -> float:
     args, data_args, settings = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
     if data_args.streaming:
         raise ValueError("streaming is on, but this script takes map-style data: use run_image_classification.py.")
+    if data_args.skip_bad_images:
+        raise ValueError("skip_bad_images is on, but this script doesn't count them: use run_image_classification.py.")
     logging.basicConfig(level=logging.INFO)
     accelerator = Accelerator()
+    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+        raise ValueError(
+            f"This script trains with DistributedDataParallel, but the configuration of Accelerate says "
+            f"{accelerator.distributed_type.value}: use run_image_classification.py, whose trainer knows how."
+        )
     set_seed(args.seed)
 
     with accelerator.main_process_first():

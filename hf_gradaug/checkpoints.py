@@ -49,8 +49,9 @@ def find_damage(folder: str | os.PathLike) -> CheckpointDamage | None:
     """
     The first thing that makes a checkpoint unusable.
 
-    No Python object of a checkpoint is ever built: a file of the Trainer's that holds more than tensors, numbers and their
-    containers counts as damaged, for such a pickle could run code.
+    No Python object of a checkpoint is built here: a file of the Trainer's that holds more than tensors, numbers and their
+    containers counts as damaged, for such a pickle could run code. What DeepSpeed and FSDP2's sharded format store for
+    themselves is only seen to be there.
 
     Args:
         folder (`str` or `os.PathLike`):
@@ -85,6 +86,10 @@ def _find_missing(folder: Path, names: set[str]) -> str | None:
         "scheduler.pt": "scheduler.pt" in names,
         "rng_state.pth": any(name.startswith("rng_state") for name in names),
     }
+    if any(re.fullmatch(r"global_step\d+", name) for name in names):  # DeepSpeed's, with optimizer and schedule inside
+        if "latest" not in names:  # which it writes last
+            return "latest"
+        state = {"rng_state.pth": state["rng_state.pth"]}
     if any(state.values()) and not all(state.values()):  # none at all: a checkpoint of the model alone
         return next(name for name, is_there in state.items() if not is_there)
     processes = {int(match[1]) for name in names if (match := re.fullmatch(r"rng_state_(\d+)\.pth", name))}

@@ -4,6 +4,7 @@
 import contextlib
 from collections.abc import Iterator
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
@@ -24,7 +25,8 @@ def shard_as_one_unit(model: nn.Module, plugin: FullyShardedDataParallelPlugin) 
             Its mixed precision and offloading.
 
     Raises:
-        `ValueError`: If a part of the model is a unit of its own.
+        `ValueError`: If a part of the model is a unit of its own, the plugin asks for what only Accelerate's own units have,
+            or there are more processes than a parameter has rows.
     """
     units = [name for name, module in model.named_modules() if isinstance(module, FSDPModule)]
     if any(units):
@@ -32,9 +34,26 @@ def shard_as_one_unit(model: nn.Module, plugin: FullyShardedDataParallelPlugin) 
             f"GradAug needs the whole model to be one unit of FSDP2, but {next(filter(None, units))!r} is one of its own. Call "
             "`fully_shard` on the model alone, or leave it to the trainer."
         )
-    if not units:
-        policy = plugin.mixed_precision_policy or MixedPrecisionPolicy()
-        fully_shard(model, mp_policy=policy, offload_policy=plugin.cpu_offload)
+    if units:
+        return
+    for name, default in (
+        ("cpu_ram_efficient_loading", False),
+        ("activation_checkpointing", False),
+        ("ignored_modules", None),
+    ):
+        if value := getattr(plugin, name):
+            raise ValueError(f"GradAug needs `{name}` of FSDP to be {default}, but it is {value}.")
+    num_processes = torch.distributed.get_world_size()
+    for name, parameter in model.named_parameters():
+        if len(parameter) < num_processes:  # Accelerate tells parameters by the addresses of their parts
+            raise ValueError(
+                f"FSDP2 gives each process some rows of each parameter, but {name!r} has {len(parameter)} for {num_processes} "
+                "processes. Use fewer, or DistributedDataParallel."
+            )
+        if plugin.mixed_precision_policy is not None and parameter.requires_grad:
+            parameter.data = parameter.data.float()  # as Accelerate does: the policy casts for the computation
+    policy = plugin.mixed_precision_policy or MixedPrecisionPolicy()
+    fully_shard(model, mp_policy=policy, offload_policy=plugin.cpu_offload)
 
 
 @contextlib.contextmanager

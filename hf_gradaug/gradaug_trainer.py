@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
 from transformers.training_args import OptimizerNames, ParallelMode
 
 from .distributed import no_sync, shard_as_one_unit
@@ -23,7 +24,7 @@ from .subnetwork import Build
 from .transforms import Transform
 
 
-class GradAugMixin(FaultToleranceMixin):
+class GradAugMixin(FaultToleranceMixin, StreamMixin):
     """
     Adds GradAug to any Trainer: `class MyTrainer(GradAugMixin, SomeTrainer)`.
 
@@ -60,10 +61,7 @@ class GradAugMixin(FaultToleranceMixin):
         self._gradaug_log = _StepLog()
         self._subnetwork_flops = 0.0
         super().__init__(*args, **kwargs)
-        if (
-            self.gradaug_settings.num_subnetworks > 0
-            or getattr(self.model, "loss_type", None) == "ForImageClassification"
-        ):
+        if self._corrects_baseline:
             # These heads take `**kwargs`, from which the Trainer concludes that they scale their loss by
             # `num_items_in_batch`. They don't: it would grow with the accumulation steps and the processes.
             self.model_accepts_loss_kwargs = False
@@ -71,6 +69,11 @@ class GradAugMixin(FaultToleranceMixin):
     @property
     def gradaug_settings(self) -> GradAugSettings:
         return self.args if isinstance(self.args, GradAugSettings) else GradAugSettings()
+
+    @property
+    def _corrects_baseline(self) -> bool:
+        is_classifier = getattr(self.model, "loss_type", None) == "ForImageClassification"
+        return self.gradaug_settings.num_subnetworks > 0 or is_classifier
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -142,9 +145,16 @@ class GradAugMixin(FaultToleranceMixin):
             )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        if self.gradaug_settings.num_subnetworks > 0 and self.is_fsdp_enabled:
+        # Accelerate itself fails on models without input embeddings, such as these.
+        if self._corrects_baseline and self.accelerator.is_fsdp2:
             shard_as_one_unit(self.model, self.accelerator.state.fsdp_plugin)
         return super().create_optimizer(model)
+
+    def train(self, *args, **kwargs) -> TrainOutput:
+        self._gradaug_log = _StepLog()  # without what an earlier training left
+        if self.gradaug is not None:
+            self._loss_guard = NonFiniteLossGuard(self.accelerator, self.gradaug.model)
+        return super().train(*args, **kwargs)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items_in_batch: Tensor | int | None = None
@@ -174,12 +184,9 @@ class GradAugMixin(FaultToleranceMixin):
             losses, passes, step=self.state.global_step + 1, action=self.gradaug_settings.nonfinite_loss
         )
         self._subnetwork_flops = flops
-        if self.state.global_step < self._gradaug_log.last_step:
-            self._gradaug_log = _StepLog()  # what an earlier training left
         self._gradaug_log.add(
             losses,
             passes,
-            step=self.state.global_step,
             share=1 / self.current_gradient_accumulation_steps,
             only_finite=self.args.logging_nan_inf_filter,
         )
@@ -262,12 +269,11 @@ class _StepLog:
         self.losses: Tensor | None = None  # of the full network, of the sub-networks, and the steps that they are of
         self.width = self.size = 0.0
         self.subnetworks = 0
-        self.last_step = 0
 
     def __bool__(self) -> bool:
         return self.losses is not None
 
-    def add(self, losses: list[Tensor], passes: list[GradAugPass], step: int, share: float, only_finite: bool) -> None:
+    def add(self, losses: list[Tensor], passes: list[GradAugPass], share: float, only_finite: bool) -> None:
         full, subnetworks = losses[0], sum(losses[1:], torch.zeros_like(losses[0]))
         values = torch.stack([full, subnetworks, torch.full_like(full, share)])
         if only_finite:  # as the Trainer leaves them out of the sum
@@ -276,7 +282,6 @@ class _StepLog:
         self.width += sum(p.width for p in passes[1:])
         self.size += sum(sum(p.size) / 2 for p in passes[1:])
         self.subnetworks += len(passes) - 1
-        self.last_step = step
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         # Every process comes here for the same log line, whatever its losses were.
@@ -292,7 +297,7 @@ def _count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-class GradAugTrainer(GradAugMixin, StreamMixin, Trainer):
+class GradAugTrainer(GradAugMixin, Trainer):
     """
     The Trainer of transformers with GradAug (Yang, Zhu and Chen, NeurIPS 2020, arXiv 2006.07989).
 

@@ -136,7 +136,8 @@ class GradAug:
     """
     Divides an optimizer step into the passes of GradAug.
 
-    [`GradAugTrainer`] uses it, and so can a training loop of your own.
+    [`GradAugTrainer`] uses it, and so can a training loop of your own, in one process or with DistributedDataParallel. FSDP2
+    and DeepSpeed need what the trainer does beside.
 
     Args:
         model (`PreTrainedModel`):

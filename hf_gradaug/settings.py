@@ -46,7 +46,9 @@ class GradAugSettings:
             Sub-networks are trained in every so-many-th optimizer step, 1 or more, beginning with the first.
         nonfinite_loss (`str`, *optional*, defaults to `"stop"`):
             What [`GradAugTrainer`] does when a loss is NaN or infinite: `"stop"` raises before the weights change, `"skip"`
-            leaves the optimizer step out and counts it. See [`~hf_gradaug.nonfinite.NonFiniteLossGuard`].
+            leaves the optimizer step out and counts it. Training without sub-networks, and fp16, whose gradient scaler skips
+            such steps, are left as they are; DeepSpeed has changed the weights when it raises. See
+            [`~hf_gradaug.nonfinite.NonFiniteLossGuard`].
 
     Raises:
         `ValueError`: If a setting is out of range. It names the setting, its value and what is allowed.

@@ -2,6 +2,7 @@
 """The Trainer's side of a training stream: its loader, its position in the checkpoints, and the epoch."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,12 @@ class StreamMixin:
             generator=torch.Generator().manual_seed(args.seed),
         )
         return self._stream_loader
+
+    def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
+        # What transformed examples have beside the model's inputs is there for the collator.
+        if isinstance(self.train_dataset, (TrainingStream, TransformedDataset)):
+            return data_collator
+        return super()._get_collator_with_removed_columns(data_collator, description)
 
     def _init_training_state(self, *args, **kwargs) -> tuple[int, int]:
         epochs_trained, batches_to_skip = super()._init_training_state(*args, **kwargs)

@@ -1,9 +1,8 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """The benchmark runs and writes what it promises. No test here asserts a time: those are for a quiet machine."""
 
-import importlib.util
+import importlib
 import json
-import sys
 from types import ModuleType
 
 import pytest
@@ -12,15 +11,14 @@ import torch
 from hf_gradaug.transforms import scaled_size
 
 
-@pytest.fixture(scope="module")
-def benchmark(request) -> ModuleType:
-    path = request.config.rootpath / "benchmarks" / "step.py"
-    spec = importlib.util.spec_from_file_location("benchmarks_step", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+@pytest.fixture(autouse=True)
+def benchmarks(root, monkeypatch):
+    monkeypatch.syspath_prepend(root / "benchmarks")  # as for a script that is run
+
+
+@pytest.fixture
+def benchmark(benchmarks) -> ModuleType:
+    return importlib.import_module("step")
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +42,7 @@ def test_results_of_every_arm(benchmark, tmp_path):
     benchmark.main([*command.split(), str(output)])
     results = json.loads(output.read_text())
 
-    assert [*results["arms"]] == ["plain", "gradaug", "naive"]
+    assert [*results["arms"]] == ["plain", "gradaug", "views", "naive"]
     for figures in results["arms"].values():
         assert figures["seconds_median"] > 0
         assert figures["images_per_second"] > 0
@@ -53,8 +51,8 @@ def test_results_of_every_arm(benchmark, tmp_path):
     assert results["arms"]["plain"]["time_ratio"] == 1
     assert {"cpu", "cores", "threads"} <= {*results["hardware"]}
     assert {"torch", "transformers", "hf_gradaug"} <= {*results["versions"]}
-    # What ran is what the FLOP ratio was counted for, in both arms.
-    for arm in ("gradaug", "naive"):
+    # What ran is what the FLOP ratio was counted for, in every arm.
+    for arm in ("gradaug", "views", "naive"):
         assert [ran["width"] for ran in results["passes"][arm]] == [1.0, 0.97, 0.93, 0.9]
         assert [ran["size"][0] for ran in results["passes"][arm]] == [32, 27, 23, 18]
 
@@ -67,8 +65,7 @@ def test_peak_memory_is_counted(benchmark, capsys):
     assert 3 * 25.5e6 * 4 < memory["peak_memory_bytes"] < 2 * 3 * 25.6e6 * 4
 
 
-def test_streaming_measures_each_arm(request, tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(request.config.rootpath / "benchmarks")  # as for a script that is run
+def test_streaming_measures_each_arm(tmp_path, capsys):
     script = importlib.import_module("streaming")
     flags = (
         "--models tiny --workers 1 --batch_size 2 --image_size 32 --num_images 12 --num_shards 2 --steps 2 --warmup 1"

@@ -57,13 +57,16 @@ def test_two_processes_are_one(train):
 
 def test_sharded_is_one(train):
     one, *_ = train(processes=1, batch_size=8)
-    both, result, folder = train(processes=2, batch_size=2, accumulation=2, kind="fsdp")
+    args = {"batch_size": 2, "accumulation": 2, "kind": "fsdp", "save_strategy": "steps", "save_steps": 2}
+    both, result, folder = train(processes=2, **args)
     assert result["sharded"]
     assert largest_difference(both, one) < 1e-6
     # One unit, and one reduce-scatter in each of the three optimizer steps.
     assert result["synchronizations"] == 3
     saved = AutoModelForImageClassification.from_pretrained(folder).state_dict()
     assert largest_difference(saved, both) == 0
+    resumed, *_ = train(processes=2, resume_from_checkpoint=str(folder / "checkpoint-2"), **args)
+    assert largest_difference(resumed, both) == 0
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -76,8 +79,11 @@ def test_deepspeed_is_one(train, stage):
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": 0.0,  # not given, it is 1
     }
-    both, *_ = train(processes=2, batch_size=2, accumulation=2, deepspeed=config)
+    args = {"batch_size": 2, "accumulation": 2, "deepspeed": config, "save_strategy": "steps", "save_steps": 2}
+    both, _, folder = train(processes=2, **args)
     assert largest_difference(both, one) < 1e-6
+    resumed, *_ = train(processes=2, resume_from_checkpoint=str(folder / "checkpoint-2"), **args)
+    assert largest_difference(resumed, both) == 0
 
 
 def test_resumed_on_another_number_of_processes(train):

@@ -8,8 +8,9 @@ import weakref
 
 import pytest
 import torch
-from tiny import randomize, tiny_config, tiny_images, tiny_model
+from tiny import largest_difference, randomize, tiny_config, tiny_images, tiny_model
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from transformers import (
     AutoModelForImageClassification,
     BertConfig,
@@ -202,3 +203,25 @@ def test_compiles():
             expected = model(pixel_values=images).logits
             assert torch.equal(compiled(pixel_values=images).logits, expected)
     assert torch.equal(compiled(pixel_values=images).logits, model(pixel_values=images).logits)
+
+
+def test_compiles_subnetworks_of_a_bounded_set():
+    counter = CompileCounter()
+    model = make_slimmable(tiny_model("resnet-basic").train())
+    compiled = torch.compile(model, backend=counter)
+
+    def run_all(forward):
+        for width in (1.0, 0.5, 0.75):
+            for size in (32, 24):
+                model.zero_grad()
+                with model.subnetwork(width, detached=True, compiled=True):
+                    forward(pixel_values=tiny_images(size=size)).logits.sum().backward()
+                yield {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    expected = list(run_all(model))
+    graphs = []
+    for _ in range(2):
+        for found, gradients in zip(run_all(compiled), expected, strict=True):
+            assert largest_difference(found, gradients) < 1e-5
+        graphs.append(counter.frame_count)
+    assert graphs[0] >= 3 and graphs[1] == graphs[0]  # compilation ends

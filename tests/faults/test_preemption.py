@@ -141,6 +141,25 @@ def train_and_stop_one(output_dir) -> None:
     sys.exit(128 + stop.received)
 
 
+@pytest.mark.distributed
+def test_the_other_ends_when_one_process_dies(tmp_path):
+    """Without a launcher that would end it. The harness fails a run that takes more than a minute."""
+    survivor, dead = harness.run_ranks(tmp_path, train_and_die, tmp_path / "out")
+    assert dead.code == -signal.SIGKILL
+    assert survivor.code != 0 and "onnection" in survivor.text and "RuntimeError" in survivor.text
+
+
+def train_and_die(output_dir) -> None:
+    callbacks = [Kill()] if os.environ["RANK"] == "1" else []
+    tiny_trainer(output_dir, trainer_kwargs={"callbacks": callbacks}, ddp_backend="gloo").train()
+
+
+class Kill(TrainerCallback):
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_one_process_dies(tmp_path, root, subprocess_env):
