@@ -125,11 +125,12 @@ def plot(results: dict[str, Any], path: str) -> None:
             if arm != "plain":
                 axes.bar_label(bars, fmt=" %.2f", fontsize=7)
         limits = [entry["flop_ratio"] for entry in entries.values()]
-        axes.plot(limits, range(len(limits)), "k|", markersize=24, label="by FLOPs")
+        axes.plot(limits, range(len(limits)), "k|", markersize=14, label="by FLOPs")
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
-        axes.set(title=model, xlabel="time of a step, x the plain step of the same setting")
-    axes.legend(fontsize=8)
+        most = max(figures["time_ratio"] for entry in entries.values() for figures in entry["arms"].values())
+        axes.set(title=model, xlim=(0, 1.1 * most), xlabel="time of a step, x the plain step of the same setting")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 

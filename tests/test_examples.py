@@ -10,6 +10,7 @@ import evaluate
 import images
 import numpy as np
 import pytest
+import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BertConfig, ResNetConfig, pipeline
 
 from hf_gradaug import plot_training_curves
@@ -73,6 +74,20 @@ def test_plain_training_is_a_plain_run_of_the_same_trainer(run, tmp_path):
     log = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
     assert any("loss" in row for row in log) and not any("loss_full" in row for row in log)
     assert not (tmp_path / "out" / "eval_results.json").exists()
+
+
+def test_channels_last(run, script, monkeypatch):
+    layouts = []
+
+    class Trainer(script.GradAugTrainer):
+        def training_step(self, model, *args):
+            kernels = [parameter for parameter in model.parameters() if parameter.ndim == 4]
+            layouts.extend(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+            return super().training_step(model, *args)
+
+    monkeypatch.setattr(script, "GradAugTrainer", Trainer)
+    run("--gradaug", "--channels_last", "--do_train", "--max_steps", "1")
+    assert layouts and all(layouts)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
