@@ -73,7 +73,7 @@ def test_metadata(metadata, root):
 def test_every_requirement_has_a_lower_end_and_a_pin(metadata, root):
     names = []
     for requirement in metadata["install_requires"] + metadata["extras_require"]["dev"]:
-        match = re.fullmatch(r"([\w-]+)[>=]=[\w.]+(,<\d+)?", requirement)
+        match = re.fullmatch(r"([\w-]+)[>=]=[\w.]+(,<\d+)?(; .+)?", requirement)
         assert match, f"{requirement!r} has no lower end"
         names.append(match[1].lower())
     pins = re.findall(r"^([\w.-]+)==", (root / "constraints.txt").read_text("utf-8"), re.M)
