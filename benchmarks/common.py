@@ -2,9 +2,12 @@
 """What every benchmark writes down beside its figures."""
 
 import contextlib
+import datetime
 import json
 import os
 import platform
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,6 +39,16 @@ def describe_versions(*packages: ModuleType) -> dict[str, str]:
     """Versions of Python, torch, transformers, this package, and `packages`."""
     packages = (torch, transformers, hf_gradaug, *packages)
     return {"python": platform.python_version(), **{package.__name__: package.__version__ for package in packages}}
+
+
+def describe_run(script: str, argv: Sequence[str], device: str, *packages: ModuleType) -> dict[str, Any]:
+    """When, how and on what a benchmark ran. Call it first: the load of the machine is that of before."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", f"benchmarks/{script}", *argv]),
+        "hardware": describe_machine(device),
+        "versions": describe_versions(*packages),
+    }
 
 
 def write_json(results: dict[str, Any], path: str | None) -> None:

@@ -17,7 +17,6 @@ The cheaper ways to have sub-networks, against plain training with the same comp
 
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from common import describe_machine, describe_versions, write_json
+from common import describe_run, write_json
 from transformers import HfArgumentParser
 
 
@@ -81,7 +80,7 @@ def run(args: DigitsArguments, arm: str, seed: int) -> dict:
 
 def main() -> None:
     (args,) = HfArgumentParser(DigitsArguments).parse_args_into_dataclasses()
-    hardware = describe_machine("cuda" if torch.cuda.is_available() else "cpu")
+    description = describe_run("digits.py", sys.argv[1:], "cuda" if torch.cuda.is_available() else "cpu")
     runs = []
     with ThreadPoolExecutor(args.jobs) as pool:
         cells = [(arm, seed) for seed in args.seeds for arm in args.arms]
@@ -100,9 +99,7 @@ def main() -> None:
         print(f"{arm:10} {accuracy['mean']:.2%}, deviation {accuracy['deviation'] or 0:.2%}, {len(mine)} seeds")
     if args.output is not None:
         results = {
-            "command": shlex.join(["python", "benchmarks/digits.py", *sys.argv[1:]]),
-            "hardware": hardware,
-            "versions": describe_versions(),
+            **description,
             "summary": summary,
             "runs": runs,
         }

@@ -24,13 +24,11 @@ falls with `MALLOC_MMAP_THRESHOLD_=131072` in the environment.
 """
 
 import contextlib
-import datetime
 import functools
 import gc
 import itertools
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -44,7 +42,7 @@ from unittest import mock
 
 import torch
 import transformers
-from common import describe_machine, describe_versions, write_json
+from common import describe_run, write_json
 from torch import Tensor
 from torch.profiler import ProfilerActivity
 from torch.utils.flop_counter import FlopCounterMode
@@ -153,7 +151,6 @@ def build_step(args: BenchmarkArguments, arm: str, passes: list[dict[str, Any]])
     network = model
     if args.compile:
         # Without dynamic shapes, every width and size is a graph of its own: the fastest kernels, and the longest warm-up.
-        torch._dynamo.config.recompile_limit = 64
         model = torch.compile(model, dynamic=False)
     mixed = args.dtype == "bfloat16"
     autocast = functools.partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=mixed)
@@ -310,16 +307,13 @@ def print_table(results: dict[str, Any]) -> None:
 def measure(argv: Sequence[str], memory: bool = True) -> dict[str, Any]:
     """Everything about one setting, given as on the command line."""
     (args,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(list(argv))
-    hardware = describe_machine(args.device)
+    description = describe_run("step.py", argv, args.device)
     # Memory first, while this process has nothing on the GPU.
     peaks = {arm: measure_memory_apart(argv, arm) for arm in args.arms} if args.memory and memory else {}
     seconds, passes = time_steps(args)
     ratio = flop_ratio(args.model, args.image_size, args.width_divisor)
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/step.py", *argv]),
-        "hardware": hardware,
-        "versions": describe_versions(),
+        **description,
         "settings": {name: value for name, value in asdict(args).items() if name not in ("memory_of", "output")},
         "passes": passes,
         "flop_ratio": ratio,

@@ -10,9 +10,7 @@ meanwhile is between them.
 """
 
 import contextlib
-import datetime
 import gc
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +21,7 @@ from unittest import mock
 
 import step
 import torch
-from common import describe_machine, describe_versions, write_json
+from common import describe_run, write_json
 from transformers import HfArgumentParser
 
 from hf_gradaug import subnetwork
@@ -140,10 +138,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     (args,) = HfArgumentParser(GridArguments).parse_args_into_dataclasses(argv)
     sizes = ["--image_size", str(args.image_size), "--repetitions", str(args.repetitions)]
     results: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/step_grid.py", *argv]),
-        "hardware": describe_machine("cuda" if torch.cuda.is_available() else "cpu"),
-        "versions": describe_versions(),
+        **describe_run("step_grid.py", argv, "cuda" if torch.cuda.is_available() else "cpu"),
         "entries": {},
     }
     for model in args.models:

@@ -21,10 +21,8 @@ Command:
     python benchmarks/streaming.py --output benchmarks/results/streaming.json --plot benchmarks/results/streaming.png
 """
 
-import datetime
 import itertools
 import multiprocessing
-import shlex
 import statistics
 import sys
 import tempfile
@@ -39,7 +37,7 @@ import numpy as np
 import torch
 import torchvision
 import transformers
-from common import describe_machine, describe_versions, write_json
+from common import describe_run, write_json
 from jpeg_shards import KINDS, NUM_LABELS, load_shards, make_shards
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -313,15 +311,13 @@ def plot(results: dict[str, Any], path: str) -> None:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     argv = list(sys.argv[1:] if argv is None else argv)
     (args,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(argv)
-    hardware = describe_machine("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    description = describe_run("streaming.py", argv, device, torchvision, datasets)
     with tempfile.TemporaryDirectory() as folder:
         size = make_shards(Path(folder), args.num_images, args.num_shards)
         measured = measure(args, Path(folder))
     results = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/streaming.py", *argv]),
-        "hardware": hardware,
-        "versions": describe_versions(torchvision, datasets),
+        **description,
         "settings": {name: value for name, value in asdict(args).items() if name not in ("output", "plot")},
         "bytes_per_image": size,
         "bars": {"of_memory": MODEL_BAR, "of_raw": DECODING_BAR},

@@ -101,16 +101,7 @@ class GradAugMixin(FaultToleranceMixin, StreamMixin):
             # DeepSpeed's engine takes gradients from hooks on the parameters, in every backward.
             detached=not self.is_deepspeed_enabled,
         )
-        if self.args.torch_compile and self.gradaug_settings.width_choices is not None:
-            self._allow_compiled_subnetworks()
         self._loss_guard = NonFiniteLossGuard(self.accelerator, model)
-
-    def _allow_compiled_subnetworks(self) -> None:
-        # Dynamo gives up after 8 graphs of the same code, and every width and size of the sub-networks is one.
-        settings, dynamo = self.gradaug_settings, torch._dynamo.config
-        graphs = len({*settings.width_choices, settings.min_width}) * len(settings.scales) + dynamo.recompile_limit
-        dynamo.recompile_limit = graphs
-        dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 4 * graphs)
 
     def _check_arguments(self, model: nn.Module | None) -> None:
         if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:

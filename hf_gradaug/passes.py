@@ -110,6 +110,15 @@ def _select_rows(value: Any, rows: Tensor, batch_size: int) -> Any:
     return value[rows] if is_batched else value
 
 
+def _allow_graphs(settings: GradAugSettings) -> None:
+    # Dynamo gives up after 8 graphs of the same code, and every width and size of the sub-networks is one. The 8 are left to
+    # all others.
+    dynamo = torch._dynamo.config
+    graphs = len({*settings.width_choices, settings.min_width}) * len(settings.scales) + 8
+    dynamo.recompile_limit = max(dynamo.recompile_limit, graphs)
+    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 4 * graphs)
+
+
 def _has_several_processes() -> bool:
     distributed = torch.distributed
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
@@ -203,6 +212,8 @@ class GradAug:
             )
         # What the head itself does when it sees the first labels, unless they are soft: it takes those for multi-label.
         model.config.problem_type = "single_label_classification"
+        if self.settings.width_choices is not None:
+            _allow_graphs(self.settings)
         self.subnetwork(self.settings.min_width)  # a narrowing that can't make the smallest one fails here
 
     def subnetwork(self, width: float, detached: bool = False):

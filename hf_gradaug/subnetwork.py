@@ -65,8 +65,12 @@ class _Subnetwork:
             module._buffers.update(buffers)
 
 
+def _leading(like: Tensor) -> tuple[slice, ...]:
+    return tuple(slice(length) for length in like.shape)
+
+
 def _leading_slice(tensor: Tensor, like: Tensor, name: str) -> Tensor:
-    view = tensor[tuple(slice(length) for length in like.shape)]
+    view = tensor[_leading(like)]
     if view.shape != like.shape:
         raise ValueError(
             f"The model was changed after `make_slimmable`: {name!r} has shape {tuple(tensor.shape)}, and its sub-network "
@@ -93,7 +97,7 @@ def _detached_copy(parameter: nn.Parameter, view: Tensor) -> Tensor:
 def _add_gradient(parameter: nn.Parameter, leaf: Tensor) -> None:
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
-    parameter.grad[tuple(slice(length) for length in leaf.shape)].add_(leaf.grad)
+    parameter.grad[_leading(leaf)].add_(leaf.grad)
     leaf.grad = None
 
 

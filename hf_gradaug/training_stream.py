@@ -8,7 +8,6 @@ what a reader has in memory to shuffle.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -96,11 +95,9 @@ class TrainingStream(IterableDataset):
 
     def for_process(self, rank: int, world_size: int) -> TrainingStream:
         """The same stream as one of `world_size` processes reads it."""
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank is {rank}, but it must be in 0..{world_size - 1} (world_size is {world_size}).")
-        stream = copy.copy(self)
-        stream.rank, stream.world_size = rank, world_size
-        return stream
+        return type(self)(
+            self.stream, self.transform, self.seed, self.buffer_size, self.num_examples, rank, world_size
+        )
 
     def __iter__(self) -> StreamReader:
         worker = get_worker_info()

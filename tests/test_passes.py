@@ -142,6 +142,16 @@ def test_subnetworks_in_every_third_step():
     assert all(step[-1].is_last for step in passes)
 
 
+def test_widths_are_of_the_choices_and_each_may_be_compiled():
+    settings = GradAugSettings(num_subnetworks=2, width_choices=[0.9, 0.95, 1.0])
+    with torch._dynamo.config.patch(recompile_limit=8):
+        for _ in range(2):  # a second trainer raises the limit no further
+            gradaug = GradAug(tiny_model(), settings)
+            assert torch._dynamo.config.recompile_limit == 3 * 4 + 8
+    widths = {p.width for step in range(12) for p, _, _ in run(gradaug, batch(), step)[1:]}
+    assert widths == {0.9, 0.95, 1.0}
+
+
 def test_own_transform_and_rotations():
     calls = []
 
