@@ -75,7 +75,9 @@ def run(args: DigitsArguments, arm: str, seed: int) -> dict:
             env["OMP_NUM_THREADS"] = str(max(1, os.cpu_count() // args.jobs))
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
         metrics = json.loads(Path(folder, "all_results.json").read_text())
-    return {"arm": arm, "seed": seed, **metrics}
+        # Without progress bars, the Trainer's printer takes it out of the metrics.
+        flops = json.loads(Path(folder, "trainer_state.json").read_text())["total_flos"]
+    return {"arm": arm, "seed": seed, **metrics, "total_flos": flops}
 
 
 def main() -> None:
