@@ -125,6 +125,7 @@ def _read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many types, for a file that is damaged, of another kind, or holds other objects
+        # PyTorch wraps its reason in advice on how to load the file nonetheless.
         reason = str(error.__context__ or error).splitlines() or [type(error).__name__]
         raise ValueError(
             f"'{path}' can't be read as a file of `torch.save` that holds tensors, numbers and their containers only; "
