@@ -20,6 +20,7 @@ __all__ = [
     "StopOnSignal",
     "StreamMixin",
     "TrainingStream",
+    "convert_authors_checkpoint",
     "make_slimmable",
     "narrow_config",
     "plot_training_curves",
@@ -28,9 +29,11 @@ __all__ = [
     "soft_target_loss",
     "soft_targets",
     "supported_model_types",
+    "to_authors_state_dict",
 ]
 
 if TYPE_CHECKING:
+    from .conversion import convert_authors_checkpoint, to_authors_state_dict
     from .gradaug_config import GradAugConfig
     from .gradaug_trainer import GradAugMixin, GradAugTrainer
     from .losses import soft_label_cross_entropy, soft_target_loss, soft_targets
@@ -53,6 +56,7 @@ _MODULES = {
     "GradAugTrainer": "gradaug_trainer",
     "StreamMixin": "stream_trainer",
     "TrainingStream": "training_stream",
+    "convert_authors_checkpoint": "conversion",
     "make_slimmable": "subnetwork",
     "narrow_config": "narrowing",
     "plot_training_curves": "training_curves",
@@ -61,6 +65,7 @@ _MODULES = {
     "soft_target_loss": "losses",
     "soft_targets": "losses",
     "supported_model_types": "narrowing",
+    "to_authors_state_dict": "conversion",
     "Compose": "transforms",
     "RandomRotation": "transforms",
     "RandomScale": "transforms",
