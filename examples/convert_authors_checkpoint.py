@@ -2,7 +2,8 @@
 """
 Turn a checkpoint of the GradAug authors into a standard one, which `from_pretrained` and `pipeline` load.
 
-    python examples/convert_authors_checkpoint.py model_best.pth.tar resnet50-gradaug
+    python examples/convert_authors_checkpoint.py model_best.pth.tar resnet50-gradaug \
+        --model_card model_cards/authors_resnet50.md
 
 The other direction makes a file that the authors' script evaluates, with `test_only: True` and the file as
 `pretrained` in its configuration:
@@ -13,6 +14,7 @@ The other direction makes a file that the authors' script evaluates, with `test_
 import argparse
 import contextlib
 import logging
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,11 +53,17 @@ def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", metavar="FILE", help="Checkpoint of the authors, or Hub name or folder of a model.")
     parser.add_argument("out", metavar="OUT", type=Path, help="Folder, or with --to_authors file, to write.")
+    parser.add_argument(
+        "--model_card", type=Path, help="Card to put beside the weights: the file can't tell which it is."
+    )
     parser.add_argument("--to_authors", action="store_true", help="Convert a model to the authors' layout.")
     args = parser.parse_args(args)
     logging.basicConfig(level=logging.INFO)
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise ValueError(f"OUT is '{args.out}', but it must not exist, or be an empty folder.")
+    if args.model_card is not None and (args.to_authors or not args.model_card.is_file()):
+        reason = "goes with a folder to write, not with --to_authors" if args.to_authors else "must be a file"
+        raise ValueError(f"--model_card is '{args.model_card}', but it {reason}.")
 
     if args.to_authors:
         state = to_authors_state_dict(load_model(args.file))
@@ -66,7 +74,8 @@ def main(args: list[str] | None = None) -> None:
         with written_whole(args.out) as path:
             model.save_pretrained(path)
             image_processor.save_pretrained(path)
-            # The model card's place: written here, it appears with the rest or not at all.
+            if args.model_card is not None:
+                shutil.copyfile(args.model_card, path / "README.md")
     logger.info(f"'{args.file}' was converted to '{args.out}'.")
 
 

@@ -135,8 +135,11 @@ def test_there_and_back(script, tmp_path, save):
     scores = {"epoch": 119, "best_acc1": 78.5, "best_acc5": 94.2, "optimizer": optimizer.state_dict()}
     file = save({"state_dict": prefixed(network.state_dict()), **scores})
     folder, back = tmp_path / "a" / "b", tmp_path / "c"
-    script.main([str(file), str(folder)])
-    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    card = images.ROOT / "model_cards" / "authors_resnet50.md"
+    script.main([str(file), str(folder), "--model_card", str(card)])
+    files = {path.name for path in folder.iterdir()}
+    assert files == {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+    assert (folder / "README.md").read_bytes() == card.read_bytes()
 
     model = AutoModelForImageClassification.from_pretrained(folder)
     assert type(model) is ResNetForImageClassification
@@ -286,6 +289,9 @@ def test_out_is_written_whole_or_not_at_all(script, tmp_path, save, monkeypatch)
         for args in ([str(file)], ["--to_authors", str(out)]):
             with pytest.raises(ValueError, match=f"OUT is '{re.escape(str(taken))}', but it must not exist"):
                 script.main([*args, str(taken)])
+    for words, reason in ((["--to_authors"], "goes with a folder"), ([], "must be a file")):
+        with pytest.raises(ValueError, match=f"--model_card is 'nowhere.md', but it {reason}"):
+            script.main([str(file), str(tmp_path / "new"), "--model_card", "nowhere.md", *words])
     assert sorted(path.stat().st_mtime_ns for path in out.iterdir()) == before
     assert torch.load(file, weights_only=True).keys() == hollow_state().keys()
 
