@@ -45,7 +45,7 @@ from transformers import (
 )
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from hf_gradaug import GradAugConfig, GradAugTrainer, StopOnSignal, plot_training_curves
+from hf_gradaug import GradAugConfig, GradAugTrainer, HubPushError, StopOnSignal, plot_training_curves
 from hf_gradaug.data import load_image_data
 from hf_gradaug.data_arguments import DataArguments
 from hf_gradaug.image_size import check_image_size
@@ -280,14 +280,19 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
             checkpoint = True  # the newest one that is whole
         stop = StopOnSignal()
         trainer.add_callback(stop)
-        result = trainer.train(resume_from_checkpoint=checkpoint)
+        try:
+            result = trainer.train(resume_from_checkpoint=checkpoint)
+        except HubPushError as error:
+            logger.error(error)
+            result = error.train_output  # the push at the end tries again
         if stop.received:
             logger.warning(
                 f"{stop.received.name} stopped the training after step {trainer.state.global_step}, whose checkpoint is in "
                 f"'{training_args.output_dir}'. The same command with --resume_from_checkpoint true goes on from there."
             )
             sys.exit(128 + stop.received)
-        trainer.save_model()
+        if not training_args.push_to_hub:  # with it, `train` has saved the model, and `save_model` would push it
+            trainer.save_model()
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
     if training_args.do_eval:

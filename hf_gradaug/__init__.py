@@ -15,6 +15,8 @@ __all__ = [
     "GradAugPass",
     "GradAugSettings",
     "GradAugTrainer",
+    "HubMixin",
+    "HubPushError",
     "RandomRotation",
     "RandomScale",
     "StopOnSignal",
@@ -33,6 +35,7 @@ __all__ = [
 if TYPE_CHECKING:
     from .gradaug_config import GradAugConfig
     from .gradaug_trainer import GradAugMixin, GradAugTrainer
+    from .hub import HubMixin, HubPushError
     from .losses import soft_label_cross_entropy, soft_target_loss, soft_targets
     from .narrowing import narrow_config, register_narrowing, supported_model_types
     from .passes import GradAug, GradAugPass
@@ -51,6 +54,8 @@ _MODULES = {
     "GradAugPass": "passes",
     "GradAugSettings": "settings",
     "GradAugTrainer": "gradaug_trainer",
+    "HubMixin": "hub",
+    "HubPushError": "hub",
     "StreamMixin": "stream_trainer",
     "TrainingStream": "training_stream",
     "make_slimmable": "subnetwork",
