@@ -15,6 +15,8 @@ __all__ = [
     "GradAugPass",
     "GradAugSettings",
     "GradAugTrainer",
+    "HubMixin",
+    "HubPushError",
     "RandomRotation",
     "RandomScale",
     "StopOnSignal",
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from .conversion import convert_authors_checkpoint, to_authors_state_dict
     from .gradaug_config import GradAugConfig
     from .gradaug_trainer import GradAugMixin, GradAugTrainer
+    from .hub import HubMixin, HubPushError
     from .losses import soft_label_cross_entropy, soft_target_loss, soft_targets
     from .narrowing import narrow_config, register_narrowing, supported_model_types
     from .passes import GradAug, GradAugPass
@@ -54,6 +57,8 @@ _MODULES = {
     "GradAugPass": "passes",
     "GradAugSettings": "settings",
     "GradAugTrainer": "gradaug_trainer",
+    "HubMixin": "hub",
+    "HubPushError": "hub",
     "StreamMixin": "stream_trainer",
     "TrainingStream": "training_stream",
     "convert_authors_checkpoint": "conversion",
