@@ -143,7 +143,7 @@ class RequestHandler(BaseHTTPRequestHandler):
 
     def _read(self, limit: int | None = None) -> bytes:
         if limit is not None:
-            body = self.rfile.read(limit)
+            body = self.rfile.read(min(limit, int(self.headers.get("Content-Length") or limit)))
         elif self.headers.get("Transfer-Encoding") == "chunked":
             body = b""
             while length := int(self.rfile.readline(), 16):
