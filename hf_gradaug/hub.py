@@ -194,7 +194,8 @@ class HubMixin:
             )
             if job is None:  # not the main process
                 return None
-            jobs = {**dict.fromkeys(self._missing_uploads), upload: job}
+            missing = [other for other in self._missing_uploads if other != upload]
+            jobs = {**dict.fromkeys(missing), upload: job}
             if blocking:
                 return self._complete(jobs)
             return self._complete_in_background(jobs)
@@ -258,9 +259,9 @@ class HubMixin:
         """Follows jobs that fail, and uploads without a job, by attempts of its own. Returns the last commit."""
         commit = None
         for upload, job in jobs.items():
+            self._missing_uploads.pop(upload, None)  # an earlier one, whose folder may be another
             try:
                 commit = _persist(upload.send if job is None else job.result, upload.send)
-                self._missing_uploads.pop(upload, None)
             except Exception as error:
                 self._missing_uploads[upload] = _describe(error, upload.token)
         self._raise_missing()
@@ -312,7 +313,8 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _describe(error: Exception, token: Any) -> str:
-    causes = [error] if error.__cause__ is None or isinstance(error, HfHubHTTPError) else [error, error.__cause__]
+    # The client wraps what went wrong with a large file; an error of the HTTP library has said it all.
+    causes = [error] if error.__cause__ is None or isinstance(error, HTTPError) else [error, error.__cause__]
     text = " ".join(" ".join(f"{type(cause).__name__}: {cause}" for cause in causes).split())
     # An HTTP library shows the headers that it refuses.
     return text.replace(token.strip(), "<token>") if token and token.strip() else text

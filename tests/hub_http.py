@@ -33,6 +33,7 @@ class Fault:
     times: float
     status: int | None = None
     cut_after: int | None = None
+    then: Callable[[], None] | None = None
 
     def takes(self, method: str, path: str) -> bool:
         if self.times < 1 or method != self.method or not re.search(self.path, path):
@@ -64,9 +65,11 @@ class WebServer:
         """Answers requests whose path matches a regular expression with a status, and with no JSON."""
         self.faults.append(Fault(method, path, times, status=status))
 
-    def cut(self, method: str, path: str, after: int, times: float = float("inf")) -> None:
-        """Cuts the connection after so many bytes of the body."""
-        self.faults.append(Fault(method, path, times, cut_after=after))
+    def cut(
+        self, method: str, path: str, after: int, times: float = float("inf"), then: Callable[[], None] | None = None
+    ) -> None:
+        """Cuts the connection after so many bytes of the body, and first calls a function, if there is one."""
+        self.faults.append(Fault(method, path, times, cut_after=after, then=then))
 
     def take_fault(self, method: str, path: str) -> Fault | None:
         with self.lock:
@@ -114,6 +117,8 @@ class RequestHandler(BaseHTTPRequestHandler):
                 return self._cut()
             if fault is not None and fault.cut_after is not None:
                 self._read(fault.cut_after)
+                if fault.then is not None:
+                    fault.then()
                 return self._cut()
             self.body = self._read()
             if fault is not None:
@@ -143,7 +148,7 @@ class RequestHandler(BaseHTTPRequestHandler):
 
     def _read(self, limit: int | None = None) -> bytes:
         if limit is not None:
-            body = self.rfile.read(limit)
+            body = self.rfile.read(min(limit, int(self.headers.get("Content-Length") or limit)))
         elif self.headers.get("Transfer-Encoding") == "chunked":
             body = b""
             while length := int(self.rfile.readline(), 16):
