@@ -7,17 +7,19 @@ Each model is trained by `examples/run_image_classification.py` with its default
 
 Command:
 
-    python benchmarks/robustness.py --seeds 1 2 3 --output benchmarks/results/robustness-digits.json --plot docs/robustness.png
+    python benchmarks/robustness.py --seeds 1 2 3 4 5 --output benchmarks/results/robustness-digits.json \
+        --plot docs/robustness.png
 """
 
-import json
-import os
+import contextlib
+import importlib
+import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from transformers import HfArgumentParser
 from hf_gradaug import RobustnessSettings, mean_corruption_error, plot_robustness
 
 
-ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 ARMS = {"plain": [], "gradaug": ["--gradaug"]}
 LABELS = {"plain": "plain", "gradaug": "GradAug"}
 
@@ -38,29 +40,27 @@ LABELS = {"plain": "plain", "gradaug": "GradAug"}
 class RobustnessBenchmarkArguments:
     """What is trained and measured."""
 
-    seeds: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "Seeds of the trainings."})
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5], metadata={"help": "Seeds of the trainings."})
     train_flags: str = field(default="", metadata={"help": "More flags for every training, in one string."})
-    eval_flags: str = field(default="", metadata={"help": "More flags for the measurement, such as '--epsilons 1'."})
+    eval_flags: str = field(default="", metadata={"help": "More flags for the measurement, likewise."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
     plot: str | None = field(default=None, metadata={"help": "PNG file for the picture."})
 
 
-def run_example(name: str, flags: Sequence[str], folder: str) -> str:
-    """Runs an example script, in a folder of its own, and returns its command."""
-    command = [str(ROOT / "examples" / name), *flags]
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    subprocess.run(
-        [sys.executable, *command], check=True, cwd=folder, env={**os.environ, "PYTHONPATH": path}, stdout=sys.stderr
-    )
-    return " ".join(["python", f"examples/{name}", *flags])
+def run_example(name: str, flags: Sequence[str]) -> Any:
+    """What the main function of an example script returns."""
+    if str(EXAMPLES) not in sys.path:
+        sys.path.append(str(EXAMPLES))
+    with contextlib.redirect_stdout(sys.stderr):
+        return importlib.import_module(name).main(list(flags))
 
 
 def get_figures(
-    accuracy: dict[str, float], baseline: dict[str, float], settings: RobustnessSettings
-) -> dict[str, float]:
+    accuracy: Mapping[str, float], baseline: Mapping[str, float], settings: RobustnessSettings
+) -> dict[str, float | None]:
     """What is averaged over the seeds. The baseline is the plain model of the same seed."""
 
-    def errors(accuracy: dict[str, float]) -> dict[str, list[float]]:
+    def errors(accuracy: Mapping[str, float]) -> dict[str, list[float]]:
         return {
             name: [1 - accuracy[f"{name}/{severity}"] for severity in settings.severities]
             for name in settings.corruptions
@@ -80,44 +80,56 @@ def describe(values: Sequence[float | None]) -> dict[str, float | None]:
     return {"mean": statistics.mean(values), "deviation": statistics.stdev(values) if len(values) > 1 else None}
 
 
+def summarize(figures: Mapping[str, Sequence[Mapping[str, float | None]]]) -> dict[str, dict[str, Any]]:
+    """Means and deviations over the seeds, of each arm and of the difference between the arms."""
+    summary: dict[str, dict[str, Any]] = {arm: {} for arm in [*ARMS, "gradaug - plain"]}
+    for key in figures["plain"][0]:
+        for arm in ARMS:
+            summary[arm][key] = describe([run[key] for run in figures[arm]])
+        pairs = [(run[key], plain[key]) for run, plain in zip(figures["gradaug"], figures["plain"])]
+        differences = [None if None in pair else pair[0] - pair[1] for pair in pairs]
+        summary["gradaug - plain"][key] = {**describe(differences), "by_seed": differences}
+    return summary
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     argv = list(sys.argv[1:] if argv is None else argv)
     (args,) = HfArgumentParser(RobustnessBenchmarkArguments).parse_args_into_dataclasses(argv)
     results = describe_run("robustness.py", argv, "cuda" if torch.cuda.is_available() else "cpu", foolbox)
-    commands = []
+    results["versions"]["imagecorruptions-imaug"] = version("imagecorruptions-imaug")
     with tempfile.TemporaryDirectory() as folder:
-        for seed in args.seeds:
-            for arm, flags in ARMS.items():
-                flags = [*flags, "--do_train", "--do_eval", "--seed", str(seed), "--output_dir", f"{arm}-{seed}"]
-                flags += ["--disable_tqdm", "True", "--log_level", "error", *args.train_flags.split()]
-                commands.append(run_example("run_image_classification.py", flags, folder))
-        models = [f"{arm}-{seed}" for arm in ARMS for seed in args.seeds]
-        flags = ["--models", *models, "--output_dir", "robustness", *args.eval_flags.split()]
-        commands.append(run_example("evaluate_robustness.py", flags, folder))
-        measured = json.loads(Path(folder, "robustness", "robustness.json").read_text())
-    settings = RobustnessSettings(**measured["conditions"])
-    accuracies = {name: model["accuracy"] for name, model in measured["models"].items()}
+        models = {(arm, seed): f"{folder}/{arm}-{seed}" for seed in args.seeds for arm in ARMS}
+        runs = []
+        for (arm, seed), path in models.items():
+            flags = [*ARMS[arm], "--do_train", "--do_eval", "--seed", str(seed), "--output_dir", path]
+            flags += ["--disable_tqdm", "True", "--log_level", "error", *args.train_flags.split()]
+            runs.append(("run_image_classification", flags))
+        flags = ["--models", *models.values(), "--output_dir", f"{folder}/robustness", *args.eval_flags.split()]
+        runs.append(("evaluate_robustness", flags))
+        for name, flags in runs:
+            measured = run_example(name, flags)
+        results["commands"] = [
+            shlex.join(["python", f"examples/{name}.py", *flags]).replace(folder, "out") for name, flags in runs
+        ]
+    settings = measured.settings
+    accuracy = {arm: [measured.accuracy[models[arm, seed]] for seed in args.seeds] for arm in ARMS}
     figures = {
-        arm: [get_figures(accuracies[f"{arm}-{seed}"], accuracies[f"plain-{seed}"], settings) for seed in args.seeds]
+        arm: [get_figures(run, plain, settings) for run, plain in zip(accuracy[arm], accuracy["plain"])]
         for arm in ARMS
     }
-    results["commands"] = commands
-    results["versions"] |= measured["versions"]
-    results["settings"] = {**measured["settings"], **measured["conditions"]}
-    results["summary"] = {arm: {} for arm in [*ARMS, "gradaug - plain"]}
-    for key in figures["plain"][0]:
-        for arm in ARMS:
-            results["summary"][arm][key] = describe([run[key] for run in figures[arm]])
-        pairs = [(run[key], plain[key]) for run, plain in zip(figures["gradaug"], figures["plain"])]
-        differences = [None if None in pair else pair[0] - pair[1] for pair in pairs]
-        results["summary"]["gradaug - plain"][key] = {**describe(differences), "by_seed": differences}
-    results["accuracy"] = accuracies
+    results |= {
+        "images": measured.description,
+        "conditions": asdict(settings),
+        "seeds": args.seeds,
+        "summary": summarize(figures),
+        "accuracy": accuracy,
+    }
     write_json(results, args.output)
     if args.plot is not None:
-        runs = {LABELS[arm]: [accuracies[f"{arm}-{seed}"] for seed in args.seeds] for arm in ARMS}
-        plot_robustness(runs, settings, args.plot)
+        plot_robustness({LABELS[arm]: accuracy[arm] for arm in ARMS}, settings, args.plot)
+    print(f"{'':24}" + "".join(f"{arm:>20}" for arm in results["summary"]))
     for key in figures["plain"][0]:
-        cells = [results["summary"][arm][key] for arm in results["summary"]]
+        cells = [summary[key] for summary in results["summary"].values()]
         shown = [
             "-" if cell["mean"] is None else f"{cell['mean']:.4f} ± {cell['deviation'] or 0:.4f}" for cell in cells
         ]

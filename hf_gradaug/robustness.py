@@ -91,17 +91,23 @@ class _ToPixels:
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def _check_classes(name: str, classes: list[str], data: ImageData) -> None:
-    expected = data.class_names
+def _check_classifier(name: str, classifier: PixelClassifier, data: ImageData, settings: RobustnessSettings) -> None:
+    classes, expected = classifier.class_names, data.class_names
     if len(classes) != len(expected):
         raise ValueError(f"'{name}' has {len(classes)} classes, but {data.name} has {len(expected)}.")
     numbers = [str(label) for label in range(len(expected))]
     nameless = (numbers, [f"LABEL_{number}" for number in numbers])
-    if classes in nameless or expected in nameless:
-        return  # the number is all that can be compared
-    for label, (of_model, of_data) in enumerate(zip(classes, expected)):
-        if of_model != of_data:
-            raise ValueError(f"Class {label} of '{name}' is '{of_model}', but that of {data.name} is '{of_data}'.")
+    # Of classes without names, the number is all that can be compared.
+    if classes not in nameless and expected not in nameless and classes != expected:
+        label = next(label for label, name in enumerate(expected) if classes[label] != name)
+        raise ValueError(
+            f"Class {label} of '{name}' is '{classes[label]}', but that of {data.name} is '{expected[label]}'."
+        )
+    if settings.corruptions and min(classifier.image_size) < _MIN_CORRUPTED_SIZE:
+        raise ValueError(
+            f"'{name}' takes images of {classifier.image_size} pixels, but the corruptions need "
+            f"{_MIN_CORRUPTED_SIZE} x {_MIN_CORRUPTED_SIZE} or more. Without them, it can be attacked."
+        )
 
 
 def evaluate_robustness(
@@ -120,6 +126,9 @@ def evaluate_robustness(
 
     What is random about a corruption depends on the seed, the image's place in the data, the corruption and the severity
     alone, so that all classifiers of one image size see the same images, with any batch size and number of workers.
+
+    Images are corrupted after they were resized and cropped for the model. The published files of ImageNet-C were made
+    likewise, but then stored as JPEG, so that figures differ a little from those on these files.
 
     Args:
         classifiers (`Mapping[str, PixelClassifier]`):
@@ -151,12 +160,7 @@ def evaluate_robustness(
     """
     settings = settings or RobustnessSettings()
     for name, classifier in classifiers.items():
-        _check_classes(name, classifier.class_names, data)
-        if settings.corruptions and min(classifier.image_size) < _MIN_CORRUPTED_SIZE:
-            raise ValueError(
-                f"'{name}' takes images of {classifier.image_size} pixels, but the corruptions need "
-                f"{_MIN_CORRUPTED_SIZE} x {_MIN_CORRUPTED_SIZE} or more; without corruptions it can be attacked."
-            )
+        _check_classifier(name, classifier, data, settings)
     if baseline is not None and baseline not in classifiers:
         raise ValueError(f"baseline is '{baseline}', but must be one of the models {list(classifiers)}.")
     if split not in ("validation", "test"):
@@ -167,13 +171,12 @@ def evaluate_robustness(
     dataset = data.get_dataset(split, nn.Identity(), seed=seed)
     if dataset.transform.label_column is None:
         raise ValueError(f"split is '{split}', but the {split} images of {data.name} have no labels.")
-    labels = np.array(dataset.dataset[data.label_column][:], dtype=np.int64)
     data = replace(data, splits={split: dataset.dataset}, skip_bad_images=False)  # unreadable images were left out
     description = {
         "data": data.name,
         "split": split,
         "num_images": len(dataset),
-        "labels": hashlib.sha256(labels).hexdigest(),
+        "labels_sha256": hashlib.sha256(np.array(dataset.dataset[data.label_column][:], dtype=np.int64)).hexdigest(),
         "seed": seed,
     }
     fingerprints = {name: classifier.fingerprint for name, classifier in classifiers.items()}
