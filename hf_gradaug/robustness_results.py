@@ -16,9 +16,6 @@ from . import __version__
 from .robustness_settings import Condition, RobustnessSettings
 
 
-_PACKAGES = ("torch", "transformers", "foolbox", "imagecorruptions-imaug")
-
-
 def mean_corruption_error(
     errors: Mapping[str, Sequence[float]], baseline_errors: Mapping[str, Sequence[float]] | None = None
 ) -> float | None:
@@ -93,7 +90,7 @@ class RobustnessResults:
     def _take_over(self) -> None:
         try:
             stored = json.loads(self.path.read_text("utf-8"))
-            settings, models = stored["settings"], stored["models"]
+            settings, models = dict(stored["settings"]), dict(stored["models"])
             accuracy = {name: model["accuracy"] for name, model in models.items()}
             fingerprints = {name: model["fingerprint"] for name, model in models.items()}
         except (KeyError, TypeError, ValueError) as error:
@@ -136,12 +133,15 @@ class RobustnessResults:
             name: {"fingerprint": self.fingerprints[name], "accuracy": accuracy}
             for name, accuracy in self.accuracy.items()
         }
+        packages = ["torch", "transformers", "foolbox"]
+        if self.settings.corruptions:
+            packages.append("imagecorruptions-imaug")
         content = {
             "settings": self.description,
             "versions": {
                 "python": platform.python_version(),
                 "hf_gradaug": __version__,
-                **{name: version(name) for name in _PACKAGES},
+                **{name: version(name) for name in packages},
             },
             "hardware": {
                 "machine": platform.processor() or platform.machine(),

@@ -257,7 +257,7 @@ def test_a_file_of_something_else_is_left_alone(classifier, data, tmp_path):
         with pytest.raises(ValueError, match=message):
             evaluate_robustness({"a": model}, images_, clean, seed=seed, path=path)
         assert path.read_text() == content
-    for damage in ("{", "[]", '{"settings": {}}'):
+    for damage in ("{", "[]", '{"settings": {}}', '{"settings": {}, "models": [1]}'):
         path.write_text(damage)
         with pytest.raises(ValueError, match="holds no results of robustness"):
             evaluate_robustness({"a": classifier}, data, clean, path=path)
