@@ -7,8 +7,8 @@ Each model is trained by `examples/run_image_classification.py` with its default
 
 Command:
 
-    python benchmarks/robustness.py --seeds 1 2 3 4 5 --output benchmarks/results/robustness-digits.json \
-        --plot docs/robustness.png
+    python benchmarks/robustness.py --seeds 1 2 3 4 5 --eval_flags "--epsilons 0 1 2 4 8 16 32" \
+        --output benchmarks/results/robustness-digits.json --plot docs/robustness.png
 """
 
 import contextlib

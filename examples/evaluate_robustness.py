@@ -45,7 +45,9 @@ class RobustnessArguments:
     device: str = field(default="auto", metadata={"help": "cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."})
     seed: int = field(
         default=42,
-        metadata={"help": "Of the corruptions, of max_samples, and of a part held out of the training images."},
+        metadata={
+            "help": "Of the corruptions and of max_samples. Where images are held out of the training images: the training's."
+        },
     )
 
     def __post_init__(self):

@@ -42,7 +42,7 @@ def plot_robustness(
         raise ImportError("The picture needs matplotlib: pip install 'hf_gradaug[examples]'.") from error
     runs = {label: [runs] if isinstance(runs, Mapping) else list(runs) for label, runs in accuracies.items()}
     epsilons, corruptions = sorted(settings.epsilons), settings.corruptions
-    widths = ([5.0] if epsilons else []) + ([4.0 + 0.55 * len(corruptions)] if corruptions else [])
+    widths = ([4.4] if epsilons else []) + ([2.6 + 0.4 * len(corruptions)] if corruptions else [])
     if not widths:
         raise ValueError("settings has no epsilons and no corruptions, so there is nothing to draw.")
 
@@ -82,6 +82,7 @@ def plot_robustness(
             places = [index + (number - (len(runs) - 1) / 2) * width for index in range(len(corruptions))]
             errors = {"yerr": deviations, "capsize": 2} if len(repeats) > 1 else {}
             axes.bar(places, means, width, color=f"C{number % 10}", label=label, error_kw={"linewidth": 1}, **errors)
+        axes.margins(x=0.02)
         names = [corruption.replace("_", " ") for corruption in corruptions]
         axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=9)
         severities = ", ".join(map(str, settings.severities))
