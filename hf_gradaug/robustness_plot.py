@@ -85,7 +85,7 @@ def plot_robustness(
         axes.margins(x=0.02)
         names = [corruption.replace("_", " ") for corruption in corruptions]
         axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=9)
-        severities = ", ".join(map(str, settings.severities))
-        axes.set_title(f"Corruptions, mean of severities {severities}", loc="left", fontsize=11, fontweight="bold")
+        axes.set_title("Corruptions", loc="left", fontsize=11, fontweight="bold")
+        axes.set_xlabel("mean of severities " + ", ".join(map(str, settings.severities)))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     figure.savefig(path, dpi=150)

@@ -16,6 +16,10 @@ from . import __version__
 from .robustness_settings import Condition, RobustnessSettings
 
 
+# Of errors that add up to 0, rounding may leave more than that, but never as much as one image of a data set.
+_LEAST_SUM = 1e-12
+
+
 def mean_corruption_error(
     errors: Mapping[str, Sequence[float]], baseline_errors: Mapping[str, Sequence[float]] | None = None
 ) -> float | None:
@@ -40,7 +44,7 @@ def mean_corruption_error(
     if baseline_errors is None:
         return sum(sums.values()) / sum(map(len, errors.values()))
     baseline_sums = {name: sum(baseline_errors[name]) for name in sums}
-    if min(baseline_sums.values()) <= 0:
+    if min(baseline_sums.values()) < _LEAST_SUM:
         return None
     return sum(sums[name] / baseline_sums[name] for name in sums) / len(sums)
 
@@ -170,10 +174,11 @@ class RobustnessResults:
         keys = {condition.key for condition in self.settings.conditions}
         return all(keys <= accuracy.keys() for accuracy in self.accuracy.values())
 
-    def _errors(self, name: str, above: float = 0.0) -> dict[str, list[float]]:
+    def _errors(self, name: str, best: float = 1.0) -> dict[str, list[float]]:
+        """By how much the accuracies under the corruptions fall short of the best."""
         return {
             corruption: [
-                1 - self.accuracy[name][Condition(corruption=corruption, severity=severity).key] - above
+                best - self.accuracy[name][Condition(corruption=corruption, severity=severity).key]
                 for severity in self.settings.severities
             ]
             for corruption in self.settings.corruptions
@@ -191,16 +196,16 @@ class RobustnessResults:
         if not self.is_complete:
             return {}
         summary: dict[str, dict[str, float | None]] = {}
-        clean_errors = {name: 1 - accuracy[Condition().key] for name, accuracy in self.accuracy.items()}
-        for name, accuracy in self.accuracy.items():
-            summary[name] = {"clean_accuracy": accuracy[Condition().key]}
+        clean = {name: accuracy[Condition().key] for name, accuracy in self.accuracy.items()}
+        for name in self.accuracy:
+            summary[name] = {"clean_accuracy": clean[name]}
             if not self.settings.corruptions:
                 continue
             summary[name]["mean_corruption_error"] = mean_corruption_error(self._errors(name))
             if self.baseline is not None:
                 summary[name]["mce"] = mean_corruption_error(self._errors(name), self._errors(self.baseline))
                 summary[name]["relative_mce"] = mean_corruption_error(
-                    self._errors(name, clean_errors[name]), self._errors(self.baseline, clean_errors[self.baseline])
+                    self._errors(name, clean[name]), self._errors(self.baseline, clean[self.baseline])
                 )
         return summary
 

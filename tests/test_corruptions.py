@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_gradaug import RobustnessSettings, corrupt_image, mean_corruption_error, plot_robustness
+from hf_gradaug import RobustnessResults, RobustnessSettings, corrupt_image, mean_corruption_error, plot_robustness
 from hf_gradaug.robustness_settings import CORRUPTIONS
 
 
@@ -45,7 +45,23 @@ def test_mean_corruption_error():
     assert mean_corruption_error(errors) == pytest.approx(0.3)
     assert mean_corruption_error(errors, {"fog": [0.2, 0.2], "snow": [0.4, 1.2]}) == pytest.approx((1 + 0.5) / 2)
     assert mean_corruption_error(errors, errors) == 1
-    assert mean_corruption_error(errors, {"fog": [0.0, 0.0], "snow": [0.4, 0.4]}) is None
+    for nothing in ([0.0, 0.0], [0.1 + 0.2, -0.3], [0.1, -0.2]):  # the second sum is not 0, for rounding
+        assert mean_corruption_error(errors, {"fog": nothing, "snow": [0.4, 0.4]}) is None
+
+
+def test_summary():
+    settings = RobustnessSettings(epsilons=[], corruptions=["fog", "snow"], severities=[1, 2])
+    results = RobustnessResults(settings, {"a": "", "b": ""}, {}, baseline="b")
+    a, b = [0.9, 0.8, 0.7, 0.6, 0.5], [0.8, 0.7, 0.5, 0.4, 0.2]  # clean, fog, snow
+    for condition, *accuracies in zip(settings.conditions, a, b):
+        assert results.summarize() == {}
+        results.add(condition, dict(zip("ab", accuracies)))
+    figures = results.summarize()["a"]
+    assert figures.pop("clean_accuracy") == 0.9
+    assert figures.pop("mean_corruption_error") == pytest.approx((0.2 + 0.3 + 0.4 + 0.5) / 4)
+    assert figures.pop("mce") == pytest.approx(((0.2 + 0.3) / (0.3 + 0.5) + (0.4 + 0.5) / (0.6 + 0.8)) / 2)
+    assert figures.pop("relative_mce") == pytest.approx(((0.1 + 0.2) / (0.1 + 0.3) + (0.3 + 0.4) / (0.4 + 0.6)) / 2)
+    assert not figures
 
 
 def test_picture(tmp_path):
