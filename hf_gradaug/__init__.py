@@ -17,14 +17,21 @@ __all__ = [
     "GradAugTrainer",
     "HubMixin",
     "HubPushError",
+    "PixelClassifier",
     "RandomRotation",
     "RandomScale",
+    "RobustnessResults",
+    "RobustnessSettings",
     "StopOnSignal",
     "StreamMixin",
     "TrainingStream",
     "convert_authors_checkpoint",
+    "corrupt_image",
+    "evaluate_robustness",
     "make_slimmable",
+    "mean_corruption_error",
     "narrow_config",
+    "plot_robustness",
     "plot_training_curves",
     "register_narrowing",
     "soft_label_cross_entropy",
@@ -42,7 +49,12 @@ if TYPE_CHECKING:
     from .losses import soft_label_cross_entropy, soft_target_loss, soft_targets
     from .narrowing import narrow_config, register_narrowing, supported_model_types
     from .passes import GradAug, GradAugPass
+    from .pixel_classifier import PixelClassifier
     from .preemption import StopOnSignal
+    from .robustness import corrupt_image, evaluate_robustness
+    from .robustness_plot import plot_robustness
+    from .robustness_results import RobustnessResults, mean_corruption_error
+    from .robustness_settings import RobustnessSettings
     from .settings import GradAugSettings
     from .stream_trainer import StreamMixin
     from .subnetwork import make_slimmable
@@ -59,11 +71,18 @@ _MODULES = {
     "GradAugTrainer": "gradaug_trainer",
     "HubMixin": "hub",
     "HubPushError": "hub",
+    "PixelClassifier": "pixel_classifier",
+    "RobustnessResults": "robustness_results",
+    "RobustnessSettings": "robustness_settings",
     "StreamMixin": "stream_trainer",
     "TrainingStream": "training_stream",
     "convert_authors_checkpoint": "conversion",
+    "corrupt_image": "robustness",
+    "evaluate_robustness": "robustness",
     "make_slimmable": "subnetwork",
+    "mean_corruption_error": "robustness_results",
     "narrow_config": "narrowing",
+    "plot_robustness": "robustness_plot",
     "plot_training_curves": "training_curves",
     "register_narrowing": "narrowing",
     "soft_label_cross_entropy": "losses",
