@@ -14,10 +14,17 @@ from datasets import load_dataset
 from hub_server import READER
 from huggingface_hub import HfApi, snapshot_download
 from tiny import largest_difference, state_of, tiny_images, tiny_model, tiny_trainer
-from transformers import AutoImageProcessor, AutoModelForImageClassification, ConvNextImageProcessor, TrainerCallback
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    ConvNextImageProcessor,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers import pipeline as make_pipeline
 
-from hf_gradaug import GradAugSettings, HubPushError
+from hf_gradaug import GradAugSettings, HubMixin, HubPushError
 
 
 NAME = "org/tiny"
@@ -88,6 +95,13 @@ def test_plain_training_has_no_settings(hub, tmp_path):
     trainer.train()
     trainer.push_to_hub()
     assert set(hub.files(NAME)) == MODEL - {"gradaug_config.json"}
+
+
+def test_any_trainer(hub, tmp_path):
+    cls = type("PushingTrainer", (HubMixin, Trainer), {})
+    trainer = make_trainer(tmp_path, cls=cls, args_cls=TrainingArguments, hub_strategy="every_save", max_steps=1)
+    trainer.train()
+    assert hub.files(NAME) == files_of(tmp_path) and hub.titles(NAME) == ["Training in progress, step 1"]
 
 
 PULL = """
