@@ -13,11 +13,11 @@ import torch
 from datasets import load_dataset
 from hub_server import READER
 from huggingface_hub import HfApi, snapshot_download
-from tiny import largest_difference, state_of, tiny_images, tiny_model, tiny_trainer
+from pushes import MODEL, NAME, STATE, files_of, make_trainer
+from tiny import largest_difference, state_of, tiny_images, tiny_model
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
-    ConvNextImageProcessor,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -25,28 +25,6 @@ from transformers import (
 from transformers import pipeline as make_pipeline
 
 from hf_gradaug import GradAugSettings, HubMixin, HubPushError
-
-
-NAME = "org/tiny"
-MODEL = {"README.md", "config.json", "gradaug_config.json", "model.safetensors", "preprocessor_config.json"}
-MODEL |= {"training_args.bin"}
-STATE = {"optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"}
-
-
-def make_trainer(folder, model=None, **args):
-    """A trainer that pushes, saves in each of its three steps and has an image processor."""
-    processor = ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=1.0)
-    trainer_kwargs = {"processing_class": processor, **args.pop("trainer_kwargs", {})}
-    defaults = {"push_to_hub": True, "hub_model_id": NAME, "save_strategy": "steps", "save_steps": 1}
-    # Else a push is left out while the last one is under way, which depends on the machine.
-    defaults["hub_always_push"] = True
-    return tiny_trainer(folder, model, trainer_kwargs=trainer_kwargs, **{**defaults, **args})
-
-
-def files_of(folder) -> dict[str, bytes]:
-    """What the Trainer pushes of its output folder."""
-    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    return {str(path): (folder / path).read_bytes() for path in paths if not path.parts[0].startswith("checkpoint-")}
 
 
 @pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
@@ -78,7 +56,7 @@ def test_each_strategy(hub, tmp_path, monkeypatch, strategy):
     for folder in checkpoints:
         local = out / folder.replace("last-checkpoint", "checkpoint-3")
         assert all(pushed[f"{folder}/{name}"] == (local / name).read_bytes() for name in state)
-    in_training = [title for step in (1, 2, 3) for title in (f"Training in progress, step {step}",)]
+    in_training = [f"Training in progress, step {step}" for step in (1, 2, 3)]
     assert [title for title in titles if "checkpoint" not in title] == ([] if strategy == "end" else in_training)
     assert hub.titles(NAME) == [*titles, "End of training"]
     assert before_the_requests and all(names >= MODEL for names in before_the_requests)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hub_server import WRITER
 from huggingface_hub import HfApi
-from test_hub import MODEL, NAME, files_of, make_trainer
+from pushes import MODEL, NAME, files_of, make_trainer
 from tiny import largest_difference, state_of
 from transformers import AutoModelForImageClassification, TrainerCallback
 
@@ -25,6 +25,11 @@ LARGE = ("model.safetensors", "training_args.bin")
 
 def commands_in(error) -> list[list[str]]:
     return [shlex.split(line) for line in str(error.value).splitlines() if line.startswith("    hf upload ")]
+
+
+def errors_in(caplog) -> list[str]:
+    records = [record for record in caplog.records if record.name == "hf_gradaug.hub"]
+    return [record.getMessage() for record in records if record.levelno == logging.ERROR]
 
 
 def run(command: list[str], cwd: Path) -> None:
@@ -128,7 +133,7 @@ def test_hub_that_dies_in_the_training(hub, tmp_path, caplog, strategy):
     saved = AutoModelForImageClassification.from_pretrained(out)
     assert largest_difference(state_of(saved), state_of(trainer.model)) == 0
     # It was reported as it happened, with the reason and with what to run.
-    errors = [record.getMessage() for record in caplog.records if record.name == "hf_gradaug.hub"]
+    errors = errors_in(caplog)
     assert len(errors) == 2 and all("RemoteProtocolError" in text and "hf upload" in text for text in errors)
     assert WRITER not in caplog.text + str(error.value)
     commands = commands_in(error)
@@ -153,8 +158,7 @@ def test_hub_that_comes_back_by_the_end_of_the_training(hub, tmp_path, caplog):
     with caplog.at_level(logging.ERROR, "hf_gradaug.hub"):
         trainer.train()
     # What the later push replaced needs no command any more.
-    texts = [record.getMessage() for record in caplog.records]
-    targets = [re.findall(r"hf upload \S+ \S+ (\S+)", text) for text in texts]
+    targets = [re.findall(r"hf upload \S+ \S+ (\S+)", text) for text in errors_in(caplog)]
     assert targets == [[".", "checkpoint-1"], ["checkpoint-1", "."], ["checkpoint-1"]]
     pushed = hub.files(NAME)
     assert {path: content for path, content in pushed.items() if "/" not in path} == files_of(tmp_path)

@@ -5,7 +5,7 @@ import harness
 import pytest
 import torch.distributed as dist
 from hub_server import WRITER
-from test_hub import MODEL, NAME, STATE, files_of, make_trainer
+from pushes import MODEL, NAME, STATE, files_of, make_trainer
 from tiny import largest_difference, state_of
 from transformers import AutoModelForImageClassification
 
