@@ -3,16 +3,14 @@
 
 import json
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import __version__
+from .machine import describe_machine, describe_versions
 from .robustness_settings import Condition, RobustnessSettings
 
 
@@ -137,21 +135,13 @@ class RobustnessResults:
             name: {"fingerprint": self.fingerprints[name], "accuracy": accuracy}
             for name, accuracy in self.accuracy.items()
         }
-        packages = ["torch", "transformers", "foolbox"]
+        packages = ["foolbox"]
         if self.settings.corruptions:
             packages.append("imagecorruptions-imaug")
         content = {
             "settings": self.description,
-            "versions": {
-                "python": platform.python_version(),
-                "hf_gradaug": __version__,
-                **{name: version(name) for name in packages},
-            },
-            "hardware": {
-                "machine": platform.processor() or platform.machine(),
-                "cores": os.cpu_count(),
-                "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            },
+            "versions": describe_versions(*packages),
+            "hardware": describe_machine("cuda" if torch.cuda.is_available() else "cpu"),
             "conditions": asdict(self.settings),
             "baseline": self.baseline,
             "summary": self.summarize(),
