@@ -24,9 +24,9 @@ def mean_corruption_error(
     """
     The mean corruption error (Hendrycks and Dietterich 2019, arXiv 1903.12261).
 
-    With a baseline, the errors of each corruption, summed over its severities, are divided by those of the baseline, and the
-    ratios are averaged over the corruptions. Without one, the errors themselves are averaged. The relative mean corruption
-    error is the same of errors from which each model's error on clean images was subtracted.
+    With a baseline, the errors of each corruption, summed over its severities, are divided by those of the baseline,
+    and the ratios are averaged over the corruptions. Without one, the errors themselves are averaged. The relative
+    mean corruption error is the same of errors from which each model's error on clean images was subtracted.
 
     Args:
         errors (`Mapping[str, Sequence[float]]`):
@@ -179,9 +179,9 @@ class RobustnessResults:
         What follows from the accuracies.
 
         Returns:
-            `dict[str, dict[str, float | None]]`: by model, `clean_accuracy`; with corruptions, `mean_corruption_error`; and
-            with a baseline besides, `mce` and `relative_mce`, ratios to the baseline (see [`mean_corruption_error`]). Empty
-            until every model was measured under every condition.
+            `dict[str, dict[str, float | None]]`: by model, `clean_accuracy`; with corruptions,
+            `mean_corruption_error`; and with a baseline besides, `mce` and `relative_mce`, ratios to the baseline (see
+            [`mean_corruption_error`]). Empty until every model was measured under every condition.
         """
         if not self.is_complete:
             return {}
