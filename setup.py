@@ -51,7 +51,7 @@ setup(
     license="Apache-2.0",
     keywords="deep learning, regularization, image classification, transformers, PyTorch",
     packages=find_packages(include=["hf_gradaug*"]),
-    package_data={"hf_gradaug": ["py.typed"]},
+    package_data={"hf_gradaug": ["py.typed", "templates/*.md"]},
     python_requires=">=3.10",
     install_requires=REQUIREMENTS,
     extras_require={"examples": EXAMPLES, "test": TEST, "quality": QUALITY, "dev": [*TEST, *QUALITY]},

@@ -20,9 +20,15 @@ __all__ = [
     "StopOnSignal",
     "StreamMixin",
     "TrainingStream",
+    "create_subnetwork_card",
+    "evaluate_widths",
+    "export_subnetwork",
+    "format_widths",
     "make_slimmable",
     "narrow_config",
     "plot_training_curves",
+    "plot_widths",
+    "recalibrate_batchnorm",
     "register_narrowing",
     "soft_label_cross_entropy",
     "soft_target_loss",
@@ -31,6 +37,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from .calibration import recalibrate_batchnorm
+    from .export import create_subnetwork_card, export_subnetwork
     from .gradaug_config import GradAugConfig
     from .gradaug_trainer import GradAugMixin, GradAugTrainer
     from .losses import soft_label_cross_entropy, soft_target_loss, soft_targets
@@ -43,6 +51,7 @@ if TYPE_CHECKING:
     from .training_curves import plot_training_curves
     from .training_stream import TrainingStream
     from .transforms import Compose, RandomRotation, RandomScale
+    from .width_curve import evaluate_widths, format_widths, plot_widths
 
 _MODULES = {
     "GradAug": "passes",
@@ -53,9 +62,15 @@ _MODULES = {
     "GradAugTrainer": "gradaug_trainer",
     "StreamMixin": "stream_trainer",
     "TrainingStream": "training_stream",
+    "create_subnetwork_card": "export",
+    "evaluate_widths": "width_curve",
+    "export_subnetwork": "export",
+    "format_widths": "width_curve",
     "make_slimmable": "subnetwork",
     "narrow_config": "narrowing",
     "plot_training_curves": "training_curves",
+    "plot_widths": "width_curve",
+    "recalibrate_batchnorm": "calibration",
     "register_narrowing": "narrowing",
     "soft_label_cross_entropy": "losses",
     "soft_target_loss": "losses",
