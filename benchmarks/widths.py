@@ -4,7 +4,7 @@ Accuracy against width on the embedded digits: of sub-networks of a network that
 down to half the width.
 
 Each run is `examples/run_image_classification.py` with its defaults for the digits, and `examples/export_subnetworks.py` on what it
-leaves. The held-out images are the same in all. In the table, latencies are those of the arm `gradaug-0.5`, as medians over the seeds.
+leaves. The held-out images are the same in all.
 
 Command:
 
