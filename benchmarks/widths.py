@@ -81,7 +81,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     argv = list(sys.argv[1:] if argv is None else argv)
     (args,) = HfArgumentParser(WidthsArguments).parse_args_into_dataclasses(argv)
     description = describe_run("widths.py", argv, "cpu")
-    runs = [run(args, arm, seed) for seed in args.seeds for arm in ARMS]
+    runs = []
+    for seed in args.seeds:
+        for arm in ARMS:
+            runs.append(run(args, arm, seed))
+            print(f"{arm}, seed {seed}\n{format_widths(runs[-1]['rows'])}\n", flush=True)
     by_arm = {arm: [run for run in runs if run["arm"] == arm] for arm in ARMS}
     summary = {arm: summarize(mine) for arm, mine in by_arm.items()}
     for arm, rows in summary.items():

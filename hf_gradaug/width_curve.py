@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """Accuracy against width: measured, as a table, and as a picture."""
 
+import itertools
 import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from .export import copy_subnetwork, narrowed_fields
 from .narrowing import check_width
 
 
-_COLORS = ("#1f5fa8", "#d9782d", "#24804e", "#8a4fa3", "#5b6570")
+_COLORS = ("#1f5fa8", "#d9782d", "#24804e", "#8a4fa3")
 _RECALIBRATED, _KEPT = "accuracy_recalibrated", "accuracy"
 # Titles and formats of the table's columns, by the keys of the rows.
 _COLUMNS = {
@@ -150,6 +151,7 @@ def plot_widths(curves: Mapping[str, Rows | Sequence[Rows]], path: str | os.Path
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
         from matplotlib.ticker import PercentFormatter
     except ImportError as error:
         raise ImportError("The picture needs matplotlib: pip install 'hf_gradaug[examples]'.") from error
@@ -157,31 +159,40 @@ def plot_widths(curves: Mapping[str, Rows | Sequence[Rows]], path: str | os.Path
         raise ValueError(f"`curves` must have rows for each model, but is {dict(curves)}.")
 
     # A figure of its own with the Agg canvas: works without a display and leaves the user's pyplot alone.
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for (label, runs), color in zip(curves.items(), _COLORS * len(curves)):
+    marks = {"marker": "o", "markersize": 4, "linewidth": 1.6}
+    kinds = {
+        _RECALIBRATED: ("BatchNorm recalibrated", {"linestyle": "-"}),
+        _KEPT: ("without recalibration", {"linestyle": "--", "markerfacecolor": "white"}),
+    }
+    models, drawn = [], set()
+    for (label, runs), color in zip(curves.items(), itertools.cycle(_COLORS)):
         runs = [runs] if isinstance(runs[0], Mapping) else runs
-        for key, style, fill, suffix in (
-            (_RECALIBRATED, "-", color, ", recalibrated"),
-            (_KEPT, "--", "white", ", the full network's statistics"),
-        ):
+        models.append(Line2D([], [], color=color, label=label, linewidth=3))
+        for key, (_, style) in kinds.items():
             points: dict[float, list[float]] = {}
             for row in (row for run in runs for row in run if row.get(key) is not None):
                 points.setdefault(row["width"], []).append(row[key])
             if not points:
                 continue
+            drawn.add(key)
             widths = sorted(points)
             means = [statistics.mean(points[width]) for width in widths]
             deviations = [statistics.stdev(points[width]) if len(points[width]) > 1 else 0 for width in widths]
-            marks = {"marker": "o", "markersize": 4, "markerfacecolor": fill, "linewidth": 1.6, "capsize": 2.5}
             errors = deviations if any(deviations) else None
-            axes.errorbar(widths, means, errors, linestyle=style, color=color, label=label + suffix, **marks)
+            axes.errorbar(widths, means, errors, color=color, capsize=2.5, **marks, **style)
+    styles = [
+        Line2D([], [], color="#5b6570", label=kinds[key][0], **marks, **kinds[key][1]) for key in kinds if key in drawn
+    ]
+    # Below the axes, because curves can be anywhere in them.
+    columns = 2 if len(models) > 1 else 3
+    figure.legend(handles=models + styles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     axes.set_xlabel("width multiplier")
     axes.set_ylabel("top-1 accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=None))
     axes.grid(True, color="#e3e6ea", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
