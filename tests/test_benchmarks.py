@@ -88,3 +88,34 @@ def test_streaming_measures_each_arm(tmp_path, capsys):
     assert all(name in printed for name in results["arms"])
     with pytest.raises(ValueError, match="`workers` must be in 1..num_shards"):
         script.main(["--workers", "9"])
+
+
+def test_accuracies_by_width_are_averaged_over_seeds(benchmarks):
+    script = importlib.import_module("widths")
+    seeds = [
+        {
+            "rows": [
+                {
+                    "width": 0.5,
+                    "accuracy": a,
+                    "accuracy_recalibrated": b,
+                    "latency_1": c,
+                    "latency_batch": c,
+                    "flops": 7,
+                }
+            ]
+        }
+        for a, b, c in ((0.1, 0.8, 3), (0.2, 0.8, 1), (0.3, 0.8, 20))
+    ]
+    (row,) = script.summarize(seeds)
+    assert row == {
+        "width": 0.5,
+        "flops": 7,
+        "accuracy": pytest.approx(0.2),
+        "accuracy_deviation": pytest.approx(0.1),
+        "accuracy_recalibrated": pytest.approx(0.8),
+        "accuracy_recalibrated_deviation": pytest.approx(0),
+        "latency_1": 3,
+        "latency_batch": 3,
+    }
+    assert script.summarize(seeds[:1])[0]["accuracy_deviation"] is None
