@@ -32,10 +32,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
-import torchvision
 import transformers
 from common import describe_run, write_json
 from jpeg_shards import KINDS, NUM_LABELS, load_shards, make_shards
@@ -312,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     argv = list(sys.argv[1:] if argv is None else argv)
     (args,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    description = describe_run("streaming.py", argv, device, torchvision, datasets)
+    description = describe_run("streaming.py", argv, device, "torchvision", "datasets")
     with tempfile.TemporaryDirectory() as folder:
         size = make_shards(Path(folder), args.num_images, args.num_shards)
         measured = measure(args, Path(folder))

@@ -45,7 +45,7 @@ from transformers import (
 )
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from hf_gradaug import GradAugConfig, GradAugTrainer, StopOnSignal, plot_training_curves
+from hf_gradaug import GradAugConfig, GradAugTrainer, HubPushError, StopOnSignal
 from hf_gradaug.data import load_image_data
 from hf_gradaug.data_arguments import DataArguments
 from hf_gradaug.image_size import check_image_size
@@ -57,6 +57,8 @@ from hf_gradaug.transforms import scaled_size
 logger = logging.getLogger(__name__)
 
 EXAMPLES = Path(__file__).parent
+# What the model card tells of the training images.
+AUGMENTATION = ("random_resized_crop_scale", "horizontal_flip", "color_jitter", "cutmix_alpha", "mixup_alpha")
 MODEL_TYPES = sorted(config.model_type for config in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING)
 
 
@@ -280,14 +282,19 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
             checkpoint = True  # the newest one that is whole
         stop = StopOnSignal()
         trainer.add_callback(stop)
-        result = trainer.train(resume_from_checkpoint=checkpoint)
+        try:
+            result = trainer.train(resume_from_checkpoint=checkpoint)
+        except HubPushError as error:
+            logger.error(error)
+            result = error.train_output  # the push at the end tries again
         if stop.received:
             logger.warning(
                 f"{stop.received.name} stopped the training after step {trainer.state.global_step}, whose checkpoint is in "
                 f"'{training_args.output_dir}'. The same command with --resume_from_checkpoint true goes on from there."
             )
             sys.exit(128 + stop.received)
-        trainer.save_model()
+        if not training_args.push_to_hub:  # with it, `train` has saved the model, and `save_model` would push it
+            trainer.save_model()
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
     if training_args.do_eval:
@@ -296,11 +303,6 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
         trainer.save_metrics("eval", metrics)
     if training_args.do_train:
         trainer.save_state()
-        if trainer.is_world_process_zero():
-            try:
-                plot_training_curves(trainer.state.log_history, Path(training_args.output_dir) / "training_curves.png")
-            except (ImportError, ValueError) as error:  # no matplotlib, or no log line: the run is good without it
-                logger.warning(error)
     if training_args.do_predict:
         result = trainer.predict(test_dataset, metric_key_prefix="predict")
         trainer.log_metrics("predict", result.metrics)
@@ -314,7 +316,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
         "finetuned_from": model_args.model_name_or_path,
         "tasks": "image-classification",
         "dataset": data.name,
-        "tags": ["image-classification", "vision"],
+        "tags": ["vision"],
+        "data_settings": {name: getattr(data_args, name) for name in AUGMENTATION},
     }
     if data_args.dataset_name:
         card["dataset_tags"] = data_args.dataset_name

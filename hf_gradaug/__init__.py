@@ -15,17 +15,27 @@ __all__ = [
     "GradAugPass",
     "GradAugSettings",
     "GradAugTrainer",
+    "HubMixin",
+    "HubPushError",
+    "PixelClassifier",
     "RandomRotation",
     "RandomScale",
+    "RobustnessResults",
+    "RobustnessSettings",
     "StopOnSignal",
     "StreamMixin",
     "TrainingStream",
+    "convert_authors_checkpoint",
+    "corrupt_image",
     "create_subnetwork_card",
+    "evaluate_robustness",
     "evaluate_widths",
     "export_subnetwork",
     "format_widths",
     "make_slimmable",
+    "mean_corruption_error",
     "narrow_config",
+    "plot_robustness",
     "plot_training_curves",
     "plot_widths",
     "recalibrate_batchnorm",
@@ -34,17 +44,25 @@ __all__ = [
     "soft_target_loss",
     "soft_targets",
     "supported_model_types",
+    "to_authors_state_dict",
 ]
 
 if TYPE_CHECKING:
     from .calibration import recalibrate_batchnorm
+    from .conversion import convert_authors_checkpoint, to_authors_state_dict
     from .export import create_subnetwork_card, export_subnetwork
     from .gradaug_config import GradAugConfig
     from .gradaug_trainer import GradAugMixin, GradAugTrainer
+    from .hub import HubMixin, HubPushError
     from .losses import soft_label_cross_entropy, soft_target_loss, soft_targets
     from .narrowing import narrow_config, register_narrowing, supported_model_types
     from .passes import GradAug, GradAugPass
+    from .pixel_classifier import PixelClassifier
     from .preemption import StopOnSignal
+    from .robustness import corrupt_image, evaluate_robustness
+    from .robustness_plot import plot_robustness
+    from .robustness_results import RobustnessResults, mean_corruption_error
+    from .robustness_settings import RobustnessSettings
     from .settings import GradAugSettings
     from .stream_trainer import StreamMixin
     from .subnetwork import make_slimmable
@@ -60,14 +78,24 @@ _MODULES = {
     "GradAugPass": "passes",
     "GradAugSettings": "settings",
     "GradAugTrainer": "gradaug_trainer",
+    "HubMixin": "hub",
+    "HubPushError": "hub",
+    "PixelClassifier": "pixel_classifier",
+    "RobustnessResults": "robustness_results",
+    "RobustnessSettings": "robustness_settings",
     "StreamMixin": "stream_trainer",
     "TrainingStream": "training_stream",
+    "convert_authors_checkpoint": "conversion",
+    "corrupt_image": "robustness",
     "create_subnetwork_card": "export",
+    "evaluate_robustness": "robustness",
     "evaluate_widths": "width_curve",
     "export_subnetwork": "export",
     "format_widths": "width_curve",
     "make_slimmable": "subnetwork",
+    "mean_corruption_error": "robustness_results",
     "narrow_config": "narrowing",
+    "plot_robustness": "robustness_plot",
     "plot_training_curves": "training_curves",
     "plot_widths": "width_curve",
     "recalibrate_batchnorm": "calibration",
@@ -76,6 +104,7 @@ _MODULES = {
     "soft_target_loss": "losses",
     "soft_targets": "losses",
     "supported_model_types": "narrowing",
+    "to_authors_state_dict": "conversion",
     "Compose": "transforms",
     "RandomRotation": "transforms",
     "RandomScale": "transforms",

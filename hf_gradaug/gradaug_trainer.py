@@ -2,29 +2,38 @@
 """The Trainer with GradAug."""
 
 import contextlib
-from pathlib import Path
+import logging
+import os
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.modelcard import TrainingSummary
 from transformers.trainer_utils import TrainOutput
 from transformers.training_args import OptimizerNames, ParallelMode
 
 from .distributed import no_sync, shard_as_one_unit
 from .fault_tolerance import FaultToleranceMixin
+from .hub import HubMixin
 from .losses import get_soft_labels, soft_label_cross_entropy
-from .model_card import complete_card
+from .model_card import write_model_card
 from .nonfinite import NonFiniteLossGuard
 from .passes import GradAug, GradAugPass, get_logits
-from .settings import GradAugSettings
+from .settings import GradAugSettings, save_settings
+from .step_log import StepLog
 from .stream_trainer import StreamMixin
 from .subnetwork import Build
+from .training_curves import plot_training_curves
 from .transforms import Transform
 
 
-class GradAugMixin(FaultToleranceMixin, StreamMixin):
+logger = logging.getLogger(__name__)
+
+CURVES = "training_curves.png"
+
+
+class GradAugMixin(HubMixin, FaultToleranceMixin, StreamMixin):
     """
     Adds GradAug to any Trainer: `class MyTrainer(GradAugMixin, SomeTrainer)`.
 
@@ -37,7 +46,8 @@ class GradAugMixin(FaultToleranceMixin, StreamMixin):
     (transformers issue 47688), and floating-point labels of shape `(batch_size, num_labels)` are class probabilities where
     the model's `config.problem_type` is `"single_label_classification"`.
 
-    Checkpoints are looked through before they are resumed from, and more: see [`FaultToleranceMixin`].
+    Checkpoints are looked through before they are resumed from, and more: see [`FaultToleranceMixin`]. Pushes to the Hub are
+    whole: see [`HubMixin`]. Wherever the model is saved, its settings are beside it: see [`~settings.save_settings`].
 
     Args:
         *args, **kwargs:
@@ -58,7 +68,7 @@ class GradAugMixin(FaultToleranceMixin, StreamMixin):
         self.gradaug: GradAug | None = None
         self._loss_guard: NonFiniteLossGuard | None = None
         self._gradaug_pass: GradAugPass | None = None
-        self._gradaug_log = _StepLog()
+        self._gradaug_log = StepLog()
         self._subnetwork_flops = 0.0
         super().__init__(*args, **kwargs)
         if self._corrects_baseline:
@@ -142,7 +152,7 @@ class GradAugMixin(FaultToleranceMixin, StreamMixin):
         return super().create_optimizer(model)
 
     def train(self, *args, **kwargs) -> TrainOutput:
-        self._gradaug_log = _StepLog()  # without what an earlier training left
+        self._gradaug_log = StepLog()  # without what an earlier training left
         if self.gradaug is not None:
             self._loss_guard = NonFiniteLossGuard(self.accelerator, self.gradaug.model)
         return super().train(*args, **kwargs)
@@ -242,46 +252,61 @@ class GradAugMixin(FaultToleranceMixin, StreamMixin):
         # "loss" and "learning_rate" together are the Trainer's own line, which every process logs.
         if self._gradaug_log and "loss" in logs and "learning_rate" in logs:
             logs.update(self._gradaug_log.means(self.accelerator))
-            self._gradaug_log = _StepLog()
+            self._gradaug_log = StepLog()
             if self._loss_guard.num_skipped > 0:
                 logs["skipped_steps"] = self._loss_guard.num_skipped
         super().log(logs, start_time)
 
-    def create_model_card(self, *args, **kwargs) -> None:
-        super().create_model_card(*args, **kwargs)
-        if self.is_world_process_zero():
-            complete_card(Path(self.args.output_dir) / "README.md", self.gradaug_settings)
+    def _save_beside_weights(self, folder: str) -> None:
+        super()._save_beside_weights(folder)
+        save_settings(self.gradaug_settings, folder)
 
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+        data_settings: dict[str, Any] | None = None,
+    ) -> None:
+        """
+        Writes the model card, `README.md`, and the training curves that it shows, `training_curves.png`, into the output folder.
 
-class _StepLog:
-    """Sums of what the log lines show of the passes since the last line."""
-
-    def __init__(self):
-        self.losses: Tensor | None = None  # of the full network, of the sub-networks, and the steps that they are of
-        self.width = self.size = 0.0
-        self.subnetworks = 0
-
-    def __bool__(self) -> bool:
-        return self.losses is not None
-
-    def add(self, losses: list[Tensor], passes: list[GradAugPass], share: float, only_finite: bool) -> None:
-        full, subnetworks = losses[0], sum(losses[1:], torch.zeros_like(losses[0]))
-        values = torch.stack([full, subnetworks, torch.full_like(full, share)])
-        if only_finite:  # as the Trainer leaves them out of the sum
-            values = torch.where(torch.isfinite(values).all(), values, torch.zeros_like(values))
-        self.losses = values if self.losses is None else self.losses + values
-        self.width += sum(p.width for p in passes[1:])
-        self.size += sum(sum(p.size) / 2 for p in passes[1:])
-        self.subnetworks += len(passes) - 1
-
-    def means(self, accelerator: Accelerator) -> dict[str, float]:
-        # Every process comes here for the same log line, whatever its losses were.
-        full, subnetworks, steps = accelerator.reduce(self.losses, reduction="sum").tolist()
-        means = {"loss_full": full / steps, "loss_subnetworks": subnetworks / steps} if steps > 0 else {}
-        if self.subnetworks > 0:
-            means["subnetwork_width"] = self.width / self.subnetworks
-            means["subnetwork_size"] = self.size / self.subnetworks
-        return means
+        Args:
+            language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args:
+                The Trainer's. `dataset` names the data, and `dataset_tags` are its identifiers on the Hub.
+            data_settings (`dict[str, Any]`, *optional*):
+                What was done to the training images, such as `{"cutmix_alpha": 1.0}`, for the table of settings.
+        """
+        if not self.is_world_process_zero():
+            return
+        os.makedirs(self.args.output_dir, exist_ok=True)
+        curves = os.path.join(self.args.output_dir, CURVES)
+        try:
+            plot_training_curves(self.state.log_history, curves)
+        except ImportError as error:
+            logger.warning(f"The model card shows no training curves. {error}")
+            curves = None
+        except ValueError:  # nothing was logged yet
+            curves = None
+        summary = TrainingSummary.from_trainer(
+            self,
+            language=language,
+            license=license,
+            tags=[tags] if isinstance(tags, str) else list(tags or []),  # a copy: it is added to
+            model_name=model_name,
+            finetuned_from=finetuned_from,
+            tasks=tasks,
+            dataset_tags=dataset_tags,
+            dataset=dataset,
+            dataset_args=dataset_args,
+        )
+        write_model_card(self, summary, self.gradaug_settings, curves and CURVES, data_settings)
 
 
 def _count_parameters(module: nn.Module) -> int:

@@ -52,11 +52,26 @@ def _resample(image_processor: Any) -> v2.InterpolationMode:
     return v2.InterpolationMode(by_code[2 if code is None else int(code)])
 
 
+def get_normalization(image_processor: Any) -> dict[str, list[float]] | None:
+    """
+    Mean and standard deviation by which an image processor normalizes pixels in [0, 1].
+
+    Args:
+        image_processor ([`~transformers.BaseImageProcessor`]):
+            Read are `do_normalize`, `image_mean` and `image_std`.
+
+    Returns:
+        `dict[str, list[float]]`, *optional*: `"mean"` and `"std"`, a number a channel; `None` if it doesn't normalize.
+    """
+    if not image_processor.do_normalize:
+        return None
+    return {"mean": list(image_processor.image_mean), "std": list(image_processor.image_std)}
+
+
 def _to_normalized_tensor(image_processor: Any) -> list[Callable]:
-    steps = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-    if image_processor.do_normalize:
-        steps.append(v2.Normalize(mean=image_processor.image_mean, std=image_processor.image_std))
-    return steps
+    normalization = get_normalization(image_processor)
+    normalize = [] if normalization is None else [v2.Normalize(**normalization)]
+    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), *normalize]
 
 
 def get_train_transform(
@@ -100,17 +115,17 @@ def get_train_transform(
     return v2.Compose(steps + _to_normalized_tensor(image_processor))
 
 
-def get_eval_transform(image_processor: Any) -> v2.Compose:
+def get_eval_crop(image_processor: Any) -> v2.Compose:
     """
-    Resize, centre crop and normalization as the image processor does them.
+    Resize and centre crop as the image processor does them: the part of [`get_eval_transform`] that gives pixels.
 
     Args:
         image_processor ([`~transformers.BaseImageProcessor`]):
-            Read are its size, its crop (`crop_size`, or `crop_pct` as ConvNeXT and ResNet have it), its
-            interpolation, mean and standard deviation.
+            Read are its size, its crop (`crop_size`, or `crop_pct` as ConvNeXT and ResNet have it) and its
+            interpolation.
 
     Returns:
-        [`~torchvision.transforms.v2.Compose`]: takes a PIL image, returns a float tensor (3, height, width).
+        [`~torchvision.transforms.v2.Compose`]: takes a PIL image, returns one.
     """
     height, width = get_image_size(image_processor)
     size = dict(image_processor.size)
@@ -123,7 +138,21 @@ def get_eval_transform(image_processor: Any) -> v2.Compose:
     elif size.get("height") and size.get("width"):
         resize_to = [int(size["height"]), int(size["width"])]
     resize = v2.Resize(resize_to, interpolation=_resample(image_processor), antialias=True)
-    return v2.Compose([resize, v2.CenterCrop([height, width]), *_to_normalized_tensor(image_processor)])
+    return v2.Compose([resize, v2.CenterCrop([height, width])])
+
+
+def get_eval_transform(image_processor: Any) -> v2.Compose:
+    """
+    Resize, centre crop and normalization as the image processor does them.
+
+    Args:
+        image_processor ([`~transformers.BaseImageProcessor`]):
+            Read are its size, crop and interpolation (see [`get_eval_crop`]), mean and standard deviation.
+
+    Returns:
+        [`~torchvision.transforms.v2.Compose`]: takes a PIL image, returns a float tensor (3, height, width).
+    """
+    return v2.Compose([*get_eval_crop(image_processor).transforms, *_to_normalized_tensor(image_processor)])
 
 
 def decode_image(value: dict[str, Any], name: str) -> Image.Image:

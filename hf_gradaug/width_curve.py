@@ -28,6 +28,7 @@ _COLUMNS = {
     _KEPT: ("top-1", "{:.2%}"),
     _RECALIBRATED: ("top-1, recalibrated", "{:.2%}"),
 }
+_PANELS = {_KEPT: "Without recalibration", _RECALIBRATED: "BatchNorm recalibrated"}
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -134,8 +135,7 @@ def format_widths(rows: Rows) -> str:
 
 def plot_widths(curves: Mapping[str, Rows | Sequence[Rows]], path: str | os.PathLike) -> None:
     """
-    Draw accuracy-against-width curves into a picture: a solid line a model with recalibrated BatchNorm, and a dashed one
-    without.
+    Draw accuracy-against-width curves into a picture: a line a model, in a panel with recalibrated BatchNorm and in one without.
 
     Args:
         curves (`Mapping[str, Sequence[Mapping] | Sequence[Sequence[Mapping]]]`):
@@ -151,48 +151,40 @@ def plot_widths(curves: Mapping[str, Rows | Sequence[Rows]], path: str | os.Path
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-        from matplotlib.lines import Line2D
         from matplotlib.ticker import PercentFormatter
     except ImportError as error:
         raise ImportError("The picture needs matplotlib: pip install 'hf_gradaug[examples]'.") from error
     if not curves or not all(curves.values()):
         raise ValueError(f"`curves` must have rows for each model, but is {dict(curves)}.")
 
+    runs_by_model = {label: [runs] if isinstance(runs[0], Mapping) else list(runs) for label, runs in curves.items()}
+    every_row = [row for runs in runs_by_model.values() for rows in runs for row in rows]
+    panels = {key: title for key, title in _PANELS.items() if any(row.get(key) is not None for row in every_row)}
+
     # A figure of its own with the Agg canvas: works without a display and leaves the user's pyplot alone.
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(1 + 4.5 * len(panels), 4.4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    marks = {"marker": "o", "markersize": 4, "linewidth": 1.6}
-    kinds = {
-        _RECALIBRATED: ("BatchNorm recalibrated", {"linestyle": "-"}),
-        _KEPT: ("without recalibration", {"linestyle": "--", "markerfacecolor": "white"}),
-    }
-    models, drawn = [], set()
-    for (label, runs), color in zip(curves.items(), itertools.cycle(_COLORS)):
-        runs = [runs] if isinstance(runs[0], Mapping) else runs
-        models.append(Line2D([], [], color=color, label=label, linewidth=3))
-        for key, (_, style) in kinds.items():
+    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (key, title) in zip(all_axes, panels.items()):
+        for (label, runs), color in zip(runs_by_model.items(), itertools.cycle(_COLORS)):
             points: dict[float, list[float]] = {}
-            for row in (row for run in runs for row in run if row.get(key) is not None):
+            for row in (row for rows in runs for row in rows if row.get(key) is not None):
                 points.setdefault(row["width"], []).append(row[key])
-            if not points:
+            if not points:  # a model without BatchNorm beside one with it
                 continue
-            drawn.add(key)
             widths = sorted(points)
             means = [statistics.mean(points[width]) for width in widths]
             deviations = [statistics.stdev(points[width]) if len(points[width]) > 1 else 0 for width in widths]
-            errors = deviations if any(deviations) else None
-            axes.errorbar(widths, means, errors, color=color, capsize=2.5, **marks, **style)
-    styles = [
-        Line2D([], [], color="#5b6570", label=kinds[key][0], **marks, **kinds[key][1]) for key in kinds if key in drawn
-    ]
-    # Below the axes, because curves can be anywhere in them.
-    columns = 2 if len(models) > 1 else 3
-    figure.legend(handles=models + styles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-    axes.set_xlabel("width multiplier")
-    axes.set_ylabel("top-1 accuracy")
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=None))
-    axes.grid(True, color="#e3e6ea", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+            axes.plot(widths, means, color=color, label=label, marker="o", markersize=4, linewidth=1.6)
+            band = [(max(0, mean - d), min(1, mean + d)) for mean, d in zip(means, deviations)]
+            axes.fill_between(widths, *zip(*band), color=color, alpha=0.15, linewidth=0)
+        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        axes.set_xlabel("width multiplier")
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=None))
+        axes.grid(True, color="#e3e6ea", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    all_axes[0].set_ylabel("top-1 accuracy")
+    # Below the panels, because curves can be anywhere in them.
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=150)

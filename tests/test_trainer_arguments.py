@@ -6,10 +6,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from accelerate.state import AcceleratorState
-from huggingface_hub import ModelCard
-from tiny import tiny_config, tiny_model, tiny_trainer
+from tiny import tiny_model, tiny_trainer
 from torch import nn
-from transformers import ConvNextForImageClassification, HfArgumentParser, Trainer
+from transformers import HfArgumentParser, Trainer
 
 from hf_gradaug import GradAugConfig, GradAugMixin
 
@@ -113,22 +112,3 @@ def test_settings_outside_their_range(tmp_path, name, value):
         GradAugConfig(output_dir=str(tmp_path), **{name: value})
     assert f"`{name}`" in str(error.value)
     assert str(value) in str(error.value)
-
-
-def test_model_card(tmp_path):
-    trainer = tiny_trainer(tmp_path, ConvNextForImageClassification(tiny_config("convnext")), min_width=0.8)
-    trainer.train()
-    trainer.evaluate()
-    trainer.create_model_card(dataset="digits", tags=["vision"])
-    card = ModelCard.load(tmp_path / "README.md")
-    assert {"gradaug", "vision"} <= set(card.data.tags)
-    assert "trained from scratch on the digits dataset" in card.text
-    assert "huggingface.co/)" not in card.text and card.data.base_model is None
-    assert "| `min_width` | 0.8 |" in card.text
-    assert "2006.07989" in card.text
-
-    plain = tiny_trainer(tmp_path, ConvNextForImageClassification(tiny_config("convnext")), num_subnetworks=0)
-    plain.train()
-    plain.create_model_card()
-    text = (tmp_path / "README.md").read_text()
-    assert "huggingface.co/)" not in text and "2006.07989" not in text

@@ -1,10 +1,10 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Trains a tiny ConvNeXt, in one process or in several started by `torchrun`, and saves what the tests compare.
+Trains a tiny model, in one process or in several started by `torchrun`, and saves what the tests compare.
 
-    torchrun --nproc_per_node 2 tests/scripts/train_tiny.py OUTPUT KIND '{"per_device_train_batch_size": 4}'
+    torchrun --nproc_per_node 2 tests/scripts/train_tiny.py OUTPUT FAMILY KIND '{"per_device_train_batch_size": 4}'
 
-KIND is `plain`, `own_loss` (with `compute_loss_func`), `nan` (not a number in the last process alone) or `fsdp` (FSDP2).
+FAMILY is one of `tiny.FAMILIES`. KIND is `plain`, `own_loss` (with `compute_loss_func`), `nan` (not a number in the last process alone) or `fsdp` (FSDP2).
 """
 
 import json
@@ -26,7 +26,7 @@ from tiny import tiny_model, tiny_trainer  # noqa: E402
 
 
 class CountSynchronizations(TrainerCallback):
-    """Counts the synchronizations of gradients: buckets that DistributedDataParallel reduces, reduce-scatters of FSDP2."""
+    """Counts the synchronizations of gradients: buckets that DistributedDataParallel or ZeRO reduces, reduce-scatters of FSDP2."""
 
     def __init__(self):
         self.trainer, self.count = None, 0
@@ -40,6 +40,9 @@ class CountSynchronizations(TrainerCallback):
             name = "reduce_scatter_single" if has_new_name else "reduce_scatter_tensor"
             self.reduce_scatter = getattr(torch.distributed, name)
             setattr(torch.distributed, name, self.reduce_unit)
+        elif self.trainer.is_deepspeed_enabled:
+            self.average_tensor = model.optimizer.average_tensor
+            model.optimizer.average_tensor = self.average_bucket
 
     def reduce_bucket(self, state, bucket):
         self.count += 1
@@ -48,6 +51,10 @@ class CountSynchronizations(TrainerCallback):
     def reduce_unit(self, *args, **kwargs):
         self.count += 1
         return self.reduce_scatter(*args, **kwargs)
+
+    def average_bucket(self, *args, **kwargs):
+        self.count += 1
+        return self.average_tensor(*args, **kwargs)
 
 
 def own_loss(outputs, labels, num_items_in_batch=None):
@@ -74,7 +81,7 @@ def use_fsdp() -> None:
     PartialState.__init__ = start_as_accelerators
 
 
-def main(output: str, kind: str, args: str) -> None:
+def main(output: str, family: str, kind: str, args: str) -> None:
     torch.set_num_threads(1)
     if kind == "fsdp":
         use_fsdp()
@@ -86,7 +93,7 @@ def main(output: str, kind: str, args: str) -> None:
         trainer_kwargs["data_collator"] = lambda examples: spoil(default_data_collator(examples))
     trainer = tiny_trainer(
         output,
-        tiny_model("convnext"),
+        tiny_model(family),
         trainer_kwargs=trainer_kwargs,
         nonfinite_loss="skip" if kind == "nan" else "stop",
         max_grad_norm=0.0,

@@ -1,0 +1,83 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""
+Turn a checkpoint of the GradAug authors into a standard one, which `from_pretrained` and `pipeline` load.
+
+    python examples/convert_authors_checkpoint.py model_best.pth.tar resnet50-gradaug \
+        --model_card model_cards/authors_resnet50.md
+
+The other direction makes a file that the authors' script evaluates, with `test_only: True` and the file as
+`pretrained` in its configuration:
+
+    python examples/convert_authors_checkpoint.py --to_authors resnet50-gradaug resnet50.pth.tar
+"""
+
+import argparse
+import contextlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForImageClassification, PreTrainedModel
+
+from hf_gradaug import convert_authors_checkpoint, to_authors_state_dict
+
+
+logger = logging.getLogger(__name__)
+
+
+def load_model(name: str) -> PreTrainedModel:
+    """A pretrained model that lacks nothing: a checkpoint without a head would get a random one."""
+    model, info = AutoModelForImageClassification.from_pretrained(
+        name, trust_remote_code=False, output_loading_info=True
+    )
+    if info["missing_keys"]:
+        raise ValueError(f"FILE is '{name}', but that checkpoint has no {sorted(info['missing_keys'])}.")
+    return model
+
+
+@contextlib.contextmanager
+def written_whole(out: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `out` when all is there; after an error nothing of it is left."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
+        yield Path(folder) / out.name
+        if out.is_dir():  # empty
+            out.rmdir()
+        (Path(folder) / out.name).rename(out)
+
+
+def main(args: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", metavar="FILE", help="Checkpoint of the authors, or Hub name or folder of a model.")
+    parser.add_argument("out", metavar="OUT", type=Path, help="Folder, or with --to_authors file, to write.")
+    parser.add_argument(
+        "--model_card", type=Path, help="Card to put beside the weights: the file can't tell which it is."
+    )
+    parser.add_argument("--to_authors", action="store_true", help="Convert a model to the authors' layout.")
+    args = parser.parse_args(args)
+    logging.basicConfig(level=logging.INFO)
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise ValueError(f"OUT is '{args.out}', but it must not exist, or be an empty folder.")
+    if args.model_card is not None and (args.to_authors or not args.model_card.is_file()):
+        reason = "goes with a folder to write, not with --to_authors" if args.to_authors else "must be a file"
+        raise ValueError(f"--model_card is '{args.model_card}', but it {reason}.")
+
+    if args.to_authors:
+        state = to_authors_state_dict(load_model(args.file))
+        with written_whole(args.out) as path:
+            torch.save({"model": state}, path)
+    else:
+        model, image_processor = convert_authors_checkpoint(args.file)
+        with written_whole(args.out) as path:
+            model.save_pretrained(path)
+            image_processor.save_pretrained(path)
+            if args.model_card is not None:
+                shutil.copyfile(args.model_card, path / "README.md")
+    logger.info(f"'{args.file}' was converted to '{args.out}'.")
+
+
+if __name__ == "__main__":
+    main()

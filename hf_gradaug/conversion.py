@@ -1,0 +1,196 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""The authors' ResNet checkpoints as standard ones, and back."""
+
+import os
+import re
+from itertools import pairwise
+
+import torch
+from torchvision.models import ResNet50_Weights
+from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+
+
+_DEPTHS = {"ResNet-50": (3, 4, 6, 3), "ResNet-101": (3, 4, 23, 3), "ResNet-152": (3, 8, 36, 3)}
+# What else makes a network one of theirs: in all of it they agree with the config's defaults.
+_SETTINGS = (
+    *("layer_type", "downsample_in_bottleneck", "downsample_in_first_stage", "hidden_act"),
+    *("num_channels", "embedding_size", "hidden_sizes"),
+)
+
+# Names of modules: ours, theirs.
+_AROUND_BLOCKS = {
+    "resnet.embedder.embedder.convolution": "features.0.0",
+    "resnet.embedder.embedder.normalization": "features.0.1",
+    "classifier.1": "classifier.0",
+}
+_IN_BLOCK = {
+    "layer.0.convolution": "body.0",
+    "layer.0.normalization": "body.1",
+    "layer.1.convolution": "body.3",
+    "layer.1.normalization": "body.4",
+    "layer.2.convolution": "body.6",
+    "layer.2.normalization": "body.7",
+    "shortcut.convolution": "shortcut.0",
+    "shortcut.normalization": "shortcut.1",
+}
+
+
+def convert_authors_checkpoint(
+    path: str | os.PathLike,
+) -> tuple[ResNetForImageClassification, ConvNextImageProcessor]:
+    """
+    Read a ResNet-50, 101 or 152 that the authors' code trained, as a model of transformers with its image processor.
+
+    The weights are those under `"state_dict"` or `"model"`, or the file's whole content, in the authors' layout, with
+    or without the prefix `module.`. Nothing in the file is run. The BatchNorms have one set of running statistics, the
+    full network's.
+
+    The image processor does what the authors evaluate with: the shorter side to 256 pixels, bilinear, the central
+    224 x 224, and ImageNet's mean and standard deviation. Where the middle falls between two pixels, its crop may
+    begin one pixel before that of torchvision's `CenterCrop`.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            A `.pth.tar` or `.pth` file.
+
+    Returns:
+        `tuple[ResNetForImageClassification, ConvNextImageProcessor]`: the model, in float32 and in eval mode, and its
+        image processor. A model of 1,000 classes has the names of ImageNet's.
+
+    Raises:
+        ValueError: if the file can't be read as tensors, or they are not those of such a network.
+    """
+    state = _read_state_dict(path)
+    head = state.get("classifier.0.weight")
+    model = _build_skeleton(_find_depths(state, path), 1000 if head is None else head.shape[:1].numel())
+    names = _get_their_names(model)
+    expected = {names[name]: tensor for name, tensor in model.state_dict().items()}
+    # State dicts from before PyTorch counted batches are taken, as PyTorch does.
+    counts = {name: torch.tensor(0) for name in expected if name.endswith(".num_batches_tracked")}
+    state = {**counts, **state}
+    _check_tensors(state, expected, f"'{path}'")
+    model.to_empty(device="cpu").load_state_dict({ours: state[theirs] for ours, theirs in names.items()})
+    image_processor = ConvNextImageProcessor(
+        size={"shortest_edge": 224},
+        crop_pct=224 / 256,
+        resample=PILImageResampling.BILINEAR,
+        image_mean=IMAGENET_DEFAULT_MEAN,
+        image_std=IMAGENET_DEFAULT_STD,
+    )
+    return model.eval(), image_processor
+
+
+def to_authors_state_dict(model: ResNetForImageClassification) -> dict[str, torch.Tensor]:
+    """
+    The weights of a ResNet-50, 101 or 152 as the authors' script loads them.
+
+    The names have the prefix `module.`, because the script wraps its network in `nn.DataParallel`. Its test mode reads
+    them under `"model"`, and builds a head for 1,000 classes:
+
+    ```python
+    torch.save({"model": to_authors_state_dict(model)}, "resnet50.pth.tar")
+    ```
+
+    Args:
+        model ([`~transformers.ResNetForImageClassification`]):
+            A bottleneck ResNet of the standard widths, with the stride in the 3x3 convolutions.
+
+    Returns:
+        `dict[str, torch.Tensor]`: the tensors of `model.state_dict()`, not copied, by the authors' names.
+
+    Raises:
+        TypeError: if the model is of another class.
+        ValueError: if a setting of its config, a name or a shape is none of the authors' layout.
+    """
+    if not isinstance(model, ResNetForImageClassification):
+        raise TypeError(f"`model` is a {type(model).__name__}, but must be a ResNetForImageClassification.")
+    standard = ResNetConfig()
+    for name in _SETTINGS:
+        value, wanted = getattr(model.config, name), getattr(standard, name)
+        if value != wanted:
+            raise ValueError(f"`model.config.{name}` is {value!r}, but in the authors' layout it is {wanted!r}.")
+    depths = tuple(model.config.depths)
+    if depths not in _DEPTHS.values():
+        raise ValueError(f"`model.config.depths` is {depths}, but must be one of {_DEPTHS}.")
+    skeleton = _build_skeleton(depths, model.config.num_labels)
+    state = model.state_dict()
+    _check_tensors(state, skeleton.state_dict(), "`model`")
+    return {f"module.{theirs}": state[ours] for ours, theirs in _get_their_names(skeleton).items()}
+
+
+def _read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    if not os.path.isfile(path):
+        raise ValueError(f"path is '{path}', but it must be a file: a checkpoint of the authors' code.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many types, for a file that is damaged, of another kind, or holds other objects
+        # PyTorch wraps its reason in advice on how to load the file nonetheless.
+        reason = str(error.__context__ or error).splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"'{path}' can't be read as a file of `torch.save` that holds tensors, numbers and their containers only; "
+            f"no code in it was run. ({reason[0]})"
+        ) from error
+    state = content
+    if isinstance(content, dict):
+        state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
+    if not isinstance(state, dict):
+        raise ValueError(f"'{path}' holds a {type(state).__name__}, but it must hold a state dict.")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise ValueError(
+                f"'{path}' holds no state dict, neither under 'state_dict' or 'model' nor by itself: {name!r} is a "
+                f"{type(value).__name__}."
+            )
+    prefix = "module." if all(name.startswith("module.") for name in state) else ""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
+def _find_depths(state: dict[str, torch.Tensor], path: str | os.PathLike) -> tuple[int, ...]:
+    parts = [match.groups() for name in state if (match := re.match(r"features\.(\d+)\.(body|shortcut)\.", name))]
+    if not parts:  # another architecture: what is missing of the smallest network tells
+        return _DEPTHS["ResNet-50"]
+    blocks = [int(number) for number, _ in parts]
+    firsts = sorted({int(number) for number, part in parts if part == "shortcut"})  # each stage begins with a shortcut
+    depths = tuple(after - first for first, after in pairwise([*firsts, max(blocks) + 1]))
+    if depths not in _DEPTHS.values():
+        raise ValueError(f"'{path}' has stages of {depths} blocks, but they must be one of {_DEPTHS}.")
+    return depths
+
+
+def _build_skeleton(depths: tuple[int, ...], num_labels: int) -> ResNetForImageClassification:
+    """A model on the meta device, with ImageNet's labels if there are as many."""
+    categories = ResNet50_Weights.DEFAULT.meta["categories"]
+    labels = {"num_labels": num_labels}
+    if num_labels == len(categories):
+        labels = {"id2label": dict(enumerate(categories)), "label2id": {name: i for i, name in enumerate(categories)}}
+    with torch.device("meta"):
+        return ResNetForImageClassification(ResNetConfig(depths=list(depths), **labels))
+
+
+def _get_their_names(model: ResNetForImageClassification) -> dict[str, str]:
+    """Names of the model's tensors to the authors', who count blocks from 1 over all stages."""
+    modules = dict(_AROUND_BLOCKS)
+    blocks = [(stage, layer) for stage, depth in enumerate(model.config.depths) for layer in range(depth)]
+    for number, (stage, layer) in enumerate(blocks, start=1):
+        for ours, theirs in _IN_BLOCK.items():
+            modules[f"resnet.encoder.stages.{stage}.layers.{layer}.{ours}"] = f"features.{number}.{theirs}"
+    parts = [name.rpartition(".") for name in model.state_dict()]
+    return {f"{module}.{tensor}": f"{modules[module]}.{tensor}" for module, _, tensor in parts}
+
+
+def _check_tensors(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], what: str) -> None:
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    if missing or unexpected:
+        raise ValueError(
+            f"{what} is another architecture than the authors' ResNet-50, 101 or 152: {len(missing)} tensors are "
+            f"missing {missing[:3]}, {len(unexpected)} are unexpected {unexpected[:3]}."
+        )
+    wrong = [
+        f"'{name}' is {tuple(found[name].shape)} and must be {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if found[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise ValueError(f"{what} has {len(wrong)} tensors of other shapes: {', '.join(wrong[:3])}.")

@@ -1,0 +1,164 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""The card says what the run knows, and no more. The cards of `model_cards/` are valid and agree with their recipes."""
+
+import re
+
+import pytest
+import torch
+import transformers
+import yaml
+from huggingface_hub import ModelCard
+from images import ROOT
+from PIL import Image
+from tiny import tiny_config, tiny_model, tiny_trainer
+from transformers import ConvNextForImageClassification
+
+from hf_gradaug.model_card import _show, _table
+
+
+CARDS = sorted((ROOT / "model_cards").glob("*.md"))
+
+
+def rows_of(text: str) -> dict[str, str]:
+    """First and second cell of all rows of the card's tables."""
+    return dict(re.findall(r"^\| `?(.+?)`? \| (.*?) \|$", text, re.M))
+
+
+def compute_metrics(result) -> dict[str, float]:
+    best = torch.from_numpy(result.predictions).argmax(-1)
+    return {"accuracy": (best == torch.from_numpy(result.label_ids)).float().mean().item()}
+
+
+@pytest.fixture
+def from_scratch():
+    return ConvNextForImageClassification(tiny_config("convnext"))
+
+
+def test_card_of_a_gradaug_run(tmp_path, from_scratch):
+    arguments = {"min_width": 0.8, "weight_decay": 0.01, "optim_args": "momentum=0.9,nesterov=True", "seed": 0}
+    trainer = tiny_trainer(
+        tmp_path, from_scratch, trainer_kwargs={"compute_metrics": compute_metrics}, **arguments, max_steps=2
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    tags = ["vision"]
+    trainer.create_model_card(
+        dataset="my photos", tags=tags, license="mit", data_settings={"cutmix_alpha": 1.0, "mixup_alpha": 0.0}
+    )
+    assert tags == ["vision"]  # the caller's own
+    card = ModelCard.load(tmp_path / "README.md")
+    card.validate()
+    data = card.data
+    assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "image-classification", "mit")
+    assert {"gradaug", "vision", "generated_from_trainer"} == set(data.tags)
+    assert data.base_model is None and data.datasets is None and data.language is None
+    (result,) = data.eval_results
+    assert (result.task_type, result.dataset_type, result.dataset_name) == (
+        "image-classification",
+        "my-photos",
+        "my photos",
+    )
+    assert (result.metric_type, result.metric_value) == ("accuracy", metrics["eval_accuracy"])
+    assert data.model_name == tmp_path.name
+
+    assert (
+        "This convnext model was trained on my photos, with [GradAug](https://arxiv.org/abs/2006.07989)." in card.text
+    )
+    rows = rows_of(card.text)
+    assert rows["min_width"] == "0.8" and rows["scales"] == "1, 0.8571, 0.7143, 0.5714" and rows["rotations"] == "none"
+    assert (rows["learning_rate"], rows["weight_decay"]) == ("0.05", "0.01")
+    assert (rows["optim"], rows["optim_args"]) == ("sgd", "momentum=0.9,nesterov=True")
+    assert rows["max_steps"] == "2" and "num_train_epochs" not in rows
+    assert rows["images in a step"] == "8" and rows["optimizer steps"] == "2" and rows["seed"] == "0"
+    assert (rows["training images"], rows["evaluation images"]) == ("32", "12")
+    assert rows["cutmix_alpha"] == "1" and "mixup_alpha" not in rows
+    assert rows["loss"] == f"{metrics['eval_loss']:.4g}" and rows["accuracy"] == f"{metrics['eval_accuracy']:.4g}"
+    assert "cores" in rows["hardware"] and rows["training time since the last start"].endswith(" s")
+    assert f"torch {torch.__version__}" in rows["versions"]
+    assert f"transformers {transformers.__version__}" in rows["versions"]
+    for section in ("Results", "How to load", "Method", "Training", "Limits", "Citation"):
+        assert f"\n## {section}\n" in card.text
+    assert f'model="{tmp_path}"' in card.text and "yang2020gradaug" in card.text
+    assert "(training_curves.png)" in card.text
+    with Image.open(tmp_path / "training_curves.png") as picture:
+        assert picture.width > 1000
+    for invented in ("More information needed", "None", "unknown", "{{ ", "\n\n\n"):
+        assert invented not in str(card)
+
+
+def test_card_of_a_plain_run_that_knows_little(tmp_path, from_scratch):
+    trainer = tiny_trainer(tmp_path, from_scratch, num_subnetworks=0, max_steps=1)
+    trainer.create_model_card()  # not even trained
+    card = ModelCard.load(tmp_path / "README.md")
+    card.validate()
+    assert "This convnext model was trained." in card.text
+    assert "gradaug" not in card.data.tags and "2006.07989" not in card.text and "## Method" not in card.text
+    assert card.data.eval_results is None and "## Results" not in card.text and "evaluation set" not in card.text
+    assert card.data.base_model is None and card.data.license is None and card.data.datasets is None
+    assert "training_curves.png" not in card.text and not (tmp_path / "training_curves.png").exists()
+    assert "training time" not in card.text
+
+
+def test_origin(tmp_path, from_scratch):
+    trainer = tiny_trainer(tmp_path / "out", from_scratch)
+    trainer.create_model_card(
+        finetuned_from="org/base", dataset=["food101", "pets"], dataset_tags=["food101", "org/pets"]
+    )
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.base_model == "org/base" and card.data.datasets == ["food101", "org/pets"]
+    assert "was fine-tuned from [org/base](https://huggingface.co/org/base) on food101 and pets, with" in card.text
+
+    tiny_model().save_pretrained(tmp_path / "base")
+    model = ConvNextForImageClassification.from_pretrained(tmp_path / "base")
+    for given in ({}, {"finetuned_from": str(tmp_path / "base")}):
+        tiny_trainer(tmp_path / "out", model).create_model_card(**given)
+        card = ModelCard.load(tmp_path / "out" / "README.md")
+        assert card.data.base_model is None and str(tmp_path / "base") not in str(card)
+
+
+def test_fine_tuned_from_the_hub(tmp_path, hub):
+    ConvNextForImageClassification(tiny_config("convnext")).push_to_hub("me/base")
+    ModelCard("---\nlicense: apache-2.0\n---\n# Base").push_to_hub("me/base")
+    model = ConvNextForImageClassification.from_pretrained("me/base", cache_dir=tmp_path / "cache")
+    trainer = tiny_trainer(tmp_path, model, push_to_hub=True, hub_model_id="me/tuned", max_steps=1)
+    trainer.train()
+    trainer.push_to_hub(dataset="my photos")
+    card = ModelCard.load("me/tuned")
+    assert (card.data.base_model, card.data.license) == ("me/base", "apache-2.0")
+    assert 'model="me/tuned"' in card.text and "](training_curves.png)" in card.text
+
+
+def test_cells_stay_cells():
+    assert _table("t", {"a": "x\ny|z", "b": None, "c": 0, "d": False}) == (
+        "| t | value |\n|---|---|\n| a | x y\\|z |\n| b | none |\n| c | 0 |\n| d | False |"
+    )
+    assert _table("t", {"a": 0, "b": None, "c": False, "d": ""}, skip_off=True) == ""
+    assert _show([1.0, 6 / 7]) == "1, 0.8571"
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
+def test_card_of_the_project(path):
+    card = ModelCard.load(path)
+    card.validate()
+    assert card.data.library_name == "transformers" and card.data.pipeline_tag == "image-classification"
+    assert "gradaug" in card.data.tags and "yang2020gradaug" in card.text
+    if path.stem.startswith("authors_"):  # figures that are not ours say whose they are
+        (result,) = card.data.eval_results
+        assert "not verified" in result.metric_name and "Yang, Zhu and Chen" in result.source_name
+        assert result.metric_value == (0.7967 if "cutmix" in path.stem else 0.7878)
+        assert "not verified here" in card.text
+    if path.stem.startswith("imagenet_"):
+        assert card.data.eval_results is None and "We have not run it" in card.text
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipe_has_a_card_that_agrees(path):
+    recipe = yaml.safe_load(path.read_text())
+    rows = rows_of((ROOT / "model_cards" / f"{path.stem}.md").read_text())
+    shown = ("learning_rate", "lr_scheduler_type", "optim", "optim_args", "weight_decay", "num_train_epochs")
+    shown += ("min_width", "num_subnetworks", "random_resized_crop_scale", "cutmix_alpha", "color_jitter")
+    for name in shown:
+        if name in recipe:
+            assert rows[name] == _show(recipe[name]), name
+    if path.stem.startswith("imagenet_"):
+        assert int(rows["images in a step"]) == 8 * recipe["per_device_train_batch_size"]
