@@ -1,10 +1,10 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Accuracy against width on the embedded digits: of sub-networks of a network that was trained plainly, with GradAug, and with GradAug
-down to half the width.
+Accuracy against width on the embedded digits: of sub-networks of a network that was trained plainly, with GradAug, and
+with GradAug down to half the width.
 
-Each run is `examples/run_image_classification.py` with its defaults for the digits, and `examples/export_subnetworks.py` on what it
-leaves. The held-out images are the same in all.
+Each run is `examples/run_image_classification.py` with its defaults for the digits, and
+`examples/export_subnetworks.py` on what it leaves. The held-out images are the same in all.
 
 Command:
 

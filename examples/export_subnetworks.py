@@ -11,8 +11,8 @@ Of a checkpoint of the Hub, on your own images in one folder a class, named as t
     python examples/export_subnetworks.py microsoft/resnet-50 --widths 0.9 --output_dir out/widths \
         --train_dir photos/train --validation_dir photos/validation --num_workers 8
 
-Each width has a folder of its own, with weights, config, image processor and model card, which `from_pretrained` loads. Beside
-them lie widths.json, widths.md and widths.png.
+Each width has a folder of its own, with weights, config, image processor and model card, which `from_pretrained`
+loads. Beside them lie widths.json, widths.md and widths.png.
 """
 
 import json
@@ -28,13 +28,7 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoImageProcessor, AutoModelForImageClassification, HfArgumentParser, PreTrainedModel
 
-from hf_gradaug import (
-    create_subnetwork_card,
-    evaluate_widths,
-    export_subnetwork,
-    format_widths,
-    plot_widths,
-)
+from hf_gradaug import create_subnetwork_card, evaluate_widths, export_subnetwork, format_widths, plot_widths
 from hf_gradaug.data import ImageData, load_image_data
 from hf_gradaug.data_arguments import DataArguments
 from hf_gradaug.image_transforms import ImageCollator, get_eval_transform
@@ -104,7 +98,7 @@ def count_flops(model: PreTrainedModel, images: torch.Tensor) -> int:
 
 @torch.inference_mode()
 def measure_latency(models: list[PreTrainedModel], images: torch.Tensor, repetitions: int) -> list[float]:
-    """Median seconds of a forward of each model. They take turns, so that what else the machine does meets all of them."""
+    """Median seconds of a forward of each model. They take turns: what else the machine does meets all of them."""
     seconds: list[list[float]] = [[] for _ in models]
     warmup = 3
     for repetition in range(warmup + repetitions):

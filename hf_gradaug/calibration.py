@@ -36,7 +36,8 @@ def read_images(batch: Any, model: PreTrainedModel, name: str) -> Tensor:
         if isinstance(images, Tensor):
             found = f"pixel_values of shape {tuple(images.shape)}"
         raise ValueError(
-            f"Each batch of `{name}` must be a dict with pixel_values (batch, channels, height, width), but one is {found}."
+            f"Each batch of `{name}` must be a dict with pixel_values (batch, channels, height, width), but one is "
+            f"{found}."
         )
     return images.to(model.device, model.dtype)
 
@@ -45,18 +46,18 @@ def recalibrate_batchnorm(model: PreTrainedModel, calibration_data: Iterable[Map
     """
     Compute BatchNorm's running statistics anew, in place, as US-Nets do for each width (Yu and Huang, ICCV 2019).
 
-    Only the BatchNorm layers run in train mode, so that dropout and drop path are off, and weights are left alone. Each
-    running statistic becomes the mean of the batches' own, a batch counting by its number of images. For the means of a
-    first layer that is exactly the mean over all images. For its variances it is the mean of the variances within the
-    batches (unbiased, as BatchNorm stores them), without that between the batches: draw the batches at random, not sorted
-    by class, and make them large.
+    Only the BatchNorm layers run in train mode, so that dropout and drop path are off, and weights are left alone.
+    Each running statistic becomes the mean of the batches' own, a batch counting by its number of images. For the
+    means of a first layer that is exactly the mean over all images. For its variances it is the mean of the variances
+    within the batches (unbiased, as BatchNorm stores them), without that between the batches: draw the batches at
+    random, not sorted by class, and make them large.
 
     Args:
         model (`PreTrainedModel`):
             Any model that takes `pixel_values`. One without BatchNorm is left as it is, and the data isn't read.
         calibration_data (`Iterable[Mapping[str, torch.Tensor]]`):
-            Batches with `pixel_values` (batch, channels, height, width) of two or more images each, such as a `DataLoader` of
-            training images with the preprocessing of evaluation. It is read once.
+            Batches with `pixel_values` (batch, channels, height, width) of two or more images each, such as a
+            `DataLoader` of training images with the preprocessing of evaluation. It is read once.
 
     Returns:
         `int`: The number of images that were read.
@@ -80,8 +81,8 @@ def recalibrate_batchnorm(model: PreTrainedModel, calibration_data: Iterable[Map
             images = read_images(batch, model, "calibration_data")
             if len(images) == 1:
                 raise ValueError(
-                    "`calibration_data` has a batch of a single image, but BatchNorm needs two or more: a `DataLoader` has "
-                    "drop_last=True for that."
+                    "`calibration_data` has a batch of a single image, but BatchNorm needs two or more: a "
+                    "`DataLoader` has drop_last=True for that."
                 )
             num_images += len(images)
             for layer in layers:

@@ -34,11 +34,12 @@ def export_subnetwork(
     """
     A sub-network as a standard model of the narrower config, with weights of its own.
 
-    The model is of the parent's plain class, in eval mode, on the parent's device and in its dtype, and knows the same labels.
-    `save_pretrained` saves it, and `from_pretrained` loads it where this package is absent. The parent stays as it is.
+    The model is of the parent's plain class, in eval mode, on the parent's device and in its dtype, and knows the same
+    labels. `save_pretrained` saves it, and `from_pretrained` loads it where this package is absent. The parent stays
+    as it is.
 
-    BatchNorm's running statistics are those of the full network, and a sub-network has others: without calibration data,
-    the leading ones are kept, and the accuracy suffers. Models without BatchNorm, such as ConvNeXt, need none.
+    BatchNorm's running statistics are those of the full network, and a sub-network has others: without calibration
+    data, the leading ones are kept, and the accuracy suffers. Models without BatchNorm, such as ConvNeXt, need none.
 
     Args:
         model (`PreTrainedModel`):
@@ -48,15 +49,15 @@ def export_subnetwork(
         width_divisor (`int`, *optional*, defaults to `1`):
             Channel counts are rounded to multiples of it. Take the one of the training.
         calibration_data (`Iterable[Mapping[str, torch.Tensor]]`, *optional*):
-            Batches with `pixel_values` to compute BatchNorm's running statistics from, see [`recalibrate_batchnorm`]. Not read if
-            there is no BatchNorm.
+            Batches with `pixel_values` to compute BatchNorm's running statistics from, see [`recalibrate_batchnorm`].
+            Not read if there is no BatchNorm.
 
     Returns:
         `PreTrainedModel`: The sub-network, which shares no memory with `model`.
 
     Raises:
-        `ValueError`: If `width` is outside (0, 1], `width_divisor` below 1, the calibration data unfit, or the model not what
-            its class and config describe, so that `from_pretrained` could not load what is exported.
+        `ValueError`: If `width` is outside (0, 1], `width_divisor` below 1, the calibration data unfit, or the model
+            not what its class and config describe, so that `from_pretrained` could not load what is exported.
         `TypeError`: If no narrowing is known for the model's family.
 
     Example:
@@ -70,15 +71,15 @@ def export_subnetwork(
         recalibrate_batchnorm(exported, calibration_data)
     elif width < 1 and batchnorm_layers(exported):
         logger.warning(
-            f"The sub-network of width multiplier {width} has the full network's BatchNorm statistics, with which it computes "
-            "something else than in training: give `calibration_data`."
+            f"The sub-network of width multiplier {width} has the full network's BatchNorm statistics, with which it "
+            "computes something else than in training: give `calibration_data`."
         )
     return exported
 
 
 def copy_subnetwork(model: PreTrainedModel, width: float, width_divisor: int = 1) -> PreTrainedModel:
     """[`export_subnetwork`] without calibration."""
-    # Of a plain model, a shallow copy becomes slimmable: it has the same modules, and the class of `model` is not touched.
+    # Of a plain model, a shallow copy becomes slimmable: it has the same modules, and `model` keeps its class.
     slimmable = model if isinstance(model, SlimmableModel) else make_slimmable(copy.copy(model))
     activation = slimmable.subnetwork(width, width_divisor)
     with activation as skeleton, torch.no_grad():
@@ -93,8 +94,8 @@ def copy_subnetwork(model: PreTrainedModel, width: float, width_divisor: int = 1
         exported.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise ValueError(
-            f"`model` was changed after construction, so that the exported {type(skeleton).__name__} could not be loaded by its "
-            f"config: {error}"
+            f"`model` was changed after construction, so that the exported {type(skeleton).__name__} could not be "
+            f"loaded by its config: {error}"
         ) from error
     return exported.to(model.device).eval()
 

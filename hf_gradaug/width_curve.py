@@ -49,17 +49,18 @@ def evaluate_widths(
         widths (`Sequence[float]`):
             Width multipliers, in (0, 1].
         eval_data (`Iterable[Mapping[str, torch.Tensor]]`):
-            Batches with `pixel_values` (batch, channels, height, width) and integer `labels` (batch,), such as a `DataLoader`. Read
-            once or twice for each width.
+            Batches with `pixel_values` (batch, channels, height, width) and integer `labels` (batch,), such as a
+            `DataLoader`. Read once or twice for each width.
         calibration_data (`Iterable[Mapping[str, torch.Tensor]]`, *optional*):
             Batches to recompute BatchNorm's statistics from, see [`recalibrate_batchnorm`]. Read once for each width.
         width_divisor (`int`, *optional*, defaults to `1`):
             Channel counts are rounded to multiples of it.
 
     Returns:
-        `list[dict]`: For each width, in the order given, a row with `width`, `parameters` (their number), `channels` (the fields
-        of the config that are narrower, with their values), `accuracy` (top-1, in [0, 1]) with the full network's BatchNorm
-        statistics, and `accuracy_recalibrated`, which is `None` without calibration data or without BatchNorm.
+        `list[dict]`: For each width, in the order given, a row with `width`, `parameters` (their number), `channels`
+        (the fields of the config that are narrower, with their values), `accuracy` (top-1, in [0, 1]) with the full
+        network's BatchNorm statistics, and `accuracy_recalibrated`, which is `None` without calibration data or without
+        BatchNorm.
 
     Raises:
         `ValueError`: If a width is outside (0, 1], there are no widths, or the data is unfit.
@@ -114,8 +115,8 @@ def format_widths(rows: Rows) -> str:
 
     Args:
         rows (`Sequence[Mapping[str, Any]]`):
-            Rows; `flops` (of one image), `latency_1` and `latency_batch` (in seconds) get columns too, if they are there. A column
-            without a value is left out.
+            Rows; `flops` (of one image), `latency_1` and `latency_batch` (in seconds) get columns too, if they are
+            there. A column without a value is left out.
 
     Returns:
         `str`: The table, whose columns are aligned in plain text.
@@ -135,12 +136,13 @@ def format_widths(rows: Rows) -> str:
 
 def plot_widths(curves: Mapping[str, Rows | Sequence[Rows]], path: str | os.PathLike) -> None:
     """
-    Draw accuracy-against-width curves into a picture: a line a model, in a panel with recalibrated BatchNorm and in one without.
+    Draw accuracy-against-width curves into a picture: a line a model, in one panel without recalibration of BatchNorm
+    and in one with it.
 
     Args:
         curves (`Mapping[str, Sequence[Mapping] | Sequence[Sequence[Mapping]]]`):
-            By the label of a model, its rows of [`evaluate_widths`]. Several, as from trainings with several seeds, are drawn as
-            their mean and standard deviation.
+            By the label of a model, its rows of [`evaluate_widths`]. Several, as from trainings with several seeds,
+            are drawn as their mean and standard deviation.
         path (`str` or `os.PathLike`):
             The file to write; its ending chooses the format.
 
