@@ -27,12 +27,18 @@ __all__ = [
     "TrainingStream",
     "convert_authors_checkpoint",
     "corrupt_image",
+    "create_subnetwork_card",
     "evaluate_robustness",
+    "evaluate_widths",
+    "export_subnetwork",
+    "format_widths",
     "make_slimmable",
     "mean_corruption_error",
     "narrow_config",
     "plot_robustness",
     "plot_training_curves",
+    "plot_widths",
+    "recalibrate_batchnorm",
     "register_narrowing",
     "soft_label_cross_entropy",
     "soft_target_loss",
@@ -42,7 +48,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from .calibration import recalibrate_batchnorm
     from .conversion import convert_authors_checkpoint, to_authors_state_dict
+    from .export import create_subnetwork_card, export_subnetwork
     from .gradaug_config import GradAugConfig
     from .gradaug_trainer import GradAugMixin, GradAugTrainer
     from .hub import HubMixin, HubPushError
@@ -61,6 +69,7 @@ if TYPE_CHECKING:
     from .training_curves import plot_training_curves
     from .training_stream import TrainingStream
     from .transforms import Compose, RandomRotation, RandomScale
+    from .width_curve import evaluate_widths, format_widths, plot_widths
 
 _MODULES = {
     "GradAug": "passes",
@@ -78,12 +87,18 @@ _MODULES = {
     "TrainingStream": "training_stream",
     "convert_authors_checkpoint": "conversion",
     "corrupt_image": "robustness",
+    "create_subnetwork_card": "export",
     "evaluate_robustness": "robustness",
+    "evaluate_widths": "width_curve",
+    "export_subnetwork": "export",
+    "format_widths": "width_curve",
     "make_slimmable": "subnetwork",
     "mean_corruption_error": "robustness_results",
     "narrow_config": "narrowing",
     "plot_robustness": "robustness_plot",
     "plot_training_curves": "training_curves",
+    "plot_widths": "width_curve",
+    "recalibrate_batchnorm": "calibration",
     "register_narrowing": "narrowing",
     "soft_label_cross_entropy": "losses",
     "soft_target_loss": "losses",
