@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -17,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from .calibration import batchnorm_layers, recalibrate_batchnorm
-from .subnetwork import SlimmableModel, make_slimmable
+from .subnetwork import SlimmableModel, make_slimmable, subnetwork_state_dict
 
 
 logger = logging.getLogger(__name__)
@@ -81,20 +80,16 @@ def copy_subnetwork(model: PreTrainedModel, width: float, width_divisor: int = 1
     """[`export_subnetwork`] without calibration."""
     # Of a plain model, a shallow copy becomes slimmable: it has the same modules, and `model` keeps its class.
     slimmable = model if isinstance(model, SlimmableModel) else make_slimmable(copy.copy(model))
-    activation = slimmable.subnetwork(width, width_divisor)
-    with activation as skeleton, torch.no_grad():
-        activation.subnetwork.bind(slimmable)  # the forward would, but there is no input to run it on
-        state = {
-            name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in skeleton.state_dict().items()
-        }
+    config, state = subnetwork_state_dict(slimmable, width, width_divisor)
+    exported_class = type(slimmable.subnetwork(width, width_divisor).subnetwork.skeleton)
     # Built as `from_pretrained` builds it, so that what no checkpoint holds is what it will be when loaded.
     with no_init_weights():
-        exported = type(skeleton)(copy.deepcopy(skeleton.config))
+        exported = exported_class(config)
     try:
         exported.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise ValueError(
-            f"`model` was changed after construction, so that the exported {type(skeleton).__name__} could not be "
+            f"`model` was changed after construction, so that the exported {exported_class.__name__} could not be "
             f"loaded by its config: {error}"
         ) from error
     return exported.to(model.device).eval()

@@ -89,5 +89,6 @@ def check_image_size(
     least = scaled(enough)
     raise ValueError(
         f"Images of {size[0]} x {size[1]} pixels{origin} are too small: {type(network).__name__} takes {least[0]} x "
-        f"{least[1]} at the least. Use larger images, or larger `scales` for the sub-networks: `scales=[1]` keeps the size."
+        f"{least[1]} at the least. Use larger images, or larger `scales` for the sub-networks: `scales=[1]` keeps the "
+        "size."
     )

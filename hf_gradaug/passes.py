@@ -129,8 +129,8 @@ def _warn_if_as_wide(config: PreTrainedConfig, settings: GradAugSettings) -> Non
     width, divisor = settings.min_width, settings.width_divisor
     if width < 1 and narrow_config(config, width, divisor).to_dict() == config.to_dict():
         logger.warning(
-            f"`min_width` {width} rounds to the full network: this {config.model_type} has no narrower sub-network so close to "
-            "it. Sub-networks will differ in their images alone; a smaller `min_width` makes them narrower."
+            f"`min_width` {width} rounds to the full network: this {config.model_type} has no narrower sub-network so "
+            "close to it. Sub-networks will differ in their images alone; a smaller `min_width` makes them narrower."
         )
 
 

@@ -140,7 +140,7 @@ def model_class(family: str) -> type[PreTrainedModel]:
 
 
 def family_model(family: str, seed: int = 0) -> PreTrainedModel:
-    """With random weights that keep signals of the same size, so that no activation dies and no attention saturates."""
+    """With random weights that keep the size of signals, so that no activation dies and no attention saturates."""
     model = model_class(family)(family_config(family))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -135,6 +135,7 @@ def test_state_dict_has_the_expected_entries(family):
     narrow, _ = _independent_model(family, model, 0.6)
     config, state = subnetwork_state_dict(model, 0.6)
     assert config.to_dict() == narrow_config(model.config, 0.6).to_dict()
+    assert config.id2label is not model.config.id2label
     assert state.keys() == narrow.state_dict().keys()
     for name, tensor in narrow.state_dict().items():
         assert torch.equal(state[name], tensor), name
@@ -143,14 +144,14 @@ def test_state_dict_has_the_expected_entries(family):
     assert largest_difference(model.state_dict(), before) == 0  # the copies are the caller's own
 
 
-# Scales that depend on the width, and statistics over all weights or all channels, see what lies outside of a sub-network.
+# Scales that depend on the width, and statistics over all weights or channels, see what lies outside of a sub-network.
 SEES_ALL = {"cvt", "swiftformer", "bit", "convnextv2"}
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in SEES_ALL])
 def test_full_network_without_the_rest_is_the_subnetwork(family, monkeypatch):
-    # If all that a sub-network doesn't use is 0, the full network computes the same: its further channels stay 0. That holds
-    # only if each column that is used meets the channel that it belongs to, and needs no knowledge of the layers.
+    # If all that a sub-network doesn't use is 0, the full network computes the same: its further channels stay 0. That
+    # holds only if each column that is used meets the channel that it belongs to. It needs no knowledge of the layers.
     def scale(hidden, shape, weight=None, bias=None, eps=0.0):
         return hidden * weight + bias
 
