@@ -139,7 +139,7 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
         config.pooler_output_size = config.hidden_size
 
 
-# The classifier sees the class token and the mean of the others.
+# The classifier sees the class token and the mean of the others. In transformers 5.17, SwiGLU has both halves in one layer.
 @register_narrowing("dinov2", parts={r"classifier\.weight": {1: 2}, r"mlp\.weights_in\.(?:weight|bias)": {0: 2}})
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     _narrow_one_attention(config, narrow)

@@ -40,6 +40,8 @@ def _parts(family: str, name: str, shapes: dict[str, torch.Size]) -> dict[int, l
         return {0: [shape[0] // 4] * 4}
     if family.startswith("dinov2") and name == "classifier.weight":
         return {1: [shape[1] // 2] * 2}
+    if ".mlp.weights_in." in name:  # in transformers 5.17, both halves of SwiGLU are one layer
+        return {0: [shape[0] // 2] * 2}
     if family == "mobilevit" and name.endswith("fusion.convolution.weight"):
         return {1: [shape[1] // 2] * 2}
     if family == "hiera" and ".attn.qkv." in name:
