@@ -15,11 +15,17 @@ __all__ = [
     "GradAugPass",
     "GradAugSettings",
     "GradAugTrainer",
+    "PyramidNetConfig",
+    "PyramidNetForImageClassification",
+    "PyramidNetModel",
     "RandomRotation",
     "RandomScale",
     "StopOnSignal",
     "StreamMixin",
     "TrainingStream",
+    "WideResNetConfig",
+    "WideResNetForImageClassification",
+    "WideResNetModel",
     "convert_authors_checkpoint",
     "make_slimmable",
     "narrow_config",
@@ -37,6 +43,14 @@ if TYPE_CHECKING:
     from .gradaug_config import GradAugConfig
     from .gradaug_trainer import GradAugMixin, GradAugTrainer
     from .losses import soft_label_cross_entropy, soft_target_loss, soft_targets
+    from .models import (
+        PyramidNetConfig,
+        PyramidNetForImageClassification,
+        PyramidNetModel,
+        WideResNetConfig,
+        WideResNetForImageClassification,
+        WideResNetModel,
+    )
     from .narrowing import narrow_config, register_narrowing, supported_model_types
     from .passes import GradAug, GradAugPass
     from .preemption import StopOnSignal
@@ -54,8 +68,14 @@ _MODULES = {
     "GradAugPass": "passes",
     "GradAugSettings": "settings",
     "GradAugTrainer": "gradaug_trainer",
+    "PyramidNetConfig": "models",
+    "PyramidNetForImageClassification": "models",
+    "PyramidNetModel": "models",
     "StreamMixin": "stream_trainer",
     "TrainingStream": "training_stream",
+    "WideResNetConfig": "models",
+    "WideResNetForImageClassification": "models",
+    "WideResNetModel": "models",
     "convert_authors_checkpoint": "conversion",
     "make_slimmable": "subnetwork",
     "narrow_config": "narrowing",

@@ -32,6 +32,7 @@ _TRAINING_SETTINGS = [
     "learning_rate",
     "lr_scheduler_type",
     "lr_scheduler_kwargs",
+    "lr_milestones",
     "warmup_steps",
     "optim",
     "optim_args",
@@ -119,7 +120,9 @@ def _origin(trainer: Trainer, base_model: str | None, datasets: list[str], is_gr
 def _how_to_load(trainer: Trainer, tasks: list[str]) -> str:
     repository = trainer.hub_model_id or trainer.args.output_dir
     if tasks:
-        return f'from transformers import pipeline\n\npipe = pipeline("{tasks[0]}", model="{repository}")'
+        # A model that transformers doesn't have was saved with its code.
+        code = ", trust_remote_code=True" if getattr(trainer.model, "_auto_class", None) else ""
+        return f'from transformers import pipeline\n\npipe = pipeline("{tasks[0]}", model="{repository}"{code})'
     name = type(trainer.model).__name__
     return f'from transformers import {name}\n\nmodel = {name}.from_pretrained("{repository}")'
 
