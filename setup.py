@@ -31,10 +31,16 @@ EXAMPLES = [
     "tensorboard>=2.20.0",
     "torchdata>=0.11.0",
 ]
+ROBUSTNESS = [
+    "foolbox>=3.3.4",
+    # A fork that current NumPy and scikit-image work with; imported as imagecorruptions.
+    "imagecorruptions-imaug>=1.1.5",
+]
 QUALITY = ["ruff==0.17.6"]
 # setuptools, because a test reads this file, and virtual environments come without it from Python 3.12 on.
 TEST = [
     *EXAMPLES,
+    *ROBUSTNESS,
     "deepspeed>=0.19.8; sys_platform == 'linux'",
     "pytest>=8.4.0",
     "pytest-timeout>=2.4.0",
@@ -55,7 +61,13 @@ setup(
     package_data={"hf_gradaug": ["py.typed", "templates/*.md"]},
     python_requires=">=3.10",
     install_requires=REQUIREMENTS,
-    extras_require={"examples": EXAMPLES, "test": TEST, "quality": QUALITY, "dev": [*TEST, *QUALITY]},
+    extras_require={
+        "examples": EXAMPLES,
+        "robustness": ROBUSTNESS,
+        "test": TEST,
+        "quality": QUALITY,
+        "dev": [*TEST, *QUALITY],
+    },
     classifiers=[
         "Intended Audience :: Science/Research",
         "Operating System :: OS Independent",

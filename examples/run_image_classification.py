@@ -44,7 +44,7 @@ from transformers import (
 )
 
 import hf_gradaug.models  # noqa: F401 - WideResNet and PyramidNet, for the Auto classes
-from hf_gradaug import GradAugConfig, GradAugTrainer, StopOnSignal, plot_training_curves
+from hf_gradaug import GradAugConfig, GradAugTrainer, HubPushError, StopOnSignal
 from hf_gradaug.data import load_image_data
 from hf_gradaug.data_arguments import DataArguments
 from hf_gradaug.image_processors import make_image_processor
@@ -276,14 +276,19 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
             checkpoint = True  # the newest one that is whole
         stop = StopOnSignal()
         trainer.add_callback(stop)
-        result = trainer.train(resume_from_checkpoint=checkpoint)
+        try:
+            result = trainer.train(resume_from_checkpoint=checkpoint)
+        except HubPushError as error:
+            logger.error(error)
+            result = error.train_output  # the push at the end tries again
         if stop.received:
             logger.warning(
                 f"{stop.received.name} stopped the training after step {trainer.state.global_step}, whose checkpoint is in "
                 f"'{training_args.output_dir}'. The same command with --resume_from_checkpoint true goes on from there."
             )
             sys.exit(128 + stop.received)
-        trainer.save_model()
+        if not training_args.push_to_hub:  # with it, `train` has saved the model, and `save_model` would push it
+            trainer.save_model()
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
     if training_args.do_eval:
@@ -292,11 +297,6 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
         trainer.save_metrics("eval", metrics)
     if training_args.do_train:
         trainer.save_state()
-        if trainer.is_world_process_zero():
-            try:
-                plot_training_curves(trainer.state.log_history, Path(training_args.output_dir) / "training_curves.png")
-            except (ImportError, ValueError) as error:  # no matplotlib, or no log line: the run is good without it
-                logger.warning(error)
     if training_args.do_predict:
         result = trainer.predict(test_dataset, metric_key_prefix="predict")
         trainer.log_metrics("predict", result.metrics)
@@ -310,7 +310,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
         "finetuned_from": model_args.model_name_or_path,
         "tasks": "image-classification",
         "dataset": data.name,
-        "tags": ["image-classification", "vision"],
+        "tags": ["vision"],
+        "data_settings": data_args.train_augmentation | data_args.mixing,
     }
     if data_args.dataset_name:
         card["dataset_tags"] = data_args.dataset_name

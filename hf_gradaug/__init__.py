@@ -15,11 +15,16 @@ __all__ = [
     "GradAugPass",
     "GradAugSettings",
     "GradAugTrainer",
+    "HubMixin",
+    "HubPushError",
+    "PixelClassifier",
     "PyramidNetConfig",
     "PyramidNetForImageClassification",
     "PyramidNetModel",
     "RandomRotation",
     "RandomScale",
+    "RobustnessResults",
+    "RobustnessSettings",
     "StopOnSignal",
     "StreamMixin",
     "TrainingStream",
@@ -27,8 +32,12 @@ __all__ = [
     "WideResNetForImageClassification",
     "WideResNetModel",
     "convert_authors_checkpoint",
+    "corrupt_image",
+    "evaluate_robustness",
     "make_slimmable",
+    "mean_corruption_error",
     "narrow_config",
+    "plot_robustness",
     "plot_training_curves",
     "register_narrowing",
     "soft_label_cross_entropy",
@@ -42,6 +51,7 @@ if TYPE_CHECKING:
     from .conversion import convert_authors_checkpoint, to_authors_state_dict
     from .gradaug_config import GradAugConfig
     from .gradaug_trainer import GradAugMixin, GradAugTrainer
+    from .hub import HubMixin, HubPushError
     from .losses import soft_label_cross_entropy, soft_target_loss, soft_targets
     from .models import (
         PyramidNetConfig,
@@ -53,7 +63,12 @@ if TYPE_CHECKING:
     )
     from .narrowing import narrow_config, register_narrowing, supported_model_types
     from .passes import GradAug, GradAugPass
+    from .pixel_classifier import PixelClassifier
     from .preemption import StopOnSignal
+    from .robustness import corrupt_image, evaluate_robustness
+    from .robustness_plot import plot_robustness
+    from .robustness_results import RobustnessResults, mean_corruption_error
+    from .robustness_settings import RobustnessSettings
     from .settings import GradAugSettings
     from .stream_trainer import StreamMixin
     from .subnetwork import make_slimmable
@@ -68,17 +83,26 @@ _MODULES = {
     "GradAugPass": "passes",
     "GradAugSettings": "settings",
     "GradAugTrainer": "gradaug_trainer",
+    "HubMixin": "hub",
+    "HubPushError": "hub",
+    "PixelClassifier": "pixel_classifier",
     "PyramidNetConfig": "models",
     "PyramidNetForImageClassification": "models",
     "PyramidNetModel": "models",
+    "RobustnessResults": "robustness_results",
+    "RobustnessSettings": "robustness_settings",
     "StreamMixin": "stream_trainer",
     "TrainingStream": "training_stream",
     "WideResNetConfig": "models",
     "WideResNetForImageClassification": "models",
     "WideResNetModel": "models",
     "convert_authors_checkpoint": "conversion",
+    "corrupt_image": "robustness",
+    "evaluate_robustness": "robustness",
     "make_slimmable": "subnetwork",
+    "mean_corruption_error": "robustness_results",
     "narrow_config": "narrowing",
+    "plot_robustness": "robustness_plot",
     "plot_training_curves": "training_curves",
     "register_narrowing": "narrowing",
     "soft_label_cross_entropy": "losses",

@@ -74,6 +74,12 @@ class DataArguments:
         return {name: getattr(self, name) for name in (crop, "horizontal_flip", "color_jitter")}
 
     @property
+    def mixing(self) -> dict[str, Any]:
+        """How training batches are mixed, by flag, if they are."""
+        names = ("cutmix_alpha", "mixup_alpha", "mix_prob") if self.cutmix_alpha or self.mixup_alpha else ()
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def names_dataset(self) -> bool:
         """Whether any data is named; if not, the embedded digits are used."""
         return any((self.dataset_name, self.train_dir, self.validation_dir, self.test_dir))

@@ -15,12 +15,13 @@ from transformers.training_args import OptimizerNames, ParallelMode
 
 from .distributed import no_sync, shard_as_one_unit
 from .fault_tolerance import FaultToleranceMixin
+from .hub import HubMixin
 from .losses import get_soft_labels, soft_label_cross_entropy
 from .model_card import write_model_card
 from .nonfinite import NonFiniteLossGuard
 from .passes import GradAug, GradAugPass, get_logits
 from .schedules import MilestonesMixin
-from .settings import GradAugSettings
+from .settings import GradAugSettings, save_settings
 from .step_log import StepLog
 from .stream_trainer import StreamMixin
 from .subnetwork import Build
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 CURVES = "training_curves.png"
 
 
-class GradAugMixin(MilestonesMixin, FaultToleranceMixin, StreamMixin):
+class GradAugMixin(MilestonesMixin, HubMixin, FaultToleranceMixin, StreamMixin):
     """
     Adds GradAug to any Trainer: `class MyTrainer(GradAugMixin, SomeTrainer)`.
 
@@ -46,7 +47,8 @@ class GradAugMixin(MilestonesMixin, FaultToleranceMixin, StreamMixin):
     (transformers issue 47688), and floating-point labels of shape `(batch_size, num_labels)` are class probabilities where
     the model's `config.problem_type` is `"single_label_classification"`.
 
-    Checkpoints are looked through before they are resumed from, and more: see [`FaultToleranceMixin`].
+    Checkpoints are looked through before they are resumed from, and more: see [`FaultToleranceMixin`]. Pushes to the Hub are
+    whole: see [`HubMixin`]. Wherever the model is saved, its settings are beside it: see [`~settings.save_settings`].
 
     Args:
         *args, **kwargs:
@@ -256,6 +258,10 @@ class GradAugMixin(MilestonesMixin, FaultToleranceMixin, StreamMixin):
                 logs["skipped_steps"] = self._loss_guard.num_skipped
         super().log(logs, start_time)
 
+    def _save_beside_weights(self, folder: str) -> None:
+        super()._save_beside_weights(folder)
+        save_settings(self.gradaug_settings, folder)
+
     def create_model_card(
         self,
         language: str | None = None,
@@ -284,8 +290,10 @@ class GradAugMixin(MilestonesMixin, FaultToleranceMixin, StreamMixin):
         curves = os.path.join(self.args.output_dir, CURVES)
         try:
             plot_training_curves(self.state.log_history, curves)
-        except (ImportError, ValueError) as error:  # no matplotlib, or no log line: the card is good without it
+        except ImportError as error:
             logger.warning(f"The model card shows no training curves. {error}")
+            curves = None
+        except ValueError:  # nothing was logged yet
             curves = None
         summary = TrainingSummary.from_trainer(
             self,

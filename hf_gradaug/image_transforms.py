@@ -52,11 +52,26 @@ def _resample(image_processor: Any) -> v2.InterpolationMode:
     return v2.InterpolationMode(by_code[2 if code is None else int(code)])
 
 
+def get_normalization(image_processor: Any) -> dict[str, list[float]] | None:
+    """
+    Mean and standard deviation by which an image processor normalizes pixels in [0, 1].
+
+    Args:
+        image_processor ([`~transformers.BaseImageProcessor`]):
+            Read are `do_normalize`, `image_mean` and `image_std`.
+
+    Returns:
+        `dict[str, list[float]]`, *optional*: `"mean"` and `"std"`, a number a channel; `None` if it doesn't normalize.
+    """
+    if not image_processor.do_normalize:
+        return None
+    return {"mean": list(image_processor.image_mean), "std": list(image_processor.image_std)}
+
+
 def _to_normalized_tensor(image_processor: Any) -> list[Callable]:
-    steps = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-    if image_processor.do_normalize:
-        steps.append(v2.Normalize(mean=image_processor.image_mean, std=image_processor.image_std))
-    return steps
+    normalization = get_normalization(image_processor)
+    normalize = [] if normalization is None else [v2.Normalize(**normalization)]
+    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), *normalize]
 
 
 def get_train_transform(

@@ -1,7 +1,6 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """The model card of a run, from what the run knows. What is not known is left out."""
 
-import dataclasses
 import os
 import re
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from transformers import Trainer
 from transformers.modelcard import TASK_TAG_TO_NAME_MAPPING, TrainingSummary
 
 from .machine import describe_machine, describe_versions
-from .settings import GradAugSettings
+from .settings import GradAugSettings, settings_as_dict
 
 
 TAGS = ["gradaug"]
@@ -100,8 +99,10 @@ def write_model_card(
         results=_table("metric", {name.replace("_", " "): value for name, value in metrics.items()}),
         curves=curves,
         load=_how_to_load(trainer, tasks),
-        gradaug_settings=_table("GradAug setting", dataclasses.asdict(_only_settings(settings))) if is_gradaug else "",
-        training_settings=_table("setting", _training_settings(trainer) | dict(data_settings or {}), skip_off=True),
+        gradaug_settings=_table("GradAug setting", _as_code(settings_as_dict(settings))) if is_gradaug else "",
+        training_settings=_table(
+            "setting", _as_code(_training_settings(trainer) | dict(data_settings or {})), skip_off=True
+        ),
         run=_table("run", _describe_run(trainer), skip_off=True),
         limits="\n".join(f"- {limit}" for limit in _limits(metrics)),
         citation=CITATION,
@@ -160,13 +161,6 @@ def _eval_results(summary: TrainingSummary, metrics: Mapping[str, float]) -> lis
     ]
 
 
-def _only_settings(settings: GradAugSettings) -> GradAugSettings:
-    """The settings of GradAug alone, of arguments that hold the Trainer's too."""
-    return GradAugSettings(
-        **{field.name: getattr(settings, field.name) for field in dataclasses.fields(GradAugSettings)}
-    )
-
-
 def _training_settings(trainer: Trainer) -> dict[str, Any]:
     args = trainer.args
     settings = {name: getattr(args, name, None) for name in _TRAINING_SETTINGS}
@@ -184,11 +178,18 @@ def _describe_run(trainer: Trainer) -> dict[str, Any]:
     return {
         "hardware": f"{args.world_size} x {hardware}" if args.world_size > 1 else hardware,
         "training time since the last start": f"{times[-1]:.0f} s" if times else None,
+        "training images": _count(trainer.train_dataset),
+        "evaluation images": _count(trainer.eval_dataset),
         "optimizer steps": trainer.state.global_step,
         "seed": str(args.seed),  # 0 is a seed too
         "seed of the data": None if args.data_seed is None else str(args.data_seed),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
+
+
+def _count(dataset: Any) -> int | None:
+    """The length of a data set that has one and is a single one."""
+    return len(dataset) if hasattr(dataset, "__len__") and not isinstance(dataset, dict) else None
 
 
 def _limits(metrics: Mapping[str, float]) -> list[str]:
@@ -206,10 +207,14 @@ def _listify(value: str | list[str] | None) -> list[str]:
     return [] if value is None else [value] if isinstance(value, str) else list(value)
 
 
+def _as_code(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"`{name}`" if name.isidentifier() else name: value for name, value in settings.items()}
+
+
 def _table(title: str, values: Mapping[str, Any], skip_off: bool = False) -> str:
     """A Markdown table of names and values, or an empty string. `skip_off` leaves out what is `None`, `False`, 0 or empty."""
     rows = [f"| {name} | {_show(value)} |" for name, value in values.items() if value or not skip_off]
-    return "\n".join([f"| {title} | |", "|---|---|", *rows]) if rows else ""
+    return "\n".join([f"| {title} | value |", "|---|---|", *rows]) if rows else ""
 
 
 def _show(value: Any) -> str:

@@ -1,14 +1,19 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """The settings of GradAug, apart from any trainer."""
 
+import dataclasses
+import json
+import os
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from .narrowing import check_width
 from .transforms import RandomRotation, RandomScale
 
 
 NonFiniteLoss = Literal["stop", "skip"]
+SETTINGS_NAME = "gradaug_config.json"
 
 
 @dataclass
@@ -135,3 +140,27 @@ class GradAugSettings:
         RandomScale(self.scales)
         if self.rotations is not None:
             RandomRotation(self.rotations)
+
+
+def settings_as_dict(settings: GradAugSettings) -> dict[str, Any]:
+    """The settings by name; of a [`GradAugConfig`] without the Trainer's arguments."""
+    return {item.name: getattr(settings, item.name) for item in dataclasses.fields(GradAugSettings)}
+
+
+def save_settings(settings: GradAugSettings, folder: str | os.PathLike) -> None:
+    """
+    Writes the settings into `gradaug_config.json` of a folder with a model; with 0 sub-networks there is no such file.
+
+    They are read back with `GradAugSettings(**json.loads(Path(folder, "gradaug_config.json").read_text()))`.
+
+    Args:
+        settings ([`GradAugSettings`]):
+            The settings of the run. Of a [`GradAugConfig`] its own part is written.
+        folder (`str` or `os.PathLike`):
+            An existing folder.
+    """
+    path = Path(folder) / SETTINGS_NAME
+    if settings.num_subnetworks == 0:
+        path.unlink(missing_ok=True)  # of an earlier run
+        return
+    path.write_text(json.dumps(settings_as_dict(settings), indent=2) + "\n", "utf-8")

@@ -1,11 +1,15 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Surroundings of the tests: offline, quiet, apart from the user's caches and settings, and light on the machine."""
+"""Surroundings of the tests: a Hub of their own, apart from the user's caches and settings, quiet, light on the machine."""
 
 import atexit
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
+from types import SimpleNamespace
+
+from hub_server import WRITER, HubServer
 
 
 # The Hugging Face libraries read these when they are imported, so they are set before anything else is.
@@ -13,9 +17,15 @@ _HF_HOME = tempfile.mkdtemp(prefix="hf_gradaug_tests_")
 atexit.register(shutil.rmtree, _HF_HOME, ignore_errors=True)
 for _name in [name for name in os.environ if name.startswith(("ACCELERATE_", "HF_", "HUGGING_FACE_", "FSDP_"))]:
     del os.environ[_name]
+# Nothing goes further than this process: for names that it doesn't hold, its Hub has the real one's "not found". A process
+# that this one starts talks to the same Hub.
+_HUB = None if "HUB_OF_THE_TESTS" in os.environ else HubServer()
+_HUB_URL = os.environ.pop("HUB_OF_THE_TESTS") if _HUB is None else _HUB.url
 os.environ.update(
     HF_HOME=_HF_HOME,
-    HF_HUB_OFFLINE="1",
+    HF_ENDPOINT=_HUB_URL,
+    NO_PROXY="127.0.0.1,localhost",
+    HF_HUB_DISABLE_XET="1",
     HF_HUB_DISABLE_TELEMETRY="1",
     TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="Agg",
@@ -41,6 +51,21 @@ ROOT = Path(__file__).resolve().parents[1]
 def root() -> Path:
     """The folder that holds the package, the tests and the examples."""
     return ROOT
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The tests' own Hub, empty, with a token that may write, and without the waits between attempts, the client's and ours."""
+    import huggingface_hub.utils._http as client
+
+    import hf_gradaug.hub
+
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    monkeypatch.setattr(client, "time", SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None}))
+    monkeypatch.setattr(hf_gradaug.hub, "_WAITS", (0, 0))
+    _HUB.clear()
+    yield _HUB
+    _HUB.clear()
 
 
 @pytest.fixture(scope="session")

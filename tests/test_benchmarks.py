@@ -88,3 +88,21 @@ def test_streaming_measures_each_arm(tmp_path, capsys):
     assert all(name in printed for name in results["arms"])
     with pytest.raises(ValueError, match="`workers` must be in 1..num_shards"):
         script.main(["--workers", "9"])
+
+
+def test_robustness_of_both_arms(tmp_path):
+    script = importlib.import_module("robustness")
+    train = "--max_steps 2 --max_train_samples 64 --max_eval_samples 20 --use_cpu"
+    measure = "--max_samples 20 --epsilons 8 --corruptions fog contrast --severities 2 --device cpu"
+    files = ["--output", f"{tmp_path}/a.json", "--plot", f"{tmp_path}/a.png"]
+    results = script.main(["--seeds", "1", "2", "--train_flags", train, "--eval_flags", measure, *files])
+    assert json.loads((tmp_path / "a.json").read_text()) == results
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+    assert len(results["commands"]) == 5 and "--gradaug" in results["commands"][1]
+    assert all(str(tmp_path.parent) not in command for command in results["commands"])
+    clean = [run["clean"] for run in results["accuracy"]["gradaug"]]
+    figures = results["summary"]["gradaug"]["clean"]
+    assert figures["mean"] == pytest.approx(sum(clean) / 2)
+    assert figures["deviation"] == pytest.approx(abs(clean[0] - clean[1]) / 2**0.5)
+    differences = [one - other["clean"] for one, other in zip(clean, results["accuracy"]["plain"])]
+    assert results["summary"]["gradaug - plain"]["clean"]["by_seed"] == differences

@@ -2,7 +2,11 @@
 """What the fork server imports, once for all runs."""
 
 # isort: off
-import conftest  # noqa: F401 - first: it sets the surroundings that the libraries read
+import os
+
+os.environ["HUB_OF_THE_TESTS"] = os.environ["HF_ENDPOINT"]
+
+import conftest  # noqa: E402, F401 - first: it sets the surroundings that the libraries read
 
 # isort: on
 import gc

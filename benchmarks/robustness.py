@@ -1,0 +1,141 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""
+Robustness of the example's models on the embedded digits, plain and with GradAug, over several seeds.
+
+Each model is trained by `examples/run_image_classification.py` with its defaults for the digits, and all are measured by
+`examples/evaluate_robustness.py` on the held-out images.
+
+Command:
+
+    python benchmarks/robustness.py --seeds 1 2 3 4 5 --eval_flags "--epsilons 0 1 2 4 8 16 32" \
+        --output benchmarks/results/robustness-digits.json --plot docs/robustness.png
+"""
+
+import contextlib
+import importlib
+import shlex
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import foolbox
+import torch
+from common import describe_run, write_json
+from transformers import HfArgumentParser
+
+from hf_gradaug import RobustnessSettings, mean_corruption_error, plot_robustness
+
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+ARMS = {"plain": [], "gradaug": ["--gradaug"]}
+LABELS = {"plain": "plain", "gradaug": "GradAug"}
+
+
+@dataclass
+class RobustnessBenchmarkArguments:
+    """What is trained and measured."""
+
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5], metadata={"help": "Seeds of the trainings."})
+    train_flags: str = field(default="", metadata={"help": "More flags for every training, in one string."})
+    eval_flags: str = field(default="", metadata={"help": "More flags for the measurement, likewise."})
+    output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
+    plot: str | None = field(default=None, metadata={"help": "PNG file for the picture."})
+
+
+def run_example(name: str, flags: Sequence[str]) -> Any:
+    """What the main function of an example script returns."""
+    if str(EXAMPLES) not in sys.path:
+        sys.path.append(str(EXAMPLES))
+    with contextlib.redirect_stdout(sys.stderr):
+        return importlib.import_module(name).main(list(flags))
+
+
+def get_figures(
+    accuracy: Mapping[str, float], baseline: Mapping[str, float], settings: RobustnessSettings
+) -> dict[str, float | None]:
+    """What is averaged over the seeds. The baseline is the plain model of the same seed."""
+
+    def errors(accuracy: Mapping[str, float]) -> dict[str, list[float]]:
+        return {
+            name: [1 - accuracy[f"{name}/{severity}"] for severity in settings.severities]
+            for name in settings.corruptions
+        }
+
+    return {
+        **{key: value for key, value in accuracy.items() if key == "clean" or key.startswith("fgsm/")},
+        **{name: 1 - statistics.mean(values) for name, values in errors(accuracy).items()},
+        "mean_corruption_error": mean_corruption_error(errors(accuracy)),
+        "mce": mean_corruption_error(errors(accuracy), errors(baseline)),
+    }
+
+
+def describe(values: Sequence[float | None]) -> dict[str, float | None]:
+    if None in values:  # a ratio without a meaning
+        return {"mean": None, "deviation": None}
+    return {"mean": statistics.mean(values), "deviation": statistics.stdev(values) if len(values) > 1 else None}
+
+
+def summarize(figures: Mapping[str, Sequence[Mapping[str, float | None]]]) -> dict[str, dict[str, Any]]:
+    """Means and deviations over the seeds, of each arm and of the difference between the arms."""
+    summary: dict[str, dict[str, Any]] = {arm: {} for arm in [*ARMS, "gradaug - plain"]}
+    for key in figures["plain"][0]:
+        for arm in ARMS:
+            summary[arm][key] = describe([run[key] for run in figures[arm]])
+        pairs = [(run[key], plain[key]) for run, plain in zip(figures["gradaug"], figures["plain"])]
+        differences = [None if None in pair else pair[0] - pair[1] for pair in pairs]
+        summary["gradaug - plain"][key] = {**describe(differences), "by_seed": differences}
+    return summary
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    (args,) = HfArgumentParser(RobustnessBenchmarkArguments).parse_args_into_dataclasses(argv)
+    results = describe_run("robustness.py", argv, "cuda" if torch.cuda.is_available() else "cpu", foolbox)
+    results["versions"]["imagecorruptions-imaug"] = version("imagecorruptions-imaug")
+    with tempfile.TemporaryDirectory() as folder:
+        models = {(arm, seed): f"{folder}/{arm}-{seed}" for seed in args.seeds for arm in ARMS}
+        runs = []
+        for (arm, seed), path in models.items():
+            flags = [*ARMS[arm], "--do_train", "--do_eval", "--seed", str(seed), "--output_dir", path]
+            flags += ["--disable_tqdm", "True", "--log_level", "error", *args.train_flags.split()]
+            runs.append(("run_image_classification", flags))
+        flags = ["--models", *models.values(), "--output_dir", f"{folder}/robustness", *args.eval_flags.split()]
+        runs.append(("evaluate_robustness", flags))
+        for name, flags in runs:
+            measured = run_example(name, flags)
+        results["commands"] = [
+            shlex.join(["python", f"examples/{name}.py", *flags]).replace(folder, "out") for name, flags in runs
+        ]
+    settings = measured.settings
+    accuracy = {arm: [measured.accuracy[models[arm, seed]] for seed in args.seeds] for arm in ARMS}
+    figures = {
+        arm: [get_figures(run, plain, settings) for run, plain in zip(accuracy[arm], accuracy["plain"])]
+        for arm in ARMS
+    }
+    results |= {
+        "images": measured.description,
+        "conditions": asdict(settings),
+        "seeds": args.seeds,
+        "summary": summarize(figures),
+        "accuracy": accuracy,
+    }
+    write_json(results, args.output)
+    if args.plot is not None:
+        plot_robustness({LABELS[arm]: accuracy[arm] for arm in ARMS}, settings, args.plot)
+    print(f"{'':24}" + "".join(f"{arm:>20}" for arm in results["summary"]))
+    for key in figures["plain"][0]:
+        cells = [summary[key] for summary in results["summary"].values()]
+        shown = [
+            "-" if cell["mean"] is None else f"{cell['mean']:.4f} ± {cell['deviation'] or 0:.4f}" for cell in cells
+        ]
+        print(f"{key:24}" + "".join(f"{cell:>20}" for cell in shown))
+    return results
+
+
+if __name__ == "__main__":
+    main()

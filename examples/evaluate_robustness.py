@@ -1,0 +1,97 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""
+Compare the robustness of image classifiers: accuracy under FGSM attacks and under the corruptions of ImageNet-C.
+
+On the held-out embedded digits, after two runs of run_image_classification.py, into out/plain and with --gradaug into
+out/gradaug:
+
+    python examples/evaluate_robustness.py --models out/plain out/gradaug --baseline out/plain --output_dir out/robustness
+
+Checkpoints of the Hub, on your own images in one folder a class, named as the model's classes are:
+
+    python examples/evaluate_robustness.py --models microsoft/resnet-50 facebook/convnext-tiny-224 --output_dir out \
+        --validation_dir imagenet/val --max_samples 5000 --num_workers 8
+
+It prints a table and writes robustness.json and robustness.png. The same command after a stop goes on where it was.
+"""
+
+import logging
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from transformers import HfArgumentParser
+
+from hf_gradaug import PixelClassifier, RobustnessResults, RobustnessSettings, evaluate_robustness, plot_robustness
+from hf_gradaug.data import load_image_data
+from hf_gradaug.data_arguments import DataArguments
+
+
+@dataclass
+class RobustnessArguments:
+    """Which models are compared, and how."""
+
+    models: list[str] = field(metadata={"help": "Image classifiers: Hub names or folders."})
+    output_dir: str = field(metadata={"help": "Folder for robustness.json and robustness.png."})
+    baseline: str | None = field(
+        default=None, metadata={"help": "The model by whose errors those of all are divided: one of `models`."}
+    )
+    split: str = field(default="validation", metadata={"help": "Images to measure on: validation or test."})
+    max_samples: int | None = field(
+        default=None, metadata={"help": "Use at most so many of them; in the place of max_eval_samples."}
+    )
+    batch_size: int = field(default=64, metadata={"help": "Images a batch."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that read and corrupt images."})
+    device: str = field(default="auto", metadata={"help": "cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."})
+    seed: int = field(
+        default=42,
+        metadata={
+            "help": "Of the corruptions and of max_samples. Where images are held out of the training images: the training's."
+        },
+    )
+
+    def __post_init__(self):
+        for name, least in (("batch_size", 1), ("num_workers", 0), ("max_samples", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}, but it must be {least} or more.")
+
+
+def find_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # each kind of device has its own
+        raise ValueError(f"device is '{name}', which can't be used: {error}") from error
+    return torch.device(name)
+
+
+def main(args: list[str] | None = None) -> RobustnessResults:
+    logging.basicConfig(format="%(levelname)s - %(name)s - %(message)s", level=logging.WARNING)
+    parser = HfArgumentParser((RobustnessArguments, RobustnessSettings, DataArguments))
+    args, settings, data_args = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
+    if args.max_samples is not None:
+        data_args = replace(data_args, max_eval_samples=args.max_samples)
+    device = find_device(args.device)
+    data = load_image_data(data_args, args.seed)
+    classifiers = {name: PixelClassifier.from_pretrained(name, device) for name in args.models}
+    results = evaluate_robustness(
+        classifiers,
+        data,
+        settings,
+        split=args.split,
+        baseline=args.baseline,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        seed=args.seed,
+        path=Path(args.output_dir) / "robustness.json",
+    )
+    print(results.format_table())
+    accuracies = {results.labels[name]: accuracy for name, accuracy in results.accuracy.items()}
+    plot_robustness(accuracies, settings, Path(args.output_dir) / "robustness.png")
+    return results
+
+
+if __name__ == "__main__":
+    main()

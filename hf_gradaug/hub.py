@@ -1,0 +1,320 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""Pushes of the Trainer to the Hub that are whole, or say what is missing and how to push it."""
+
+import contextlib
+import json
+import logging
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate.utils import broadcast_object_list
+
+# `HTTPError` is that of the HTTP library which the client uses, and covers a connection that fails, too.
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, RevisionNotFoundError
+from huggingface_hub.hf_api import CommitInfo
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
+from transformers.utils import PushInProgress
+from transformers.utils.hub import hf_api
+
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Seconds before the second and the third attempt of what the client itself does not try again: making a repository or a branch,
+# looking at a card, a commit. For all else the client makes six attempts, in some 23 seconds.
+_WAITS = (2, 8)
+# Besides all errors of the server: a timeout, another commit at the same time, and too many requests.
+_PASSING = {408, 409, 412, 429}
+
+
+class HubPushError(RuntimeError):
+    """
+    A push to the Hub that failed. The message has the reason, and the commands that push what is missing.
+
+    Args:
+        message (`str`):
+            The message.
+
+    Attributes:
+        train_output (`~transformers.trainer_utils.TrainOutput`, *optional*):
+            What `train()` would have returned, if it raised the error: the training is done and the model is saved.
+    """
+
+    train_output: TrainOutput | None = None
+
+
+@dataclass(frozen=True)
+class _Upload:
+    """A folder and where it goes. Two are the same if the later one replaces the earlier one."""
+
+    repo_id: str
+    folder: str = field(compare=False)
+    path_in_repo: str | None
+    revision: str | None
+    commit_message: str | None = field(compare=False)
+    token: str | None = field(compare=False, repr=False)
+
+    @property
+    def left_out(self) -> list[str]:
+        """The Trainer's own choice for the output folder. A checkpoint goes as it is."""
+        return ["_*", f"{PREFIX_CHECKPOINT_DIR}-*"] if self.path_in_repo is None else []
+
+    @property
+    def command(self) -> str:
+        words = ["hf", "upload", self.repo_id, os.path.abspath(self.folder), self.path_in_repo or "."]
+        for pattern in self.left_out:
+            words += ["--exclude", pattern]
+        return shlex.join([*words, *(["--revision", self.revision] if self.revision else [])])
+
+    def send(self) -> CommitInfo:
+        """Uploads what the Hub doesn't have yet."""
+        return hf_api().upload_folder(
+            repo_id=self.repo_id,
+            folder_path=self.folder,
+            path_in_repo=self.path_in_repo,
+            commit_message=self.commit_message,
+            token=self.token,
+            revision=self.revision,
+            ignore_patterns=self.left_out,
+        )
+
+
+class HubMixin:
+    """
+    Makes the pushes of any Trainer whole: `class MyTrainer(HubMixin, SomeTrainer)`. [`GradAugTrainer`] does.
+
+    - A token that may not write to the repository is an error of the constructor, and the branch `hub_revision` is made there
+      if it is absent.
+    - All files are on disk, the model card too, before the first request of a push.
+    - Errors that may pass, of the server or the connection, are followed by more attempts, which upload only what is missing.
+    - A push in the background that fails is logged as an error, and tried again at the end of `train()`. What is still missing
+      then raises [`HubPushError`], when the trained model is in `output_dir`: with `push_to_hub` on, `train()` saves it there.
+    - `push_to_hub` pushes with its own files what is missing of earlier pushes. An error in the main process, which uploads,
+      is raised in all processes, which wait for it, at most for `ddp_timeout` seconds. With `blocking=False` it is raised by
+      the result of the future.
+    - A push whose turn comes while the last one is under way is left out, as the Trainer does it. With `hub_always_push`, or
+      where checkpoints are pushed and `save_total_limit` deletes some, the training waits for the last one: files would change
+      or vanish while they are uploaded.
+
+    Raises:
+        [`HubPushError`]: If the repository can't be written to, or a push fails for good.
+    """
+
+    def __init__(self, *args, **kwargs):
+        self._missing_uploads: dict[_Upload, str] = {}  # with the reasons
+        super().__init__(*args, **kwargs)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        with self._fail_together():
+            if self.is_world_process_zero():
+                self._make_repository(super().init_hf_repo, token or self.args.hub_token, private)
+        # Known in all processes, so that all of them come here, or none.
+        (self.hub_model_id,) = broadcast_object_list([self.hub_model_id])
+
+    def _make_repository(self, create: Callable, token: str | None, private: bool | None) -> None:
+        def make() -> None:
+            create(token=token, private=private)
+            hf_api().auth_check(self.hub_model_id, token=token, write=True)
+            revision = self.args.hub_revision
+            if revision is not None:
+                try:
+                    hf_api().repo_info(self.hub_model_id, revision=revision, token=token)
+                except RevisionNotFoundError:
+                    hf_api().create_branch(self.hub_model_id, branch=revision, token=token, exist_ok=True)
+
+        try:
+            _persist(make)
+        except Exception as error:
+            self.hub_model_id = None
+            message = (
+                f"The repository '{self._repository_name()}' can't be made or written to: {_describe(error, token)}"
+            )
+            if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+                message += (
+                    f"\nThe token was not accepted by {hf_api().endpoint}. Log in with `hf auth login`, or give a token with "
+                    "write permission as `hub_token` or in HF_TOKEN."
+                )
+            raise HubPushError(message) from None  # the original may show the token
+
+    def _save_beside_weights(self, folder: str) -> None:
+        """For what belongs to a model besides what the Trainer saves: called wherever weights are written to be pushed."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            self._save_beside_weights(output_dir or self.args.output_dir)
+
+    def train(self, *args, **kwargs) -> TrainOutput:
+        output = super().train(*args, **kwargs)
+        if not self.args.push_to_hub:
+            return output
+        self.save_model(_internal_call=True)
+        try:
+            with self._fail_together():
+                self._complete(dict.fromkeys(self._missing_uploads))
+        except HubPushError as error:
+            error.train_output = output
+            raise
+        return output
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ) -> CommitInfo | Future[CommitInfo] | None:
+        upload = self._get_upload(commit_message, revision=revision, token=token)
+        with self._fail_together():
+            if self.hub_model_id is None:
+                self.save_model(_internal_call=True)
+                self.create_model_card(**kwargs)
+                try:
+                    self.init_hf_repo(token=token, private=private)
+                except HubPushError as error:
+                    self._missing_uploads[upload] = str(error)
+                    self._raise_missing()
+                upload = self._get_upload(commit_message, revision=revision, token=token)
+            job = super().push_to_hub(
+                commit_message=commit_message,
+                blocking=False,
+                token=token,
+                revision=revision,
+                private=private,
+                **kwargs,
+            )
+            if job is None:  # not the main process
+                return None
+            missing = [other for other in self._missing_uploads if other != upload]
+            jobs = {**dict.fromkeys(missing), upload: job}
+            if blocking:
+                return self._complete(jobs)
+            return self._complete_in_background(jobs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        strategy = self.args.hub_strategy
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        pushes_checkpoints = strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
+        if self.push_in_progress is not None and not self.push_in_progress.is_done():
+            if not self.args.hub_always_push and not (pushes_checkpoints and self.args.save_total_limit is not None):
+                return  # left out, as the Trainer does it
+            # The files that it reads are replaced in the output folder next, and an old checkpoint is deleted.
+            self._finish_current_push()
+        self._save_beside_weights(self.args.output_dir)
+        self.create_model_card(model_name=self._repository_name().split("/")[-1])
+        super()._push_from_checkpoint(checkpoint_folder)
+        message = f"Training in progress, step {self.state.global_step}"
+        uploads = [self._get_upload(message)]
+        if pushes_checkpoints:
+            folder = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else Path(checkpoint_folder).name
+            uploads.append(self._get_upload(f"{message}, checkpoint", checkpoint_folder, folder))
+        self._complete_in_background(dict(zip(uploads, self.push_in_progress.jobs, strict=True)))
+
+    def _repository_name(self) -> str:
+        return self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+
+    def _get_upload(
+        self,
+        commit_message: str | None,
+        folder: str | None = None,
+        path_in_repo: str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> _Upload:
+        return _Upload(
+            repo_id=self._repository_name(),
+            folder=folder or self.args.output_dir,
+            path_in_repo=path_in_repo,
+            revision=revision or self.args.hub_revision,
+            commit_message=commit_message,
+            token=token or self.args.hub_token,
+        )
+
+    def _complete_in_background(self, jobs: dict[_Upload, Future]) -> Future[CommitInfo]:
+        def complete() -> CommitInfo | None:
+            try:
+                return self._complete(jobs)
+            except HubPushError as error:
+                logger.error(error)
+                raise
+
+        # The API's background jobs run one after the other: this one when those that it looks at are done.
+        future = hf_api().run_as_future(complete)
+        if self.push_in_progress is None:
+            self.push_in_progress = PushInProgress([])
+        self.push_in_progress.jobs.append(future)
+        return future
+
+    def _complete(self, jobs: dict[_Upload, Future | None]) -> CommitInfo | None:
+        """Follows jobs that fail, and uploads without a job, by attempts of its own. Returns the last commit."""
+        commit = None
+        for upload, job in jobs.items():
+            self._missing_uploads.pop(upload, None)  # an earlier one, whose folder may be another
+            try:
+                commit = _persist(upload.send if job is None else job.result, upload.send)
+            except Exception as error:
+                self._missing_uploads[upload] = _describe(error, upload.token)
+        self._raise_missing()
+        return commit
+
+    def _raise_missing(self) -> None:
+        if self._missing_uploads:
+            parts = []
+            for upload, reason in self._missing_uploads.items():
+                parts.append(f"Pushing '{upload.folder}' to '{upload.repo_id}' failed. {reason}")
+                if os.path.isdir(upload.folder):
+                    parts.append(f"Its files are there, whole. This pushes what is missing:\n    {upload.command}")
+            raise HubPushError("\n".join(parts))
+
+    @contextlib.contextmanager
+    def _fail_together(self) -> Iterator[None]:
+        """What raises in the main process raises in all of them, so that none waits for it later."""
+        failure = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        (message,) = broadcast_object_list([None if failure is None else str(failure)])
+        if failure is not None:
+            raise failure
+        if message is not None:
+            raise HubPushError(f"The main process failed: {message}")
+
+
+def _persist(attempt: Callable[[], T], then: Callable[[], T] | None = None) -> T:
+    """The result of an attempt, or of more of them (`then`) after errors that may pass."""
+    for wait in _WAITS:
+        try:
+            return attempt()
+        except Exception as error:
+            if not _may_pass(error):
+                raise
+            logger.warning(f"A request to the Hub failed and is tried again in {wait} s: {type(error).__name__}.")
+        time.sleep(wait)
+        attempt = then or attempt
+    return attempt()
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code >= 500 or error.response.status_code in _PASSING
+    # No JSON where the Hub answers with some: the page of a server in between.
+    return isinstance(error, (HTTPError, json.JSONDecodeError))
+
+
+def _describe(error: Exception, token: Any) -> str:
+    # The client wraps what went wrong with a large file; an error of the HTTP library has said it all.
+    causes = [error] if error.__cause__ is None or isinstance(error, HTTPError) else [error, error.__cause__]
+    text = " ".join(" ".join(f"{type(cause).__name__}: {cause}" for cause in causes).split())
+    # An HTTP library shows the headers that it refuses.
+    return text.replace(token.strip(), "<token>") if token and token.strip() else text

@@ -1,0 +1,144 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""An image classifier as a function of pixels, and the FGSM attack on it."""
+
+import hashlib
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.transforms import v2
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+
+from .image_transforms import get_eval_crop, get_image_size, get_normalization
+
+
+def import_library(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"Measuring robustness needs foolbox and imagecorruptions-imaug: pip install 'hf_gradaug[robustness]'. "
+            f"Importing {name} failed: {error}"
+        ) from error
+
+
+class _Logits(nn.Module):
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        # Detached, so that the backward of an attack leaves no gradients in the parameters.
+        parameters = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        return torch.func.functional_call(self.model, parameters, kwargs={"pixel_values": pixel_values}).logits
+
+
+class PixelClassifier:
+    """
+    An image classifier as a function of pixels in [0, 1], the normalization inside: attacks on it are bounded in pixels.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            With an image-classification head. It is put into evaluation mode and on the device.
+        image_processor ([`~transformers.BaseImageProcessor`]):
+            The model's own: how images are resized, cropped and normalized.
+        device (`str` or `torch.device`, *optional*, defaults to `"cpu"`):
+            Where the model runs.
+
+    Raises:
+        ImportError: if foolbox is missing.
+    """
+
+    def __init__(self, model: PreTrainedModel, image_processor: Any, device: str | torch.device = "cpu"):
+        foolbox = import_library("foolbox")
+        self.class_names = [model.config.id2label[label] for label in range(model.config.num_labels)]
+        self.crop = get_eval_crop(image_processor)
+        self.image_size = get_image_size(image_processor)
+        self.device = torch.device(device)
+        self._model = model
+        self._normalization = get_normalization(image_processor) or {}
+        preprocessing = {key: torch.tensor(value, device=device) for key, value in self._normalization.items()}
+        self._foolbox_model = foolbox.PyTorchModel(
+            _Logits(model).eval(),
+            bounds=(0, 1),
+            device=self.device,
+            preprocessing={**preprocessing, "axis": -3},  # of the channels
+        )
+        self._attack = foolbox.attacks.LinfFastGradientAttack()
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, device: str | torch.device = "cpu") -> "PixelClassifier":
+        """
+        Load a model, in float32, and its image processor.
+
+        Args:
+            name_or_path (`str`): a Hub name or a folder.
+            device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): where the model runs.
+
+        Raises:
+            ValueError: if it is no whole image-classification model with an image processor.
+        """
+        # Said outright, or code from the Hub would be asked for at the keyboard.
+        options = {"trust_remote_code": False}
+        try:
+            image_processor = AutoImageProcessor.from_pretrained(name_or_path, **options)
+            model, info = AutoModelForImageClassification.from_pretrained(
+                name_or_path, dtype=torch.float32, output_loading_info=True, **options
+            )
+        except (OSError, ValueError) as error:
+            raise ValueError(f"'{name_or_path}' is no image classifier with an image processor: {error}") from error
+        if info["missing_keys"]:  # transformers would draw them at random
+            raise ValueError(f"'{name_or_path}' has no weights for {sorted(info['missing_keys'])}.")
+        return cls(model, image_processor, device)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the weights and of what is done to the images, to know the same classifier again."""
+        digest = hashlib.sha256(f"{self.crop} {self._normalization}".encode())
+        for name, tensor in sorted(self._model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def predict(self, images: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            images (`torch.Tensor`): (batch, 3, height, width), float32 in [0, 1].
+
+        Returns:
+            `torch.Tensor`: (batch,), the classes.
+        """
+        return self._foolbox_model(images).argmax(-1)
+
+    def attack(self, images: torch.Tensor, labels: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """
+        FGSM (Goodfellow et al. 2015): one step of size epsilon along the sign of the gradient of the cross-entropy with
+        the true labels, clipped to [0, 1].
+
+        Args:
+            images (`torch.Tensor`): (batch, 3, height, width), float32 in [0, 1].
+            labels (`torch.Tensor`): (batch,), the true classes.
+            epsilon (`float`): the largest change of a pixel, of 255.
+
+        Returns:
+            `torch.Tensor`: the attacked images.
+        """
+        return self._attack.run(self._foolbox_model, images, labels, epsilon=epsilon / 255)
+
+    def count_correct(self, images: torch.Tensor, labels: torch.Tensor, epsilon: float | None = None) -> int:
+        """
+        Args:
+            images (`torch.Tensor`): (batch, 3, height, width), uint8.
+            labels (`torch.Tensor`): (batch,), the true classes.
+            epsilon (`float`, *optional*): attack the images first, by so much.
+
+        Returns:
+            `int`: how many of them are classified rightly.
+        """
+        images = v2.functional.to_dtype(images.to(self.device), torch.float32, scale=True)
+        labels = labels.to(self.device)
+        if epsilon is not None:
+            images = self.attack(images, labels, epsilon)
+        return int((self.predict(images) == labels).sum())

@@ -1,0 +1,214 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""Accuracy of image classifiers under FGSM attacks and under the corruptions of ImageNet-C."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+from transformers.utils import logging as transformers_logging
+
+from .data import ImageData
+from .image_transforms import ImageCollator
+from .pixel_classifier import PixelClassifier, import_library
+from .robustness_results import RobustnessResults
+from .robustness_settings import CORRUPTIONS, SEVERITIES, Condition, RobustnessSettings
+from .sampling import example_seed
+
+
+# What the corruptions are defined for.
+_MIN_CORRUPTED_SIZE = 32
+# These draw from generators of their own, seeded by an argument; the others from NumPy's global one.
+_SEEDED_BY_ARGUMENT = ("impulse_noise", "glass_blur")
+
+
+@contextlib.contextmanager
+def _numpy_seeded(seed: int) -> Iterator[None]:
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+
+
+def corrupt_image(image: np.ndarray, corruption: str, severity: int, seed: int) -> np.ndarray:
+    """
+    Apply one of the 15 corruptions of ImageNet-C (Hendrycks and Dietterich 2019, arXiv 1903.12261).
+
+    NumPy's global generator goes on as if nothing had been drawn.
+
+    Args:
+        image (`np.ndarray`):
+            uint8, (height, width, 3), at least 32 x 32 pixels.
+        corruption (`str`):
+            Its name, such as `"gaussian_noise"`.
+        severity (`int`):
+            Its strength, 1 to 5.
+        seed (`int`):
+            0 or more. It decides what is random, independently for each corruption and severity.
+
+    Returns:
+        `np.ndarray`: uint8, of the shape of `image`.
+
+    Raises:
+        ImportError: if imagecorruptions-imaug is missing.
+        ValueError: if the corruption or the severity is unknown, or the image is too small or of another form.
+    """
+    RobustnessSettings(corruptions=[corruption], severities=[severity])  # checks both
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < _MIN_CORRUPTED_SIZE:
+        raise ValueError(
+            f"image is {image.dtype} of shape {image.shape}, but must be uint8 of shape (height, width, 3), with "
+            f"{_MIN_CORRUPTED_SIZE} x {_MIN_CORRUPTED_SIZE} pixels or more."
+        )
+    # The libraries take 32 bits.
+    seed = example_seed(seed, CORRUPTIONS.index(corruption), SEVERITIES.index(severity)) % 2**32
+    arguments = {"seed": seed} if corruption in _SEEDED_BY_ARGUMENT else {}
+    with _numpy_seeded(seed):
+        return import_library("imagecorruptions").corrupt(image, severity, corruption, **arguments)
+
+
+class _ToPixels:
+    """From a PIL image to uint8 pixels (3, height, width): cropped for the model, then corrupted if the condition says so."""
+
+    def __init__(self, crop: v2.Compose, condition: Condition):
+        self.crop = crop
+        self.condition = condition
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        pixels = np.array(self.crop(image))
+        if self.condition.corruption is not None:
+            # PyTorch's generator was seeded for this example: see `ExampleTransform`.
+            seed = int(torch.randint(2**62, ()))
+            pixels = corrupt_image(pixels, self.condition.corruption, self.condition.severity, seed)
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _check_classifier(name: str, classifier: PixelClassifier, data: ImageData, settings: RobustnessSettings) -> None:
+    classes, expected = classifier.class_names, data.class_names
+    if len(classes) != len(expected):
+        raise ValueError(f"'{name}' has {len(classes)} classes, but {data.name} has {len(expected)}.")
+    numbers = [str(label) for label in range(len(expected))]
+    nameless = (numbers, [f"LABEL_{number}" for number in numbers])
+    # Of classes without names, the number is all that can be compared.
+    if classes not in nameless and expected not in nameless and classes != expected:
+        label = next(label for label, name in enumerate(expected) if classes[label] != name)
+        raise ValueError(
+            f"Class {label} of '{name}' is '{classes[label]}', but that of {data.name} is '{expected[label]}'."
+        )
+    if settings.corruptions and min(classifier.image_size) < _MIN_CORRUPTED_SIZE:
+        raise ValueError(
+            f"'{name}' takes images of {classifier.image_size} pixels, but the corruptions need "
+            f"{_MIN_CORRUPTED_SIZE} x {_MIN_CORRUPTED_SIZE} or more. Without them, it can be attacked."
+        )
+
+
+def evaluate_robustness(
+    classifiers: Mapping[str, PixelClassifier],
+    data: ImageData,
+    settings: RobustnessSettings | None = None,
+    split: str = "validation",
+    baseline: str | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    seed: int = 42,
+    path: str | os.PathLike | None = None,
+) -> RobustnessResults:
+    """
+    Accuracy of classifiers on the images of a split: unchanged, under FGSM, and corrupted.
+
+    What is random about a corruption depends on the seed, the image's place in the data, the corruption and the severity
+    alone, so that all classifiers of one image size see the same images, with any batch size and number of workers.
+
+    Images are corrupted after they were resized and cropped for the model. The published files of ImageNet-C were made
+    likewise, but then stored as JPEG, so that figures differ a little from those on these files.
+
+    Args:
+        classifiers (`Mapping[str, PixelClassifier]`):
+            The classifiers, by name.
+        data ([`~hf_gradaug.data.ImageData`]):
+            The images, as [`~hf_gradaug.data.load_image_data`] gives them.
+        settings ([`RobustnessSettings`], *optional*):
+            The attacks and the corruptions; by default all.
+        split (`str`, *optional*, defaults to `"validation"`):
+            `"validation"` or `"test"`.
+        baseline (`str`, *optional*):
+            Name of the classifier whose errors those of all are divided by (see [`mean_corruption_error`]).
+        batch_size (`int`, *optional*, defaults to `64`):
+            Images that a classifier sees at a time.
+        num_workers (`int`, *optional*, defaults to `0`):
+            Processes that read and corrupt images.
+        seed (`int`, *optional*, defaults to `42`):
+            Of the corruptions.
+        path (`str` or `os.PathLike`, *optional*):
+            A JSON file. It is written after each condition, and what it holds already is not measured again.
+
+    Returns:
+        [`RobustnessResults`]: the accuracies, and what follows from them.
+
+    Raises:
+        ImportError: if foolbox or imagecorruptions-imaug is missing.
+        ValueError: if a classifier and the data don't have the same classes, images are too small to be corrupted, the
+            baseline is no classifier, the split is missing or unlabelled, or `path` holds results of something else.
+    """
+    settings = settings or RobustnessSettings()
+    for name, classifier in classifiers.items():
+        _check_classifier(name, classifier, data, settings)
+    if baseline is not None and baseline not in classifiers:
+        raise ValueError(f"baseline is '{baseline}', but must be one of the models {list(classifiers)}.")
+    if split not in ("validation", "test"):
+        raise ValueError(f"split is '{split}', but must be 'validation' or 'test'.")
+    if settings.corruptions:
+        import_library("imagecorruptions")
+
+    dataset = data.get_dataset(split, nn.Identity(), seed=seed)
+    if dataset.transform.label_column is None:
+        raise ValueError(f"split is '{split}', but the {split} images of {data.name} have no labels.")
+    data = replace(data, splits={split: dataset.dataset}, skip_bad_images=False)  # unreadable images were left out
+    description = {
+        "data": data.name,
+        "split": split,
+        "num_images": len(dataset),
+        "labels_sha256": hashlib.sha256(np.array(dataset.dataset[data.label_column][:], dtype=np.int64)).hexdigest(),
+        "seed": seed,
+    }
+    fingerprints = {name: classifier.fingerprint for name, classifier in classifiers.items()}
+    results = RobustnessResults(settings, fingerprints, description, baseline, path)
+
+    groups: dict[str, list[str]] = {}  # classifiers that see the same pixels
+    for name, classifier in classifiers.items():
+        groups.setdefault(str(classifier.crop), []).append(name)
+    cells = [
+        (condition, missing)
+        for names in groups.values()
+        for condition in settings.conditions
+        if (missing := [name for name in names if condition.key not in results.accuracy[name]])
+    ]
+    with transformers_logging.tqdm(total=len(cells) * len(dataset), unit="image") as progress:
+        for condition, names in cells:
+            progress.set_description(condition.key)
+            pixels = data.get_dataset(split, _ToPixels(classifiers[names[0]].crop, condition), seed=seed)
+            loader = DataLoader(
+                pixels,
+                batch_size,
+                collate_fn=ImageCollator(len(data.class_names)),
+                num_workers=num_workers,
+                generator=torch.Generator(),  # the loader would draw a seed from the global one
+            )
+            correct = dict.fromkeys(names, 0)
+            for batch in loader:
+                for name in names:
+                    correct[name] += classifiers[name].count_correct(
+                        batch["pixel_values"], batch["labels"], condition.epsilon
+                    )
+                progress.update(len(batch["labels"]))
+            results.add(condition, {name: count / len(pixels) for name, count in correct.items()})
+    results.save()  # with nothing left to measure there may be another baseline
+    return results
