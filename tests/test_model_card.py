@@ -116,6 +116,18 @@ def test_origin(tmp_path, from_scratch):
         assert card.data.base_model is None and str(tmp_path / "base") not in str(card)
 
 
+def test_fine_tuned_from_the_hub(tmp_path, hub):
+    ConvNextForImageClassification(tiny_config("convnext")).push_to_hub("me/base")
+    ModelCard("---\nlicense: apache-2.0\n---\n# Base").push_to_hub("me/base")
+    model = ConvNextForImageClassification.from_pretrained("me/base", cache_dir=tmp_path / "cache")
+    trainer = tiny_trainer(tmp_path, model, push_to_hub=True, hub_model_id="me/tuned", max_steps=1)
+    trainer.train()
+    trainer.push_to_hub(dataset="my photos")
+    card = ModelCard.load("me/tuned")
+    assert (card.data.base_model, card.data.license) == ("me/base", "apache-2.0")
+    assert 'model="me/tuned"' in card.text and "](training_curves.png)" in card.text
+
+
 def test_cells_stay_cells():
     assert _table("t", {"a": "x\ny|z", "b": None, "c": 0, "d": False}) == (
         "| t | value |\n|---|---|\n| a | x y\\|z |\n| b | none |\n| c | 0 |\n| d | False |"
