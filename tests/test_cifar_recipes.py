@@ -98,10 +98,15 @@ def test_recipe_runs(script, cifar, name, tmp_path):
     log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     assert [row["step"] for row in log if "loss_subnetworks" in row] == [1, 2, 3, 4]
     card = (tmp_path / "README.md").read_text()
-    for row in ("| random_crop_padding | 4 |", "| cutmix_alpha | 1 |", "| mix_prob | 0.5 |", "trust_remote_code=True"):
+    for row in (
+        "| `random_crop_padding` | 4 |",
+        "| `cutmix_alpha` | 1 |",
+        "| `mix_prob` | 0.5 |",
+        "trust_remote_code=True",
+    ):
         assert row in card
     assert "random_resized_crop_scale" not in card  # not what was done
-    assert ("| lr_milestones | 0.5, 0.75 |" in card) == (name == "pyramidnet200")
+    assert ("| `lr_milestones` | 0.5, 0.75 |" in card) == (name == "pyramidnet200")
     model = AutoModelForImageClassification.from_pretrained(tmp_path)
     assert list(model.config.id2label.values()) == list(images.CLASSES)
 
