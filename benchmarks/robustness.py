@@ -2,8 +2,8 @@
 """
 Robustness of the example's models on the embedded digits, plain and with GradAug, over several seeds.
 
-Each model is trained by `examples/run_image_classification.py` with its defaults for the digits, and all are measured by
-`examples/evaluate_robustness.py` on the held-out images.
+Each model is trained by `examples/run_image_classification.py` with its defaults for the digits, and all are measured
+by `examples/evaluate_robustness.py` on the held-out images.
 
 Command:
 

@@ -33,22 +33,31 @@ __all__ = [
     "WideResNetModel",
     "convert_authors_checkpoint",
     "corrupt_image",
+    "create_subnetwork_card",
     "evaluate_robustness",
+    "evaluate_widths",
+    "export_subnetwork",
+    "format_widths",
     "make_slimmable",
     "mean_corruption_error",
     "narrow_config",
     "plot_robustness",
     "plot_training_curves",
+    "plot_widths",
+    "recalibrate_batchnorm",
     "register_narrowing",
     "soft_label_cross_entropy",
     "soft_target_loss",
     "soft_targets",
+    "subnetwork_state_dict",
     "supported_model_types",
     "to_authors_state_dict",
 ]
 
 if TYPE_CHECKING:
+    from .calibration import recalibrate_batchnorm
     from .conversion import convert_authors_checkpoint, to_authors_state_dict
+    from .export import create_subnetwork_card, export_subnetwork
     from .gradaug_config import GradAugConfig
     from .gradaug_trainer import GradAugMixin, GradAugTrainer
     from .hub import HubMixin, HubPushError
@@ -71,10 +80,11 @@ if TYPE_CHECKING:
     from .robustness_settings import RobustnessSettings
     from .settings import GradAugSettings
     from .stream_trainer import StreamMixin
-    from .subnetwork import make_slimmable
+    from .subnetwork import make_slimmable, subnetwork_state_dict
     from .training_curves import plot_training_curves
     from .training_stream import TrainingStream
     from .transforms import Compose, RandomRotation, RandomScale
+    from .width_curve import evaluate_widths, format_widths, plot_widths
 
 _MODULES = {
     "GradAug": "passes",
@@ -98,16 +108,23 @@ _MODULES = {
     "WideResNetModel": "models",
     "convert_authors_checkpoint": "conversion",
     "corrupt_image": "robustness",
+    "create_subnetwork_card": "export",
     "evaluate_robustness": "robustness",
+    "evaluate_widths": "width_curve",
+    "export_subnetwork": "export",
+    "format_widths": "width_curve",
     "make_slimmable": "subnetwork",
     "mean_corruption_error": "robustness_results",
     "narrow_config": "narrowing",
     "plot_robustness": "robustness_plot",
     "plot_training_curves": "training_curves",
+    "plot_widths": "width_curve",
+    "recalibrate_batchnorm": "calibration",
     "register_narrowing": "narrowing",
     "soft_label_cross_entropy": "losses",
     "soft_target_loss": "losses",
     "soft_targets": "losses",
+    "subnetwork_state_dict": "subnetwork",
     "supported_model_types": "narrowing",
     "to_authors_state_dict": "conversion",
     "Compose": "transforms",

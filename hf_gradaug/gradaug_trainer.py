@@ -47,8 +47,9 @@ class GradAugMixin(MilestonesMixin, HubMixin, FaultToleranceMixin, StreamMixin):
     (transformers issue 47688), and floating-point labels of shape `(batch_size, num_labels)` are class probabilities where
     the model's `config.problem_type` is `"single_label_classification"`.
 
-    Checkpoints are looked through before they are resumed from, and more: see [`FaultToleranceMixin`]. Pushes to the Hub are
-    whole: see [`HubMixin`]. Wherever the model is saved, its settings are beside it: see [`~settings.save_settings`].
+    Checkpoints are looked through before they are resumed from, and more: see [`FaultToleranceMixin`]. Pushes to the
+    Hub are whole: see [`HubMixin`]. Wherever the model is saved, its settings are beside it: see
+    [`~hf_gradaug.settings.save_settings`].
 
     Args:
         *args, **kwargs:

@@ -11,21 +11,26 @@ One optimizer step on a batch (x, y), by section 3 of the paper:
 Each pass runs its backward before the next one starts, so that the activations of one network are in memory at a time.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import find_labels
 
 from .image_size import check_image_size
 from .losses import get_soft_labels, soft_label_cross_entropy, soft_target_loss, soft_targets
+from .narrowing import narrow_config
 from .sampling import draw_widths, step_generator
 from .settings import GradAugSettings
 from .subnetwork import Build, make_slimmable
 from .transforms import Transform, random_transform, scaled_size
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -117,6 +122,16 @@ def _allow_graphs(settings: GradAugSettings) -> None:
     graphs = len({*settings.width_choices, settings.min_width}) * len(settings.scales) + 8
     dynamo.recompile_limit = max(dynamo.recompile_limit, graphs)
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 4 * graphs)
+
+
+def _warn_if_as_wide(config: PreTrainedConfig, settings: GradAugSettings) -> None:
+    # Whole heads and groups, and a large divisor, may leave nothing between the width and the full network.
+    width, divisor = settings.min_width, settings.width_divisor
+    if width < 1 and narrow_config(config, width, divisor).to_dict() == config.to_dict():
+        logger.warning(
+            f"`min_width` {width} rounds to the full network: this {config.model_type} has no narrower sub-network so close to "
+            "it. Sub-networks will differ in their images alone; a smaller `min_width` makes them narrower."
+        )
 
 
 def _has_several_processes() -> bool:
@@ -215,6 +230,7 @@ class GradAug:
         if self.settings.width_choices is not None:
             _allow_graphs(self.settings)
         self.subnetwork(self.settings.min_width)  # a narrowing that can't make the smallest one fails here
+        _warn_if_as_wide(self.model.config, self.settings)
 
     def subnetwork(self, width: float, detached: bool = False):
         """The context manager in which the model runs the sub-network of this width multiplier."""

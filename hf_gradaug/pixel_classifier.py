@@ -37,7 +37,8 @@ class _Logits(nn.Module):
 
 class PixelClassifier:
     """
-    An image classifier as a function of pixels in [0, 1], the normalization inside: attacks on it are bounded in pixels.
+    An image classifier as a function of pixels in [0, 1], the normalization inside, so that attacks are bounded in
+    pixels.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -114,8 +115,8 @@ class PixelClassifier:
 
     def attack(self, images: torch.Tensor, labels: torch.Tensor, epsilon: float) -> torch.Tensor:
         """
-        FGSM (Goodfellow et al. 2015): one step of size epsilon along the sign of the gradient of the cross-entropy with
-        the true labels, clipped to [0, 1].
+        FGSM (Goodfellow et al. 2015): one step of size epsilon along the sign of the gradient of the cross-entropy
+        with the true labels, clipped to [0, 1].
 
         Args:
             images (`torch.Tensor`): (batch, 3, height, width), float32 in [0, 1].
