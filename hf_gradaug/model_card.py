@@ -120,12 +120,13 @@ def _origin(trainer: Trainer, base_model: str | None, datasets: list[str], is_gr
 
 def _how_to_load(trainer: Trainer, tasks: list[str]) -> str:
     repository = trainer.hub_model_id or trainer.args.output_dir
+    # A class that transformers doesn't have is saved with the model.
+    auto_class = getattr(trainer.model, "_auto_class", None)
+    code = ", trust_remote_code=True" if auto_class else ""
     if tasks:
-        # A model that transformers doesn't have was saved with its code.
-        code = ", trust_remote_code=True" if getattr(trainer.model, "_auto_class", None) else ""
         return f'from transformers import pipeline\n\npipe = pipeline("{tasks[0]}", model="{repository}"{code})'
-    name = type(trainer.model).__name__
-    return f'from transformers import {name}\n\nmodel = {name}.from_pretrained("{repository}")'
+    name = auto_class or type(trainer.model).__name__
+    return f'from transformers import {name}\n\nmodel = {name}.from_pretrained("{repository}"{code})'
 
 
 def _last_metrics(log_history: list[dict[str, Any]]) -> dict[str, float]:

@@ -1,14 +1,15 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""WideResNet and PyramidNet: the published sizes, the authors' sub-networks, and what every family has to keep."""
+"""WideResNet and PyramidNet: the published sizes, the authors' sub-networks, and models like those of transformers."""
 
 import re
 import sys
 
 import pytest
 import torch
+from families import family_config, family_model
 from huggingface_hub.errors import StrictDataclassError
 from images import make_image
-from tiny import NUM_LABELS, largest_difference, parameters_of, randomize, tiny_images, tiny_trainer
+from tiny import NUM_LABELS, largest_difference, parameters_of, tiny_images, tiny_trainer
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, Trainer, TrainingArguments, pipeline
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -18,6 +19,8 @@ from hf_gradaug import (
     PyramidNetForImageClassification,
     WideResNetConfig,
     WideResNetForImageClassification,
+    create_subnetwork_card,
+    export_subnetwork,
     make_slimmable,
     narrow_config,
 )
@@ -28,18 +31,8 @@ FAMILIES = ["wide_resnet", "pyramidnet"]
 LABELS = torch.tensor([0, 1, 2, 0])
 
 
-def tiny_config(family):
-    if family == "wide_resnet":
-        return WideResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 24], depths=[2, 1, 1], num_labels=NUM_LABELS)
-    return PyramidNetConfig(embedding_size=8, alpha=11, depths=[2, 1, 1], num_labels=NUM_LABELS)
-
-
 def new_model(family):
-    return AutoModelForImageClassification.from_config(tiny_config(family))
-
-
-def random_model(family):
-    return randomize(new_model(family)).double()
+    return AutoModelForImageClassification.from_config(family_config(family))
 
 
 def count_parameters(config, model_class):
@@ -127,7 +120,7 @@ def reference_logits(family, weights, images):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("size", [32, 28, 25])
 def test_one_step_is_that_of_plain_pytorch(family, size):
-    model, images = random_model(family).train(), tiny_images(size=size).double()
+    model, images = family_model(family).double().train(), tiny_images(size=size).double()
     weights = {name: parameter.requires_grad_() for name, parameter in parameters_of(model).items()}
     outputs = model(pixel_values=images, labels=LABELS)
     logits = reference_logits(family, weights, images)
@@ -139,61 +132,6 @@ def test_one_step_is_that_of_plain_pytorch(family, size):
         value.backward()
         optimizer.step()
     assert largest_difference(parameters_of(model), weights) < 1e-10
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_width_one_is_exact(family):
-    plain, model = random_model(family).train(), make_slimmable(random_model(family).train())
-    images = tiny_images().double()
-    expected = plain(pixel_values=images, labels=LABELS)
-    with model.subnetwork(width=1.0):
-        outputs = model(pixel_values=images, labels=LABELS)
-    assert torch.equal(outputs.logits, expected.logits)
-    outputs.loss.backward()
-    expected.loss.backward()
-    for (name, parameter), other in zip(model.named_parameters(), plain.named_parameters()):
-        assert torch.equal(parameter.grad, other[1].grad), name
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("divisor", [1, 8])
-def test_equals_an_independent_narrower_model(family, training, divisor):
-    model, images = make_slimmable(random_model(family).train(training)), tiny_images().double()
-    for width in (0.3, 0.8, 0.93):
-        narrow = AutoModelForImageClassification.from_config(narrow_config(model.config, width, divisor))
-        narrow = narrow.double().train(training)
-        slices = {
-            name: model.state_dict()[name][tuple(slice(length) for length in tensor.shape)].clone()
-            for name, tensor in narrow.state_dict().items()
-        }
-        narrow.load_state_dict(slices)
-        narrow(pixel_values=images, labels=LABELS).loss.backward()
-        expected = narrow(pixel_values=images).logits
-        for detached in (False, True):
-            model.zero_grad()
-            with model.subnetwork(width=width, width_divisor=divisor, detached=detached):
-                outputs = model(pixel_values=images, labels=LABELS)
-                outputs.loss.backward()
-            torch.testing.assert_close(outputs.logits, expected, rtol=0, atol=1e-12)
-            for (name, parameter), other in zip(model.named_parameters(), narrow.parameters()):
-                inside = tuple(slice(length) for length in other.shape)
-                torch.testing.assert_close(parameter.grad[inside], other.grad, rtol=0, atol=1e-10, msg=name)
-                outside = parameter.grad.clone()
-                outside[inside] = 0
-                assert not outside.any(), name
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_parameter_gets_a_gradient(family):
-    model = make_slimmable(random_model(family).eval())
-    for width in (1.0, 0.5):
-        model.zero_grad()
-        with model.subnetwork(width=width) as skeleton:
-            model(pixel_values=tiny_images().double(), labels=LABELS).loss.backward()
-        shapes = {name: parameter.shape for name, parameter in skeleton.named_parameters()}
-        for name, parameter in model.named_parameters():
-            assert parameter.grad[tuple(slice(length) for length in shapes[name])].abs().max() > 1e-9, name
 
 
 # In train mode, each of these shifts a whole channel, up to a normalization that takes its mean away again.
@@ -229,7 +167,7 @@ def test_a_training_step_moves_every_parameter_and_the_checkpoint_loads(tmp_path
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_saved_carries_its_code(tmp_path, family, monkeypatch):
-    model = make_slimmable(random_model(family).float().eval())
+    model = make_slimmable(family_model(family).eval())
     model.save_pretrained(tmp_path)
     expected = model(tiny_images()).logits
     monkeypatch.setitem(sys.modules, "hf_gradaug", None)  # importing it fails, as where it is not installed
@@ -241,8 +179,25 @@ def test_what_is_saved_carries_its_code(tmp_path, family, monkeypatch):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_an_exported_sub_network_carries_its_code(tmp_path, family):
+    parent = family_model(family).eval()
+    exported = export_subnetwork(parent, 0.8)
+    exported.save_pretrained(tmp_path)
+    images = tiny_images()
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
+    with make_slimmable(parent).subnetwork(0.8):
+        torch.testing.assert_close(loaded(images).logits, parent(images).logits)
+    assert (tmp_path / f"modeling_{family}.py").is_file() and (tmp_path / f"configuration_{family}.py").is_file()
+    card = create_subnetwork_card(exported, parent, 0.8)
+    assert (
+        'AutoModelForImageClassification.from_pretrained("path/to/this/folder", trust_remote_code=True)' in card.text
+    )
+    assert "auto_map" not in card.text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_outputs_are_those_of_a_classifier_of_transformers(family):
-    model, images = random_model(family).eval(), tiny_images().double()
+    model, images = family_model(family).double().eval(), tiny_images().double()
     outputs = model(pixel_values=images, labels=LABELS, output_hidden_states=True)
     assert [tuple(state.shape[2:]) for state in outputs.hidden_states] == [(32, 32), (32, 32), (16, 16), (8, 8)]
     assert model(images).keys() == {"logits"}
