@@ -43,7 +43,6 @@ from transformers import (
     set_seed,
 )
 
-import hf_gradaug.models  # noqa: F401 - WideResNet and PyramidNet, for the Auto classes
 from hf_gradaug import GradAugConfig, GradAugTrainer, HubPushError, StopOnSignal
 from hf_gradaug.data import load_image_data
 from hf_gradaug.data_arguments import DataArguments

@@ -162,7 +162,8 @@ def test_a_training_step_moves_every_parameter_and_the_checkpoint_loads(tmp_path
     classify = pipeline("image-classification", model=str(tmp_path / "out"), device="cpu")
     assert len(classify(make_image(1, 0))) == NUM_LABELS
     trainer.create_model_card(tasks="image-classification")
-    assert "trust_remote_code=True)" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "trust_remote_code=True)" in card and "ordinary model of `transformers`" not in card
 
 
 @pytest.mark.parametrize("family", FAMILIES)
