@@ -18,6 +18,9 @@ __all__ = [
     "HubMixin",
     "HubPushError",
     "PixelClassifier",
+    "PyramidNetConfig",
+    "PyramidNetForImageClassification",
+    "PyramidNetModel",
     "RandomRotation",
     "RandomScale",
     "RobustnessResults",
@@ -25,6 +28,9 @@ __all__ = [
     "StopOnSignal",
     "StreamMixin",
     "TrainingStream",
+    "WideResNetConfig",
+    "WideResNetForImageClassification",
+    "WideResNetModel",
     "convert_authors_checkpoint",
     "corrupt_image",
     "create_subnetwork_card",
@@ -56,6 +62,14 @@ if TYPE_CHECKING:
     from .gradaug_trainer import GradAugMixin, GradAugTrainer
     from .hub import HubMixin, HubPushError
     from .losses import soft_label_cross_entropy, soft_target_loss, soft_targets
+    from .models import (
+        PyramidNetConfig,
+        PyramidNetForImageClassification,
+        PyramidNetModel,
+        WideResNetConfig,
+        WideResNetForImageClassification,
+        WideResNetModel,
+    )
     from .narrowing import narrow_config, register_narrowing, supported_model_types
     from .passes import GradAug, GradAugPass
     from .pixel_classifier import PixelClassifier
@@ -82,10 +96,16 @@ _MODULES = {
     "HubMixin": "hub",
     "HubPushError": "hub",
     "PixelClassifier": "pixel_classifier",
+    "PyramidNetConfig": "models",
+    "PyramidNetForImageClassification": "models",
+    "PyramidNetModel": "models",
     "RobustnessResults": "robustness_results",
     "RobustnessSettings": "robustness_settings",
     "StreamMixin": "stream_trainer",
     "TrainingStream": "training_stream",
+    "WideResNetConfig": "models",
+    "WideResNetForImageClassification": "models",
+    "WideResNetModel": "models",
     "convert_authors_checkpoint": "conversion",
     "corrupt_image": "robustness",
     "create_subnetwork_card": "export",

@@ -98,7 +98,7 @@ def copy_subnetwork(model: PreTrainedModel, width: float, width_divisor: int = 1
 def narrowed_fields(parent: PreTrainedConfig, config: PreTrainedConfig) -> dict[str, tuple[Any, Any]]:
     """The fields in which the config of a sub-network differs from its parent's, with both values."""
     before, after = parent.to_dict(), config.to_dict()
-    written_by_saving = ("architectures", "dtype", "transformers_version")
+    written_by_saving = ("architectures", "auto_map", "dtype", "transformers_version")
     return {
         name: (before.get(name), value)
         for name, value in after.items()
@@ -150,6 +150,9 @@ def create_subnetwork_card(
         # Of a folder, the last part is enough: the rest is about the machine where it was.
         parent_name=hub_name or os.path.basename(os.path.normpath(parent.name_or_path or type(parent).__name__)),
         class_name=type(model).__name__,
+        # A class that transformers doesn't have is saved with the model.
+        load_class=model._auto_class or type(model).__name__,
+        has_own_code=bool(model._auto_class),
         width=f"{width:g}",
         rows=rows,
         has_batchnorm=bool(batchnorm_layers(model)),

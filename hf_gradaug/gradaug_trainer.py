@@ -20,6 +20,7 @@ from .losses import get_soft_labels, soft_label_cross_entropy
 from .model_card import write_model_card
 from .nonfinite import NonFiniteLossGuard
 from .passes import GradAug, GradAugPass, get_logits
+from .schedules import MilestonesMixin
 from .settings import GradAugSettings, save_settings
 from .step_log import StepLog
 from .stream_trainer import StreamMixin
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 CURVES = "training_curves.png"
 
 
-class GradAugMixin(HubMixin, FaultToleranceMixin, StreamMixin):
+class GradAugMixin(MilestonesMixin, HubMixin, FaultToleranceMixin, StreamMixin):
     """
     Adds GradAug to any Trainer: `class MyTrainer(GradAugMixin, SomeTrainer)`.
 

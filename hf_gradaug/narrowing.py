@@ -5,7 +5,7 @@ import copy
 
 from transformers import PreTrainedConfig
 
-from . import families  # noqa: F401  its import registers them
+from . import families, models  # noqa: F401  their import registers them
 from .registry import FAMILIES, Narrow, narrow_channels, register_narrowing
 
 

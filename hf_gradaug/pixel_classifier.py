@@ -11,6 +11,7 @@ from torch import nn
 from torchvision.transforms import v2
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
+from . import models  # noqa: F401  registers them with the Auto classes
 from .image_transforms import get_eval_crop, get_image_size, get_normalization
 
 

@@ -71,7 +71,7 @@ def test_metadata(metadata, root):
 
 
 def test_every_file_of_the_package_is_installed(metadata, root):
-    (package,) = metadata["packages"]
+    (package,) = metadata["package_data"]
     folder = root / package
     installed = {path for pattern in metadata["package_data"][package] for path in folder.glob(pattern)}
     others = {path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
