@@ -23,6 +23,8 @@ from .skeleton import Build, build_skeleton, check_same, module_settings, shapes
 
 _STATE = "_subnetworks"
 _MISSING = object()
+# Fields of a config that no sub-network depends on. The first save writes the last two.
+_NOT_OF_THE_NETWORK = ("id2label", "label2id", "architectures", "auto_map")
 
 
 class _Subnetwork:
@@ -126,7 +128,7 @@ class _Subnetworks:
 
     def get(self, model: nn.Module, width: float, divisor: int) -> _Subnetwork:
         config = narrow_config(model.config, width, divisor)
-        key = str([config.num_labels, {k: v for k, v in vars(config).items() if k not in ("id2label", "label2id")}])
+        key = str([config.num_labels, {k: v for k, v in vars(config).items() if k not in _NOT_OF_THE_NETWORK}])
         if key not in self.cache:
             self.cache[key] = self._make(model, config, width)
             if len(self.cache) > self.cache_size:
