@@ -23,8 +23,8 @@ from .skeleton import Build, build_skeleton, check_same, module_settings, shapes
 
 _STATE = "_subnetworks"
 _MISSING = object()
-# Fields of a config that no sub-network depends on. The first save writes the last two.
-_NOT_OF_THE_NETWORK = ("id2label", "label2id", "architectures", "auto_map")
+# Fields of a config that no sub-network depends on. The first save writes the last three.
+_NOT_OF_THE_NETWORK = ("id2label", "label2id", "architectures", "auto_map", "dtype")
 
 
 class _Subnetwork:
