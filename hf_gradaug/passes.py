@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import find_labels
 
-from .depth import KeptBlocks, depths_of, dropped_parameters
+from .depth import KeptBlocks, depths_of
 from .image_size import check_image_size
 from .losses import get_soft_labels, soft_label_cross_entropy, soft_target_loss, soft_targets
 from .narrowing import narrow_config
@@ -82,14 +82,11 @@ class GradAugPass:
             return 1.0
         return sum(map(len, self.kept_blocks)) / sum(depths_of(self.gradaug.model.config))
 
-    @property
-    def _is_detached(self) -> bool:
-        # The pass that synchronizes goes through the parameters, on which DistributedDataParallel has its hooks.
-        return self.gradaug.detached and not (self.is_last and _has_several_processes())
-
     def __enter__(self) -> "GradAugPass":
         if not self.is_full:
-            self._activation = self.gradaug.subnetwork(self.width, self.kept_blocks, detached=self._is_detached)
+            # The pass that synchronizes goes through the parameters, on which DistributedDataParallel has its hooks.
+            detached = self.gradaug.detached and not (self.is_last and _has_several_processes())
+            self._activation = self.gradaug.subnetwork(self.width, self.kept_blocks, detached=detached)
             self.network = self._activation.__enter__()
         return self
 
@@ -120,13 +117,8 @@ class GradAugPass:
                 return soft_label_cross_entropy(logits, self.soft_labels)
             return outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]
         targets = self.gradaug.targets if self.rows is None else self.gradaug.targets[self.rows]
-        loss = settings.subnetwork_loss_weight * soft_target_loss(logits, targets, settings.temperature)
-        if self.kept_blocks is not None and not self._is_detached:
-            # The hooks of DistributedDataParallel wait for the gradient of every parameter, of the dropped blocks too. Sums
-            # over no entries are 0, whatever the weights are, and give a gradient of 0.
-            dropped = dropped_parameters(self.gradaug.model, self.kept_blocks)
-            loss = loss + sum(parameter.flatten()[:0].sum() for parameter in dropped)
-        return loss
+        loss = soft_target_loss(logits, targets, settings.temperature)
+        return settings.subnetwork_loss_weight * loss
 
 
 def _select_rows(value: Any, rows: Tensor, batch_size: int) -> Any:

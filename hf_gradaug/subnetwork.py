@@ -11,13 +11,15 @@ import copy
 import functools
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .binding import Subnetwork, select_entries
-from .depth import DEPTHS, KeptBlocks, kept_names, shallower_config
+from .depth import DEPTHS, KeptBlocks, dropped_parameters, kept_names, shallower_config
 from .image_size import size_arguments
 from .narrowing import narrow_config
 from .selection import select
@@ -129,7 +131,8 @@ class SlimmableModel:
                 Channel counts are rounded to multiples of it.
             kept_blocks (`Sequence[Sequence[int]]`, *optional*):
                 For each stage, the indices of the residual blocks that run, ascending from 0: `((0, 2), (0,))` for a model
-                with two stages. A model without stages has one. Not given: all blocks.
+                with two stages. A model without stages has one. Not given: all blocks. If `detached` is `False`, `backward`
+                gives the others' parameters a gradient of 0.
             detached (`bool`, *optional*, defaults to `False`):
                 Computes with dense copies of the weights, whose gradients `backward` adds to `parameter.grad` itself. Faster,
                 and the sums are the same, but hooks on the parameters, those of DistributedDataParallel among them, don't
@@ -291,7 +294,23 @@ def _forward_subnetwork(model: nn.Module, activation: _Activation, args: tuple, 
     skeleton = activation.subnetwork.skeleton
     activation.subnetwork.bind(model, activation.detached, activation.kept_blocks)
     kwargs = {**size_arguments(skeleton, *args, **kwargs), **kwargs}
-    return skeleton(*args, **kwargs) if activation.compiled else _forward_eagerly(skeleton, args, kwargs)
+    outputs = skeleton(*args, **kwargs) if activation.compiled else _forward_eagerly(skeleton, args, kwargs)
+    if activation.kept_blocks is None or activation.detached:
+        return outputs
+    return _reaching(dropped_parameters(model, activation.kept_blocks), outputs)
+
+
+def _reaching(parameters: list[nn.Parameter], outputs: Any) -> Any:
+    """
+    Has the backward of the outputs give these parameters a gradient of 0.
+
+    DistributedDataParallel waits for a gradient of every parameter, and the sub-network doesn't reach those of dropped blocks.
+    """
+    if not parameters:
+        return outputs
+    # A sum over no entries is 0 whatever the weights are, and reads none.
+    zero = sum(parameter.flatten()[:0].sum() for parameter in parameters)
+    return tree_map_only(Tensor, lambda output: output + zero if output.requires_grad else output, outputs)
 
 
 @torch.compiler.disable
