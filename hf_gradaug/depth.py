@@ -123,9 +123,11 @@ def kept_names(names: Iterable[str], config: PreTrainedConfig, kept_blocks: Kept
     Returns:
         `dict[str, str]`: From its own names to those of the full network, in their order.
     """
+    if kept_blocks is None:
+        return {name: name for name in names}
     kept = {}
     for name in names:
-        block = DEPTHS[config.model_type].find(name) if kept_blocks is not None else None
+        block = DEPTHS[config.model_type].find(name)
         if block is None:
             kept[name] = name
             continue
@@ -144,12 +146,14 @@ def dropped_parameters(model: PreTrainedModel, kept_blocks: KeptBlocks) -> list[
     return [parameter for name, parameter in parameters.items() if name not in kept and parameter.requires_grad]
 
 
-# Left out: families whose blocks change size or channels inside of stages, or have no place of their own in the config.
+# Left out: mobilenet_v1, mobilenet_v2 and mobilevit, whose configs don't have the number of blocks; efficientnet, levit and
+# swiftformer, whose lists have layers between that change the size; cvt, which can't be built with fewer blocks than stages.
 register_depth(
     *("resnet", "regnet", "bit", "convnext", "convnextv2", "focalnet", "hiera"),
     field="depths",
     blocks=r"stages\.(\d+)\.layers\.(\d+)",
 )
 register_depth("swin", "swinv2", "pvt_v2", field="depths", blocks=r"layers\.(\d+)\.blocks\.(\d+)")
-register_depth("poolformer", field="depths", blocks=r"block\.(\d+)\.(\d+)")
+register_depth("hgnet_v2", field="stage_num_blocks", blocks=r"stages\.(\d+)\.blocks\.(\d+)")
+register_depth("poolformer", "segformer", field="depths", blocks=r"(?:block|stages)\.(\d+)\.(?:blocks\.)?(\d+)")
 register_depth("vit", "deit", "beit", "dinov2", field="num_hidden_layers", blocks=r"layers?\.(\d+)")

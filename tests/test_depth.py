@@ -9,8 +9,9 @@ from families import FAMILIES, family_config, family_model, image_size, model_cl
 from tiny import largest_difference, state_of, tiny_images, tiny_model
 from transformers import ResNetForImageClassification
 
-from hf_gradaug import export_subnetwork, make_slimmable, register_depth
+from hf_gradaug import export_subnetwork, make_slimmable, register_depth, register_narrowing
 from hf_gradaug.depth import DEPTHS
+from hf_gradaug.registry import FAMILIES as FAMILIES_OF_WIDTH
 
 
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -21,24 +22,33 @@ PLACES = {
     **dict.fromkeys(("vit", "deit", "beit"), "layers.{1}."),
     "dinov2": "layer.{1}.",
     "poolformer": "block.{}.{}.",
+    **dict.fromkeys(("segformer", "hgnet_v2"), "stages.{}.blocks.{}."),
 }
 STAGES = "stages.{}.layers.{}."
 
 
-def deep_config(family: str, depth: int = 4, **changes):
-    """With more blocks in the last stage, so that there are some to drop."""
-    config = family_config(family)
-    if hasattr(config, "depths"):
-        config.depths = [*config.depths[:-1], depth]
-    else:
-        config.num_hidden_layers = depth
-    for name, value in changes.items():
-        setattr(config, name, value)
-    return config
+def depth_field(config) -> str:
+    return next(name for name in ("stage_num_blocks", "depths", "num_hidden_layers") if hasattr(config, name))
 
 
 def stages_of(config) -> list[int]:
-    return list(config.depths) if hasattr(config, "depths") else [config.num_hidden_layers]
+    depths = getattr(config, depth_field(config))
+    return [depths] if isinstance(depths, int) else list(depths)
+
+
+def with_last_stage(config, depth: int):
+    """The config with another number of blocks in the last stage."""
+    field = depth_field(config)
+    value = depth if field == "num_hidden_layers" else [*getattr(config, field)[:-1], depth]
+    setattr(config, field, value)
+    return config
+
+
+def deep_config(family: str, depth: int = 4, **changes):
+    config = with_last_stage(family_config(family), depth)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config
 
 
 def deep_model(family: str, **changes):
@@ -51,11 +61,7 @@ def kept_blocks(model, last_stage) -> tuple[tuple[int, ...], ...]:
 
 def copied_into_a_shallower_model(family: str, model, last_stage: tuple[int, ...]):
     """A plain model of a config with fewer blocks, the kept ones' weights copied in; and the names that they have in `model`."""
-    config = copy.deepcopy(model.config)
-    if hasattr(config, "depths"):
-        config.depths = [*config.depths[:-1], len(last_stage)]
-    else:
-        config.num_hidden_layers = len(last_stage)
+    config = with_last_stage(copy.deepcopy(model.config), len(last_stage))
     shallower = model_class(family)(config).double().train(model.training)
     stage = len(stages_of(config)) - 1
     place = PLACES.get(model.config.model_type, STAGES)
@@ -196,11 +202,30 @@ def test_a_build_that_ignores_the_depth_is_found_out():
 
 
 def test_own_family(monkeypatch):
-    monkeypatch.setitem(DEPTHS, "segformer", None)  # so that it is gone after the test
-    model = make_slimmable(deep_model("segformer").eval())
-    register_depth("segformer", field="depths", blocks=r"stages\.(\d+)\.blocks\.(\d+)")
-    with model.subnetwork(1.0, kept_blocks=kept_blocks(model, (0, 2))) as skeleton:
+    for registered in (FAMILIES_OF_WIDTH, DEPTHS):
+        monkeypatch.setitem(registered, "mine", None)
+        del registered["mine"]  # and it is gone after the test
+    register_narrowing("mine")(FAMILIES_OF_WIDTH["resnet"].narrowing)
+    model = make_slimmable(deep_model("resnet-basic", model_type="mine").eval())
+    with pytest.raises(TypeError, match="'mine'"):
+        model.subnetwork(1.0, kept_blocks=kept_blocks(model, (0, 2)))
+    register_depth("mine", field="depths", blocks=r"stages\.(\d+)\.layers\.(\d+)")
+    with model.subnetwork(1.0, kept_blocks=kept_blocks(model, (0, 2))):
         logits = model(pixel_values=tiny_images().double()).logits
-    assert skeleton.config.depths == [1, 1, 1, 2]
-    del model.segformer.stages[3].blocks[3], model.segformer.stages[3].blocks[1]
+    layers = model.resnet.encoder.stages[2].layers
+    del layers[3], layers[1]
     torch.testing.assert_close(model(pixel_values=tiny_images().double()).logits, logits)
+
+
+def test_gradient_checkpointing():
+    plain, checkpointed = (make_slimmable(deep_model("swin").train()) for _ in range(2))
+    checkpointed.gradient_checkpointing_enable({"use_reentrant": False})
+    gradients = []
+    for model in (plain, checkpointed):
+        for last_stage in ((0, 3), (0, 1)):  # one skeleton, bound to other blocks
+            with model.subnetwork(0.5, kept_blocks=kept_blocks(model, last_stage), detached=True):
+                run(model, "swin")
+        gradients.append(
+            {n: parameter.grad for n, parameter in model.named_parameters() if parameter.grad is not None}
+        )
+    assert largest_difference(*gradients) < 1e-10
