@@ -44,7 +44,7 @@ class Subnetwork:
         of the forward again in the backward, would find a skeleton without weights.
         """
         modules = dict(model.named_modules())
-        names = kept_names(modules, model.config, kept_blocks).values()
+        names = kept_names(modules, model.config.model_type, kept_blocks).values()
         for prefix, narrow, (parameters, buffers) in zip(names, self.skeleton.modules(), self.unbound, strict=True):
             full = modules[prefix]
             # A forward may change its modules: Swin's sets its windows by the size of the images, LeViT's keeps biases.

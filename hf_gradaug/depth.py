@@ -20,6 +20,8 @@ KeptBlocks = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Depth:
+    """What [`register_depth`] was told about a family."""
+
     field: str
     blocks: str
 
@@ -108,15 +110,15 @@ def shallower_config(config: PreTrainedConfig, kept_blocks: KeptBlocks) -> PreTr
     return config
 
 
-def kept_names(names: Iterable[str], config: PreTrainedConfig, kept_blocks: KeptBlocks | None) -> dict[str, str]:
+def kept_names(names: Iterable[str], model_type: str, kept_blocks: KeptBlocks | None) -> dict[str, str]:
     """
     Which names of modules, parameters or buffers of the full network a sub-network has, and how it calls them.
 
     Args:
         names (`Iterable[str]`):
             Names in the full network.
-        config (`PreTrainedConfig`):
-            The full network's.
+        model_type (`str`):
+            Of its config. Its blocks must be registered if `kept_blocks` are given.
         kept_blocks (`Sequence[Sequence[int]]`, *optional*):
             For each stage, the indices of the blocks that the sub-network keeps. Not given: all.
 
@@ -127,7 +129,7 @@ def kept_names(names: Iterable[str], config: PreTrainedConfig, kept_blocks: Kept
         return {name: name for name in names}
     kept = {}
     for name in names:
-        block = DEPTHS[config.model_type].find(name)
+        block = DEPTHS[model_type].find(name)
         if block is None:
             kept[name] = name
             continue
@@ -142,7 +144,7 @@ def kept_names(names: Iterable[str], config: PreTrainedConfig, kept_blocks: Kept
 def dropped_parameters(model: PreTrainedModel, kept_blocks: KeptBlocks) -> list[nn.Parameter]:
     """The trainable parameters of the full network that a sub-network with these blocks has no part of."""
     parameters = dict(model.named_parameters())
-    kept = set(kept_names(parameters, model.config, kept_blocks).values())
+    kept = set(kept_names(parameters, model.config.model_type, kept_blocks).values())
     return [parameter for name, parameter in parameters.items() if name not in kept and parameter.requires_grad]
 
 

@@ -32,7 +32,7 @@ class GradAugSettings:
             network has all of its blocks, in training and in evaluation, and so no output of a block is ever scaled by its
             probability of survival.
         min_survival (`float`, *optional*, defaults to `0.5`):
-            For `"depth"`: the probability with which a sub-network keeps the last residual block, in (0, 1]. It falls linearly
+            With depth: the probability with which a sub-network keeps the last residual block, in (0, 1]. It falls linearly
             over the blocks from 1 for the first. The first block of a stage is kept always. The authors' code for CIFAR has 0.8.
         min_width (`float`, *optional*, defaults to `0.9`):
             Smallest width multiplier, in (0, 1]. One sub-network of each step has it, the others are drawn uniformly from
@@ -80,7 +80,7 @@ class GradAugSettings:
     min_survival: float = field(
         default=0.5,
         metadata={
-            "help": "For depth: the probability with which a sub-network keeps the last residual block, in (0, 1]. It falls "
+            "help": "With depth: the probability with which a sub-network keeps the last residual block, in (0, 1]. It falls "
             "linearly over the blocks from 1 for the first."
         },
     )

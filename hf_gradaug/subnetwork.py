@@ -73,7 +73,8 @@ class _Subnetworks:
         skeleton = build_skeleton(config, self.build or self.model_class)
         for what, found_in in (("parameter or buffer", shapes_of), ("module", module_types)):
             full = found_in(whole.skeleton)
-            kept = {name: full[full_name] for name, full_name in kept_names(full, config, kept_blocks).items()}
+            names = kept_names(full, config.model_type, kept_blocks)
+            kept = {name: full[full_name] for name, full_name in names.items()}
             check_same(what, kept, found_in(skeleton), width)
         find_block = DEPTHS[config.model_type].find
         block_settings = {name: settings for name, settings in whole.settings.items() if find_block(name)}
