@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import find_labels
 
+from .depth import KeptBlocks, depths_of
 from .image_size import check_image_size
 from .losses import get_soft_labels, soft_label_cross_entropy, soft_target_loss, soft_targets
 from .narrowing import narrow_config
-from .sampling import draw_widths, step_generator
+from .sampling import draw_blocks, draw_widths, step_generator
 from .settings import GradAugSettings
 from .subnetwork import Build, make_slimmable
 from .transforms import Transform, random_transform, scaled_size
@@ -50,6 +51,8 @@ class GradAugPass:
             Whether gradients have to be synchronized between processes in this pass; in no other they have to.
         size (`tuple[int, int]`):
             Height and width of the images in pixels.
+        kept_blocks (`tuple[tuple[int, ...], ...]`, *optional*):
+            For each stage, the indices of the residual blocks that a sub-network keeps, where it drops some.
         soft_labels (`torch.Tensor`, *optional*):
             Class probabilities of shape `(batch_size, num_labels)`, where the batch has such labels and not numbers, in the
             full network's pass.
@@ -65,17 +68,25 @@ class GradAugPass:
     is_full: bool
     is_last: bool
     size: tuple[int, int]
+    kept_blocks: KeptBlocks | None = None
     soft_labels: Tensor | None = field(default=None, repr=False)
     rows: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self):
         self.network: nn.Module = self.gradaug.model
 
+    @property
+    def depth(self) -> float:
+        """Share of the residual blocks that run."""
+        if self.kept_blocks is None:
+            return 1.0
+        return sum(map(len, self.kept_blocks)) / sum(depths_of(self.gradaug.model.config))
+
     def __enter__(self) -> "GradAugPass":
         if not self.is_full:
             # The pass that synchronizes goes through the parameters, on which DistributedDataParallel has its hooks.
             detached = self.gradaug.detached and not (self.is_last and _has_several_processes())
-            self._activation = self.gradaug.subnetwork(self.width, detached=detached)
+            self._activation = self.gradaug.subnetwork(self.width, self.kept_blocks, detached=detached)
             self.network = self._activation.__enter__()
         return self
 
@@ -122,6 +133,22 @@ def _allow_graphs(settings: GradAugSettings) -> None:
     graphs = len({*settings.width_choices, settings.min_width}) * len(settings.scales) + 8
     dynamo.recompile_limit = max(dynamo.recompile_limit, graphs)
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 4 * graphs)
+
+
+def _check_smallest(gradaug: "GradAug") -> None:
+    # A family that can't have it fails here.
+    config, settings, blocks = gradaug.model.config, gradaug.settings, None
+    if settings.draws_depth:
+        depths = depths_of(config)
+        if max(depths) == 1:
+            raise ValueError(
+                f"`subnetwork_kind` is {settings.subnetwork_kind!r}, but this {config.model_type} has no block to drop: its "
+                f"stages have {depths} blocks, and the first of each is kept."
+            )
+        blocks = [[0]] * len(depths)
+    gradaug.subnetwork(settings.min_width if settings.draws_width else 1.0, blocks)
+    if settings.draws_width:
+        _warn_if_as_wide(config, settings)
 
 
 def _warn_if_as_wide(config: PreTrainedConfig, settings: GradAugSettings) -> None:
@@ -227,19 +254,28 @@ class GradAug:
             )
         # What the head itself does when it sees the first labels, unless they are soft: it takes those for multi-label.
         model.config.problem_type = "single_label_classification"
-        if self.settings.width_choices is not None:
+        # With random depth there are too many sub-networks to compile each.
+        self._compiled = self.settings.width_choices is not None and not self.settings.draws_depth
+        if self._compiled:
             _allow_graphs(self.settings)
-        self.subnetwork(self.settings.min_width)  # a narrowing that can't make the smallest one fails here
-        _warn_if_as_wide(self.model.config, self.settings)
+        _check_smallest(self)
 
-    def subnetwork(self, width: float, detached: bool = False):
-        """The context manager in which the model runs the sub-network of this width multiplier."""
+    def subnetwork(self, width: float, kept_blocks: KeptBlocks | None = None, *, detached: bool = False):
+        """The context manager in which the model runs the sub-network of this width multiplier, with these blocks."""
         return self.model.subnetwork(
-            width,
-            width_divisor=self.settings.width_divisor,
-            detached=detached,
-            compiled=self.settings.width_choices is not None,
+            width, self.settings.width_divisor, kept_blocks, detached=detached, compiled=self._compiled
         )
+
+    def _draw_subnetworks(self, count: int, step: int) -> list[tuple[float, KeptBlocks | None]]:
+        """Width multiplier and blocks of each sub-network of a step."""
+        settings, generator = self.settings, step_generator(self.seed, step)
+        widths, blocks = [1.0] * count, [None] * count
+        if settings.draws_width:
+            widths = draw_widths(count, settings.min_width, generator, settings.width_choices)
+        if settings.draws_depth:
+            depths = depths_of(self.model.config)
+            blocks = [draw_blocks(depths, settings.min_survival, generator) for _ in range(count)]
+        return list(zip(widths, blocks, strict=True))
 
     def passes(self, inputs: Mapping[str, Any], step: int) -> Iterator[GradAugPass]:
         """
@@ -275,15 +311,16 @@ class GradAug:
         yield GradAugPass(
             self, full_inputs, width=1.0, is_full=True, is_last=n == 0, size=size, soft_labels=soft_labels
         )
-        widths = draw_widths(n, settings.min_width, step_generator(self.seed, step), settings.width_choices)
-        for index, width in enumerate(widths, start=1):
+        for index, (width, blocks) in enumerate(self._draw_subnetworks(n, step), start=1):
             sub_inputs = {key: value for key, value in inputs.items() if key not in self.label_names}
             rows = self._share_of_batch(images, index)
             if rows is not None:
                 sub_inputs = {key: _select_rows(value, rows, len(images)) for key, value in sub_inputs.items()}
             sub_inputs[name] = transform(sub_inputs[name], step_generator(self.seed, step, index))
             self._check_size(images, size := tuple(sub_inputs[name].shape[-2:]))
-            yield GradAugPass(self, sub_inputs, width=width, is_full=False, is_last=index == n, size=size, rows=rows)
+            yield GradAugPass(
+                self, sub_inputs, width, is_full=False, is_last=index == n, size=size, kept_blocks=blocks, rows=rows
+            )
         self.targets = None
 
     def _share_of_batch(self, images: Tensor, index: int) -> Tensor | None:
