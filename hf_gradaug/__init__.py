@@ -37,6 +37,7 @@ __all__ = [
     "soft_label_cross_entropy",
     "soft_target_loss",
     "soft_targets",
+    "subnetwork_state_dict",
     "supported_model_types",
     "to_authors_state_dict",
 ]
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from .robustness_settings import RobustnessSettings
     from .settings import GradAugSettings
     from .stream_trainer import StreamMixin
-    from .subnetwork import make_slimmable
+    from .subnetwork import make_slimmable, subnetwork_state_dict
     from .training_curves import plot_training_curves
     from .training_stream import TrainingStream
     from .transforms import Compose, RandomRotation, RandomScale
@@ -88,6 +89,7 @@ _MODULES = {
     "soft_label_cross_entropy": "losses",
     "soft_target_loss": "losses",
     "soft_targets": "losses",
+    "subnetwork_state_dict": "subnetwork",
     "supported_model_types": "narrowing",
     "to_authors_state_dict": "conversion",
     "Compose": "transforms",

@@ -1,22 +1,49 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """Which sizes of images a network can take, found out on the meta device, where a forward computes nothing."""
 
+import copy
+import inspect
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+def size_arguments(network: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """
+    What else the forward of a network needs for images of another size than its config's: that it interpolates learned
+    positions, where it has an argument for that.
+
+    Args:
+        network (`nn.Module`):
+            The network.
+        args, kwargs:
+            What its forward is called with.
+
+    Returns:
+        `dict[str, Any]`: Arguments to add.
+    """
+    images = kwargs.get(getattr(network, "main_input_name", "pixel_values"), args[0] if args else None)
+    size = getattr(getattr(network, "config", None), "image_size", None)
+    if not isinstance(images, Tensor) or size is None:
+        return {}
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    is_own = tuple(images.shape[-2:]) == size
+    if is_own or "interpolate_pos_encoding" not in inspect.signature(network.forward).parameters:
+        return {}
+    return {"interpolate_pos_encoding": True}
 
 
 def can_take(network: nn.Module, size: tuple[int, int], num_channels: int = 3) -> bool:
     """Whether the forward of a network on the meta device ends for images of this height and width in pixels."""
-    name = getattr(network, "main_input_name", "pixel_values")
-    was_training = network.training
-    network.eval()
+    inputs = {getattr(network, "main_input_name", "pixel_values"): torch.empty(2, num_channels, *size, device="meta")}
+    # A copy, because a forward may change a network: Swin's has its windows fit the images, and keeps them.
+    network = copy.deepcopy(network).eval()
     try:
         with torch.no_grad():
-            network(**{name: torch.empty(2, num_channels, *size, device="meta")})
+            network(**inputs, **size_arguments(network, **inputs))
     except Exception:  # whatever it raises, it doesn't end
         return False
-    finally:
-        network.train(was_training)
     return True
 
 
@@ -62,5 +89,5 @@ def check_image_size(
     least = scaled(enough)
     raise ValueError(
         f"Images of {size[0]} x {size[1]} pixels{origin} are too small: {type(network).__name__} takes {least[0]} x "
-        f"{least[1]} at the least. Use larger images, or larger `scales` for the sub-networks."
+        f"{least[1]} at the least. Use larger images, or larger `scales` for the sub-networks: `scales=[1]` keeps the size."
     )

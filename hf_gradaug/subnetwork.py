@@ -9,19 +9,17 @@ the model saves is a plain checkpoint.
 
 import copy
 import functools
-import itertools
 from collections import OrderedDict
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
+from .image_size import size_arguments
 from .narrowing import narrow_config
+from .selection import Selection, select
+from .skeleton import Build, build_skeleton, check_same, module_settings, shapes_of
 
-
-Build = Callable[[PreTrainedConfig], nn.Module]
 
 _STATE = "_subnetworks"
 _MISSING = object()
@@ -30,9 +28,12 @@ _MISSING = object()
 class _Subnetwork:
     """A skeleton, and what it takes to have it compute with the full network's weights."""
 
-    def __init__(self, skeleton: nn.Module):
+    def __init__(self, skeleton: nn.Module, selections: dict[str, Selection]):
         self.skeleton = skeleton
-        self.placeholders = [(dict(module._parameters), dict(module._buffers)) for module in skeleton.modules()]
+        self.selections = selections
+        self.unbound = [
+            (dict(module._parameters), dict(module._buffers), _settings(module)) for module in skeleton.modules()
+        ]
 
     @torch.compiler.disable
     def bind(self, model: nn.Module, detached: bool = False) -> None:
@@ -42,44 +43,52 @@ class _Subnetwork:
         `torch.func.functional_call` would unbind when the forward returns, and gradient checkpointing, which runs parts
         of the forward again in the backward, would find a skeleton without weights.
         """
-        modules = zip(model.named_modules(), self.skeleton.modules(), self.placeholders, strict=True)
-        for (prefix, full), narrow, (parameters, buffers) in modules:
+        modules = zip(model.named_modules(), self.skeleton.modules(), self.unbound, strict=True)
+        for (prefix, full), narrow, (parameters, buffers, settings) in modules:
+            # A forward may change its modules: Swin's sets its windows by the size of the images, LeViT's keeps biases.
+            vars(narrow).update(_copied(settings))
             narrow.training = full.training
             for flag in ("gradient_checkpointing", "_gradient_checkpointing_func"):
                 if (value := getattr(full, flag, _MISSING)) is not _MISSING:
                     setattr(narrow, flag, value)
+            prefix = f"{prefix}." if prefix else ""
             for name, like in parameters.items():
                 if like is not None:
-                    parameter = full._parameters[name]
-                    view = _leading_slice(parameter, like, f"{prefix}.{name}")
-                    narrow._parameters[name] = _detached_copy(parameter, view) if detached else view
+                    parameter, selection = full._parameters[name], self.selections[prefix + name]
+                    selected = _select(parameter.detach() if detached else parameter, selection, like, prefix + name)
+                    narrow._parameters[name] = _leaf(parameter, selected, selection) if detached else selected
             for name, like in buffers.items():
                 if like is not None:
                     # A copy, because a sub-network in train mode writes running statistics, and only the full
                     # network's count (paper, section 3).
-                    narrow._buffers[name] = _leading_slice(full._buffers[name], like, f"{prefix}.{name}").clone()
+                    selection = self.selections[prefix + name]
+                    narrow._buffers[name] = _select(full._buffers[name], selection, like, prefix + name).clone()
 
     def unbind(self) -> None:
-        for module, (parameters, buffers) in zip(self.skeleton.modules(), self.placeholders, strict=True):
+        for module, (parameters, buffers, _) in zip(self.skeleton.modules(), self.unbound, strict=True):
             module._parameters.update(parameters)
             module._buffers.update(buffers)
 
 
-def _leading(like: Tensor) -> tuple[slice, ...]:
-    return tuple(slice(length) for length in like.shape)
+def _settings(module: nn.Module) -> dict:
+    return _copied({name: value for name, value in vars(module).items() if not name.startswith("_")})
 
 
-def _leading_slice(tensor: Tensor, like: Tensor, name: str) -> Tensor:
-    view = tensor[_leading(like)]
-    if view.shape != like.shape:
+def _copied(settings: dict) -> dict:
+    return {name: dict(value) if type(value) is dict else value for name, value in settings.items()}
+
+
+def _select(tensor: Tensor, selection: Selection, like: Tensor, name: str) -> Tensor:
+    selected = selection.take(tensor)
+    if selected.shape != like.shape:
         raise ValueError(
             f"The model was changed after `make_slimmable`: {name!r} has shape {tuple(tensor.shape)}, and its sub-network "
             f"needs {tuple(like.shape)}. Change the model first."
         )
-    return view
+    return selected
 
 
-def _detached_copy(parameter: nn.Parameter, view: Tensor) -> Tensor:
+def _leaf(parameter: nn.Parameter, selected: Tensor, selection: Selection) -> Tensor:
     """
     A dense leaf in the memory format of the parameter, whose gradient is added to the parameter's as it is computed.
 
@@ -87,17 +96,18 @@ def _detached_copy(parameter: nn.Parameter, view: Tensor) -> Tensor:
     convolutions and linear layers are slower on the strided weights.
     """
     # What is dense already, such as biases and whole layers, need not be copied.
-    leaf = view.detach() if view.is_contiguous() or view.shape == parameter.shape else view.detach().clone()
+    dense = selected.is_contiguous() or selected.shape == parameter.shape
+    leaf = selected if dense else selected.clone()
     if not (parameter.requires_grad and torch.is_grad_enabled()):
         return leaf
-    leaf.requires_grad_().register_post_accumulate_grad_hook(functools.partial(_add_gradient, parameter))
+    leaf.requires_grad_().register_post_accumulate_grad_hook(functools.partial(_add_gradient, parameter, selection))
     return leaf
 
 
-def _add_gradient(parameter: nn.Parameter, leaf: Tensor) -> None:
+def _add_gradient(parameter: nn.Parameter, selection: Selection, leaf: Tensor) -> None:
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
-    parameter.grad[_leading(leaf)].add_(leaf.grad)
+    selection.add_to(parameter.grad, leaf.grad)
     leaf.grad = None
 
 
@@ -118,11 +128,18 @@ class _Subnetworks:
         config = narrow_config(model.config, width, divisor)
         key = str([config.num_labels, {k: v for k, v in vars(config).items() if k not in ("id2label", "label2id")}])
         if key not in self.cache:
-            self.cache[key] = _Subnetwork(_build_skeleton(model, config, self.build or self.model_class, width))
+            self.cache[key] = self._make(model, config, width)
             if len(self.cache) > self.cache_size:
                 self.cache.popitem(last=False)
         self.cache.move_to_end(key)
         return self.cache[key]
+
+    def _make(self, model: nn.Module, config: PreTrainedConfig, width: float) -> _Subnetwork:
+        skeleton = build_skeleton(model, config, self.build or self.model_class, width)
+        full, narrow = shapes_of(model), shapes_of(skeleton)
+        return _Subnetwork(
+            skeleton, {name: select(name, full[name], narrow[name], model.config, config) for name in narrow}
+        )
 
 
 class _Activation:
@@ -247,9 +264,46 @@ def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTra
             f"`model` is a {type(model).__name__} and not a `PreTrainedModel`: give `make_slimmable` or the trainer "
             "`build=...`, a function from a config to a new model. A compiled or PEFT model can't be made slimmable."
         )
-    skeleton = _build_skeleton(model, narrow_config(model.config, width=1.0), build or type(model), width=1.0)
-    _check_same("module", _module_settings(model), _module_settings(skeleton), width=1.0)
+    skeleton = build_skeleton(model, narrow_config(model.config, width=1.0), build or type(model), width=1.0)
+    check_same("module", module_settings(model), module_settings(skeleton), width=1.0)
     return _swap_class(model, build)
+
+
+def subnetwork_state_dict(
+    model: PreTrainedModel, width: float, width_divisor: int = 1
+) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
+    """
+    A sub-network's config and state dict, for a standard model of its own.
+
+    Args:
+        model (`PreTrainedModel`):
+            The full network. It is made slimmable if it isn't.
+        width (`float`):
+            Width multiplier, in (0, 1].
+        width_divisor (`int`, *optional*, defaults to `1`):
+            Channel counts are rounded to multiples of it.
+
+    Returns:
+        `tuple[PreTrainedConfig, dict[str, torch.Tensor]]`: The narrower config, and copies of the weights and buffers that
+        the sub-network uses, on the model's device. BatchNorm's running statistics are those of the full network.
+
+    Raises:
+        `ValueError`, `TypeError`: See [`make_slimmable`] and [`~SlimmableModel.subnetwork`].
+
+    Example:
+
+    ```python
+    config, state_dict = subnetwork_state_dict(model, width=0.9)
+    narrower = ResNetForImageClassification(config)
+    narrower.load_state_dict(state_dict)
+    ```
+    """
+    subnetwork = make_slimmable(model).subnetwork(width, width_divisor).subnetwork
+    full = model.state_dict()
+    return narrow_config(model.config, width, width_divisor), {
+        name: _select(full[name], subnetwork.selections[name], like, name).clone(memory_format=torch.contiguous_format)
+        for name, like in subnetwork.skeleton.state_dict().items()
+    }
 
 
 def _swap_class(model: nn.Module, build: Build | None) -> nn.Module:
@@ -279,51 +333,10 @@ def _slimmable_class(model_class: type[nn.Module]) -> type[nn.Module]:
 def _forward_subnetwork(model: nn.Module, activation: _Activation, args: tuple, kwargs: dict):
     skeleton = activation.subnetwork.skeleton
     activation.subnetwork.bind(model, activation.detached)
+    kwargs = {**size_arguments(skeleton, *args, **kwargs), **kwargs}
     return skeleton(*args, **kwargs) if activation.compiled else _forward_eagerly(skeleton, args, kwargs)
 
 
 @torch.compiler.disable
 def _forward_eagerly(skeleton: nn.Module, args: tuple, kwargs: dict):
     return skeleton(*args, **kwargs)
-
-
-def _build_skeleton(model: nn.Module, config: PreTrainedConfig, build: Build, width: float) -> nn.Module:
-    """Builds a model of the narrower config on the meta device, and checks that the full network contains it."""
-    with torch.device("meta"), no_init_weights():
-        skeleton = build(config)
-    if not all(tensor.is_meta for tensor in itertools.chain(skeleton.parameters(), skeleton.buffers())):
-        raise ValueError(
-            "`build` must return a new model without loading weights or naming a device: it runs on the meta device."
-        )
-    _check_same("parameter or buffer", _shapes(model), _shapes(skeleton), width)
-    return skeleton
-
-
-def _check_same(what: str, found: dict[str, str | tuple], expected: dict[str, str | tuple], width: float) -> None:
-    for name in itertools.chain(expected, found):
-        full, narrow = found.get(name, "absent"), expected.get(name, "absent")
-        if full == narrow or (width < 1 and _is_larger_shape(full, narrow)):
-            continue
-        raise ValueError(
-            f"{what.capitalize()} {name!r} is {full} in the model, but {narrow} in a sub-network of width multiplier {width} "
-            "built from its config. If the model was changed after construction, give `make_slimmable` or the trainer "
-            "`build=...`, a function from a config to a model with the same changes."
-        )
-
-
-def _is_larger_shape(full: str | tuple, narrow: str | tuple) -> bool:
-    if not (isinstance(full, tuple) and isinstance(narrow, tuple)):
-        return False
-    return len(full) == len(narrow) and all(n <= f for f, n in zip(full, narrow))
-
-
-def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    tensors = itertools.chain(
-        module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
-    )
-    return {name: tuple(tensor.shape) for name, tensor in tensors}
-
-
-def _module_settings(module: nn.Module) -> dict[str, str]:
-    # With the settings that a module shows, such as a stride or a dropout probability.
-    return {name: f"{type(child).__name__}({child.extra_repr()})" for name, child in module.named_modules()}

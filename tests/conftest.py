@@ -79,19 +79,10 @@ def subprocess_env() -> dict[str, str]:
 
 
 @pytest.fixture
-def swin(monkeypatch):
-    """Makes tiny Swin models, narrowed by a user's own function: of the families here, none has gradient checkpointing."""
+def swin():
+    """Makes tiny Swin models, for gradient checkpointing."""
     from tiny import NUM_LABELS, SIZE, randomize
     from transformers import SwinConfig, SwinForImageClassification
-
-    from hf_gradaug import register_narrowing
-    from hf_gradaug.narrowing import _NARROWINGS
-
-    monkeypatch.setitem(_NARROWINGS, "swin", None)  # the registration below ends with the test
-
-    @register_narrowing("swin")
-    def _(config, narrow):
-        (config.embed_dim,) = narrow([config.embed_dim])
 
     def make():
         sizes = {"image_size": SIZE, "patch_size": 4, "window_size": 4, "embed_dim": 16, "depths": [2, 1]}

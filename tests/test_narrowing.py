@@ -3,7 +3,8 @@ from tiny import FAMILIES, tiny_config
 from transformers import BertConfig, ConvNextConfig, PreTrainedConfig, ResNetConfig
 
 from hf_gradaug import narrow_config, register_narrowing, supported_model_types
-from hf_gradaug.narrowing import _NARROWINGS, narrow_channels
+from hf_gradaug.registry import FAMILIES as REGISTERED
+from hf_gradaug.registry import narrow_channels
 
 
 @pytest.mark.parametrize("width", [0.5, 0.75, 0.8, 0.9, 0.93, 0.97, 0.999])
@@ -69,7 +70,7 @@ def test_unknown_family_lists_the_known_and_shows_how_to_register():
 
 
 def test_register_narrowing(monkeypatch):
-    monkeypatch.setitem(_NARROWINGS, "mine", None)  # removed again after the test
+    monkeypatch.setitem(REGISTERED, "mine", None)  # removed again after the test
 
     @register_narrowing("mine")
     def _(config, narrow):

@@ -1,0 +1,114 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""How channel counts become narrower, and what is registered for each model family."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedConfig
+
+
+def narrow_channels(
+    channels: Sequence[int], width: float, divisor: int = 1, minimum: int = 1, multiple: int | Sequence[int] = 1
+) -> list[int]:
+    """
+    Channel counts of a sub-network.
+
+    Each is `int(count * width / divisor + 0.5) * divisor`, the paper's code for `divisor` 1. Equal counts stay equal, and
+    different counts stay different (the larger one gives way upwards), because residual blocks have a projection
+    shortcut where counts differ and none where they are equal. No count is below `minimum`, nor above the full
+    network's.
+
+    Args:
+        channels (`Sequence[int]`):
+            Channel counts of the full network that belong together.
+        width (`float`):
+            Width multiplier, in (0, 1].
+        divisor (`int`, *optional*, defaults to `1`):
+            The counts are multiples of it, except those that the full network has too.
+        minimum (`int`, *optional*, defaults to `1`):
+            The least count that the family can take.
+        multiple (`int` or `Sequence[int]`, *optional*, defaults to `1`):
+            What the family can narrow by: the channels of an attention head or of a group, one for all counts or one for
+            each. The counts are multiples of it and of `divisor`. One that isn't a multiple in the full network stays.
+
+    Returns:
+        `list[int]`: As many counts as `channels`.
+    """
+    multiples = [multiple] * len(channels) if isinstance(multiple, int) else multiple
+    units: dict[int, int] = {}
+    for count, unit in zip(channels, multiples, strict=True):
+        units[count] = math.lcm(units.get(count, 1), unit)
+    narrowed: dict[int, int] = {}
+    least = minimum
+    for count, whole in sorted(units.items()):
+        unit = math.lcm(whole, divisor)
+        rounded = max(int(count * width / unit + 0.5), math.ceil(least / unit)) * unit
+        narrowed[count] = count if count % whole else min(count, rounded)
+        least = narrowed[count] + 1
+    return [narrowed[count] for count in channels]
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """What a narrowing gets: [`narrow_channels`] with the width multiplier and the divisor of a sub-network."""
+
+    width: float
+    divisor: int = 1
+
+    def __call__(self, channels: Sequence[int], minimum: int = 1, multiple: int | Sequence[int] = 1) -> list[int]:
+        return narrow_channels(channels, self.width, self.divisor, minimum, multiple)
+
+
+# A narrowing edits a config in place.
+Narrowing = Callable[[PreTrainedConfig, Narrow], None]
+
+# Of a parameter or buffer whose name ends like the pattern: how its dimensions divide into parts. Either that many equal
+# ones, or sizes from the config and the numbers that the pattern's groups matched.
+Parts = Mapping[str, Mapping[int, int | Callable[..., Sequence[int]]]]
+
+
+@dataclass(frozen=True)
+class Family:
+    narrowing: Narrowing
+    parts: Parts = field(default_factory=dict)
+
+
+FAMILIES: dict[str, Family] = {}
+
+
+def register_narrowing(*model_types: str, parts: Parts | None = None) -> Callable[[Narrowing], Narrowing]:
+    """
+    Registers how the configs of a model family are narrowed, as a decorator.
+
+    The function gets a copy of the config to edit in place, and `narrow`, which maps a list of channel counts to a list of
+    narrower ones: equal counts stay equal and different counts different, so pass the counts that belong together in one
+    call. `narrow(counts, minimum=4)` keeps every count at 4 or more, and `narrow(counts, multiple=64)` takes away whole
+    heads or groups of 64 channels (see [`narrow_channels`]). `narrow.width` is the width multiplier.
+
+    A sub-network uses the leading entries of every dimension. Where a layer works on a concatenation, or its output is split,
+    that would take the wrong ones: the leading columns of a layer on `cat(a, b)` all belong to `a`. `parts` says how such
+    dimensions divide, and each part narrows to its own leading entries.
+
+    Args:
+        model_types (`str`):
+            Values of `config.model_type`.
+        parts (`dict[str, dict[int, int or Callable]]`, *optional*):
+            From a pattern (a regular expression) that the names of parameters or buffers end with, after a dot or as a whole,
+            to the dimensions that divide: into a number of equal parts, or into the sizes that a function returns. It gets a
+            config, once the full network's and once the sub-network's, and the numbers that the pattern's groups matched.
+
+    Example:
+
+    ```python
+    @register_narrowing("my_model", parts={r"fusion\\.weight": {1: 2}})  # nn.Linear on two feature maps, concatenated
+    def _(config, narrow):
+        config.hidden_sizes = narrow(config.hidden_sizes)
+    ```
+    """
+
+    def register(narrowing: Narrowing) -> Narrowing:
+        FAMILIES.update(dict.fromkeys(model_types, Family(narrowing, parts or {})))
+        return narrowing
+
+    return register

@@ -1,0 +1,99 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""Which entries of the full network's parameters and buffers a sub-network uses."""
+
+import itertools
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from .registry import FAMILIES
+
+
+class Selection:
+    """
+    Entries of a tensor: the leading ones of every dimension, or of every part of a dimension that divides into parts.
+
+    Args:
+        spans (`Sequence[Sequence[slice]]`):
+            For each dimension, the slices of the full tensor that follow each other in the narrow one.
+    """
+
+    def __init__(self, spans: Sequence[Sequence[slice]]):
+        self.spans = spans
+        narrow_spans = []
+        for slices in spans:
+            ends = itertools.accumulate(span.stop - span.start for span in slices)
+            narrow_spans.append([slice(end - (span.stop - span.start), end) for span, end in zip(slices, ends)])
+        # Most have one block, which is a view.
+        self.blocks = list(zip(itertools.product(*spans), itertools.product(*narrow_spans)))
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """The entries: a view where they are one block, and otherwise a concatenation through which gradients flow."""
+        if len(self.blocks) == 1:
+            return tensor[self.blocks[0][0]]
+        for dim, slices in enumerate(self.spans):
+            pieces = [tensor[(slice(None),) * dim + (span,)] for span in slices]
+            tensor = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
+        return tensor
+
+    def add_to(self, tensor: Tensor, values: Tensor) -> None:
+        """Adds values to the entries, in place."""
+        for full, narrow in self.blocks:
+            tensor[full].add_(values[narrow])
+
+
+def select(
+    name: str,
+    full_shape: Sequence[int],
+    narrow_shape: Sequence[int],
+    full_config: PreTrainedConfig,
+    narrow_config: PreTrainedConfig,
+) -> Selection:
+    """
+    Which entries of the parameter or buffer `name` a sub-network uses, by the parts that its family has registered.
+
+    Raises:
+        `ValueError`: If a registered division into parts doesn't fit the shapes.
+    """
+    full_parts, narrow_parts = _parts(full_config, name), _parts(narrow_config, name)
+    spans = []
+    for dim, (full, narrow) in enumerate(zip(full_shape, narrow_shape, strict=True)):
+        if dim not in full_parts:
+            spans.append([slice(0, narrow)])
+            continue
+        sizes = _sizes(full_parts[dim], full, name, dim), _sizes(narrow_parts[dim], narrow, name, dim)
+        spans.append(_leading_of_parts(*sizes, name, dim))
+    return Selection(spans)
+
+
+def _parts(config: PreTrainedConfig, name: str) -> dict[int, int | Sequence[int]]:
+    family = FAMILIES.get(config.model_type)
+    for pattern, dims in family.parts.items() if family else ():
+        if match := re.search(rf"(?:^|\.){pattern}$", name):
+            numbers = [int(group) for group in match.groups()]
+            return {dim: parts if isinstance(parts, int) else parts(config, *numbers) for dim, parts in dims.items()}
+    return {}
+
+
+def _sizes(parts: int | Sequence[int], length: int, name: str, dim: int) -> list[int]:
+    sizes = [length // parts] * parts if isinstance(parts, int) else list(parts)
+    if sum(sizes) != length:
+        raise ValueError(f"Dimension {dim} of {name!r} has length {length}, but is registered to divide into {parts}.")
+    return sizes
+
+
+def _leading_of_parts(full: list[int], narrow: list[int], name: str, dim: int) -> list[slice]:
+    if len(full) != len(narrow) or any(n > f for f, n in zip(full, narrow)):
+        raise ValueError(
+            f"Dimension {dim} of {name!r} divides into {full} in the full network, which a sub-network's {narrow} don't fit."
+        )
+    spans: list[slice] = []
+    for start, length in zip(itertools.accumulate(full, initial=0), narrow):
+        end = start + length
+        if spans and spans[-1].stop == start:  # the part before stays whole: the two are one
+            start = spans.pop().start
+        spans.append(slice(start, end))
+    return spans

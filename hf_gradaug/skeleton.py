@@ -1,0 +1,55 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""Skeletons: models of a config without weights, checked against the network that they are parts of."""
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.initialization import no_init_weights
+
+
+Build = Callable[[PreTrainedConfig], nn.Module]
+
+
+def build_skeleton(model: nn.Module, config: PreTrainedConfig, build: Build, width: float) -> nn.Module:
+    """Builds a model of the narrower config on the meta device, and checks that the full network contains it."""
+    with torch.device("meta"), no_init_weights():
+        skeleton = build(config)
+    if not all(tensor.is_meta for tensor in itertools.chain(skeleton.parameters(), skeleton.buffers())):
+        raise ValueError(
+            "`build` must return a new model without loading weights or naming a device: it runs on the meta device."
+        )
+    check_same("parameter or buffer", shapes_of(model), shapes_of(skeleton), width)
+    return skeleton
+
+
+def check_same(what: str, found: dict[str, str | tuple], expected: dict[str, str | tuple], width: float) -> None:
+    for name in itertools.chain(expected, found):
+        full, narrow = found.get(name, "absent"), expected.get(name, "absent")
+        if full == narrow or (width < 1 and _is_larger_shape(full, narrow)):
+            continue
+        raise ValueError(
+            f"{what.capitalize()} {name!r} is {full} in the model, but {narrow} in a sub-network of width multiplier {width} "
+            "built from its config. If the model was changed after construction, give `make_slimmable` or the trainer "
+            "`build=...`, a function from a config to a model with the same changes."
+        )
+
+
+def _is_larger_shape(full: str | tuple, narrow: str | tuple) -> bool:
+    if not (isinstance(full, tuple) and isinstance(narrow, tuple)):
+        return False
+    return len(full) == len(narrow) and all(n <= f for f, n in zip(full, narrow))
+
+
+def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    tensors = itertools.chain(
+        module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
+    )
+    return {name: tuple(tensor.shape) for name, tensor in tensors}
+
+
+def module_settings(module: nn.Module) -> dict[str, str]:
+    # With the settings that a module shows, such as a stride or a dropout probability.
+    return {name: f"{type(child).__name__}({child.extra_repr()})" for name, child in module.named_modules()}
