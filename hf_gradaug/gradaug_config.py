@@ -17,7 +17,8 @@ class GradAugConfig(GradAugSettings, TrainingArguments):
 
     Args:
         num_subnetworks (`int`, *optional*, defaults to `3`), min_width, width_choices, scales, rotations,
-        subnetwork_loss_weight, temperature, width_divisor, subnetwork_batch_fraction, subnetwork_every, nonfinite_loss:
+        subnetwork_targets, subnetwork_loss_weight, temperature, width_divisor, subnetwork_batch_fraction, subnetwork_every,
+        nonfinite_loss:
             See [`GradAugSettings`].
         output_dir (`str`) and all others:
             See `TrainingArguments`.

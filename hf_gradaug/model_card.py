@@ -98,6 +98,9 @@ def write_model_card(
         results=_table("metric", {name.replace("_", " "): value for name, value in metrics.items()}),
         curves=curves,
         load=_how_to_load(trainer, tasks),
+        targets="the batch's labels"
+        if settings.subnetwork_targets == "labels"
+        else "the full network's soft predictions",
         gradaug_settings=_table("GradAug setting", _as_code(settings_as_dict(settings))) if is_gradaug else "",
         training_settings=_table(
             "setting", _as_code(_training_settings(trainer) | dict(data_settings or {})), skip_off=True

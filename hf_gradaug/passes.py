@@ -8,6 +8,8 @@ One optimizer step on a batch (x, y), by section 3 of the paper:
 2. Each sub-network of width w, on a transformation T of the batch: KL(q || softmax(f_w(T(x)))).
 3. All gradients add up, and the optimizer steps once.
 
+With `subnetwork_targets="labels"` a sub-network's loss is the model's own, on the labels, which are transformed too.
+
 Each pass runs its backward before the next one starts, so that the activations of one network are in memory at a time.
 """
 
@@ -20,12 +22,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import find_labels
 
+from .dense_inputs import has_masks_or_boxes, resize_like_images, select_rows
 from .image_size import check_image_size
 from .losses import get_soft_labels, soft_label_cross_entropy, soft_target_loss, soft_targets
 from .sampling import draw_widths, step_generator
 from .settings import GradAugSettings
 from .subnetwork import Build, make_slimmable
 from .transforms import Transform, random_transform, scaled_size
+
+
+_ADVICE = " Set `subnetwork_targets` to 'labels' for sub-networks that learn from labels with the model's own loss, instead of 'soft'."
 
 
 @dataclass
@@ -36,7 +42,7 @@ class GradAugPass:
     Attributes:
         inputs (`dict`):
             What to call the model with: for the full network the batch, but for soft labels; for a sub-network its
-            transformation, without labels.
+            transformation, without labels unless it learns from them.
         width (`float`):
             Width multiplier, 1.0 for the full network.
         is_full (`bool`):
@@ -47,9 +53,11 @@ class GradAugPass:
             Height and width of the images in pixels.
         soft_labels (`torch.Tensor`, *optional*):
             Class probabilities of shape `(batch_size, num_labels)`, where the batch has such labels and not numbers, in the
-            full network's pass.
+            passes that learn from labels.
         rows (`torch.Tensor`, *optional*):
             Indices of the images that a sub-network sees, where that is a share of the batch.
+        share (`float`):
+            That share, 1.0 for the whole batch.
         network (`nn.Module`):
             The full network; inside of the `with` block of a sub-network, a model of its narrower config without weights.
     """
@@ -62,6 +70,7 @@ class GradAugPass:
     size: tuple[int, int]
     soft_labels: Tensor | None = field(default=None, repr=False)
     rows: Tensor | None = field(default=None, repr=False)
+    share: float = 1.0
 
     def __post_init__(self):
         self.network: nn.Module = self.gradaug.model
@@ -78,36 +87,38 @@ class GradAugPass:
         if not self.is_full:
             self._activation.__exit__(*exception)
 
-    def loss(self, outputs: Any, full_network_loss: Tensor | None = None) -> Tensor:
+    @property
+    def learns_from_labels(self) -> bool:
+        """Whether the loss is that of the labels, as always for the full network, or of soft targets."""
+        return self.is_full or self.gradaug.settings.subnetwork_targets == "labels"
+
+    def loss(self, outputs: Any, label_loss: Tensor | None = None) -> Tensor:
         """
         The pass's loss, whose gradient adds to those of the step's other passes.
 
         Args:
             outputs (`ModelOutput` or `tuple`):
                 What the model returned.
-            full_network_loss (`torch.Tensor`, *optional*):
-                A loss of your own for the full network.
+            label_loss (`torch.Tensor`, *optional*):
+                A loss of your own with the labels, where the pass learns from them.
 
         Returns:
             `torch.Tensor`: A scalar. For the full network `outputs.loss`, or cross-entropy with soft labels; for a
-            sub-network, the weighted loss with the soft targets.
+            sub-network the same or the loss with the soft targets, weighted.
         """
-        settings, logits = self.gradaug.settings, get_logits(outputs)
-        if self.is_full:
-            self.gradaug.targets = soft_targets(logits, settings.temperature)
-            if full_network_loss is not None:
-                return full_network_loss
-            if self.soft_labels is not None:
-                return soft_label_cross_entropy(logits, self.soft_labels)
-            return outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]
-        targets = self.gradaug.targets if self.rows is None else self.gradaug.targets[self.rows]
-        loss = soft_target_loss(logits, targets, settings.temperature)
-        return settings.subnetwork_loss_weight * loss
-
-
-def _select_rows(value: Any, rows: Tensor, batch_size: int) -> Any:
-    is_batched = isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch_size
-    return value[rows] if is_batched else value
+        settings = self.gradaug.settings
+        if self.is_full and settings.subnetwork_targets == "soft":
+            self.gradaug.targets = soft_targets(get_logits(outputs), settings.temperature)
+        if not self.learns_from_labels:
+            targets = self.gradaug.targets if self.rows is None else self.gradaug.targets[self.rows]
+            loss = soft_target_loss(get_logits(outputs), targets, settings.temperature)
+        elif label_loss is not None:
+            loss = label_loss
+        elif self.soft_labels is not None:
+            loss = soft_label_cross_entropy(get_logits(outputs), self.soft_labels)
+        else:
+            loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]
+        return loss if self.is_full else settings.subnetwork_loss_weight * loss
 
 
 def _allow_graphs(settings: GradAugSettings) -> None:
@@ -129,14 +140,14 @@ def get_logits(outputs: Any) -> Tensor:
     if isinstance(outputs, Mapping):
         if "logits" not in outputs:
             raise ValueError(
-                f"The model must return `logits` of shape (batch_size, num_labels), but returned {[*outputs]}."
+                f"The model must return `logits` of shape (batch_size, num_labels), but returned {[*outputs]}.{_ADVICE}"
             )
         logits = outputs["logits"]
     else:  # return_dict=False: the loss, if there is one, has no dimension
         logits = next(output for output in outputs if isinstance(output, Tensor) and output.ndim > 0)
     if logits.ndim != 2:
         raise ValueError(
-            f"The model's logits must have shape (batch_size, num_labels), but have shape {tuple(logits.shape)}."
+            f"The model's logits must have shape (batch_size, num_labels), but have shape {tuple(logits.shape)}.{_ADVICE}"
         )
     return logits
 
@@ -157,18 +168,20 @@ class GradAug:
             Widths and transformations of a step are drawn from the seed and the step's index.
         transform (`Callable[[torch.Tensor, torch.Generator], torch.Tensor]`, *optional*):
             Transformation of a batch of shape `(batch_size, num_channels, height, width)` for a sub-network, in the place of
-            those that `settings.scales` and `settings.rotations` describe.
+            those that `settings.scales` and `settings.rotations` describe. Masks are scaled to the size that it returns:
+            where labels hold masks or boxes, it may resize and recolour the images, and nothing else.
         build (`Callable[[PreTrainedConfig], nn.Module]`, *optional*):
             See [`make_slimmable`].
         label_names (`list[str]`, *optional*):
-            Inputs that sub-networks don't get. Defaults to the arguments of the model's `forward` that hold labels.
+            Inputs that hold labels, which sub-networks don't get where they learn from soft targets. Defaults to the
+            arguments of the model's `forward` with "label" in their name.
         detached (`bool`, *optional*, defaults to `True`):
             Runs the passes that don't synchronize on detached copies of the weights (see [`~SlimmableModel.subnetwork`]),
             which is faster. Turn it off where hooks on the parameters must see every pass.
 
     Raises:
-        `TypeError`, `ValueError`: If the model can't have sub-networks (see [`make_slimmable`]) or is not for
-        single-label classification.
+        `TypeError`, `ValueError`: If the model can't have sub-networks (see [`make_slimmable`]), or is not for single-label
+        classification and `settings.subnetwork_targets` is `"soft"`.
 
     Example:
 
@@ -204,17 +217,27 @@ class GradAug:
         self.targets: Tensor | None = None
         self._checked_sizes: set[tuple[int, int]] = set()
 
-        problem_type = getattr(model.config, "problem_type", None)
-        if problem_type not in (None, "single_label_classification") or model.config.num_labels < 2:
-            raise ValueError(
-                "GradAug's soft targets are class probabilities, so it trains models for single-label classification, but "
-                f"`config.problem_type` is {problem_type!r} and `config.num_labels` is {model.config.num_labels}."
-            )
-        # What the head itself does when it sees the first labels, unless they are soft: it takes those for multi-label.
-        model.config.problem_type = "single_label_classification"
+        if self.settings.subnetwork_targets == "soft":
+            self._check_is_classifier()
+            # What the head itself does when it sees the first labels, unless they are soft: it takes those for multi-label.
+            model.config.problem_type = "single_label_classification"
         if self.settings.width_choices is not None:
             _allow_graphs(self.settings)
         self.subnetwork(self.settings.min_width)  # a narrowing that can't make the smallest one fails here
+
+    def _check_is_classifier(self) -> None:
+        config, loss_type = self.model.config, getattr(self.model, "loss_type", None)
+        problem_type = getattr(config, "problem_type", None)
+        if (
+            loss_type not in (None, "ForImageClassification")
+            or problem_type not in (None, "single_label_classification")
+            or config.num_labels < 2
+        ):
+            raise ValueError(
+                "GradAug's soft targets are class probabilities of models for single-label classification, but this is a "
+                f"{type(self.model).__name__}, `config.problem_type` is {problem_type!r} and `config.num_labels` is "
+                f"{config.num_labels}.{_ADVICE}"
+            )
 
     def subnetwork(self, width: float, detached: bool = False):
         """The context manager in which the model runs the sub-network of this width multiplier."""
@@ -239,7 +262,8 @@ class GradAug:
             [`GradAugPass`]: To be run, its backward included, before the next one is asked for.
 
         Raises:
-            `ValueError`: If there are no images, or they become smaller than the model can take.
+            `ValueError`: If there are no images, they become smaller than the model can take, or labels hold masks or boxes
+                and `settings.rotations` would turn the images.
         """
         settings, name = self.settings, getattr(self.model, "main_input_name", "pixel_values")
         if not isinstance(inputs, Mapping) or name not in inputs:
@@ -253,22 +277,39 @@ class GradAug:
         if transform is None:
             transform = random_transform(settings.scales, settings.rotations)
 
+        learns_from_labels = settings.subnetwork_targets == "labels"
+        if learns_from_labels and self.transform is None and settings.rotations is not None:
+            self._check_rotations(inputs, size)
+
         n = settings.num_subnetworks if step % settings.subnetwork_every == 0 else 0
-        soft_labels = get_soft_labels(inputs)
+        is_single_label = getattr(self.model.config, "problem_type", None) == "single_label_classification"
+        soft_labels = get_soft_labels(inputs) if is_single_label else None
         full_inputs = {k: v for k, v in inputs.items() if soft_labels is None or v is not soft_labels}
         yield GradAugPass(
             self, full_inputs, width=1.0, is_full=True, is_last=n == 0, size=size, soft_labels=soft_labels
         )
         widths = draw_widths(n, settings.min_width, step_generator(self.seed, step), settings.width_choices)
         for index, width in enumerate(widths, start=1):
-            sub_inputs = {key: value for key, value in inputs.items() if key not in self.label_names}
+            sub_inputs = {k: v for k, v in full_inputs.items() if learns_from_labels or k not in self.label_names}
+            sub_soft_labels = soft_labels if learns_from_labels else None
             rows = self._share_of_batch(images, index)
             if rows is not None:
-                sub_inputs = {key: _select_rows(value, rows, len(images)) for key, value in sub_inputs.items()}
-            sub_inputs[name] = transform(sub_inputs[name], step_generator(self.seed, step, index))
-            self._check_size(images, size := tuple(sub_inputs[name].shape[-2:]))
-            yield GradAugPass(self, sub_inputs, width=width, is_full=False, is_last=index == n, size=size, rows=rows)
+                sub_inputs = {key: select_rows(value, rows, len(images)) for key, value in sub_inputs.items()}
+                sub_soft_labels = None if sub_soft_labels is None else sub_soft_labels[rows]
+            transformed = transform(sub_inputs.pop(name), step_generator(self.seed, step, index))
+            sub_size = tuple(transformed.shape[-2:])
+            self._check_size(images, sub_size)
+            sub_inputs = {name: transformed, **resize_like_images(sub_inputs, size, sub_size)}
+            share = 1.0 if rows is None else len(rows) / len(images)
+            is_last = index == n
+            yield GradAugPass(self, sub_inputs, width, False, is_last, sub_size, sub_soft_labels, rows, share)
         self.targets = None
+
+    def _check_rotations(self, inputs: Mapping[str, Any], size: tuple[int, int]) -> None:
+        if dense := [name for name in self.label_names if has_masks_or_boxes(inputs.get(name), size)]:
+            raise ValueError(
+                f"`rotations` must be None where labels hold masks or boxes, as {dense} do, but is {self.settings.rotations}."
+            )
 
     def _share_of_batch(self, images: Tensor, index: int) -> Tensor | None:
         """Which rows of the batch sub-network `index` (from 1) sees; `None` for all."""
