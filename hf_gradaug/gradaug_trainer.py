@@ -16,10 +16,10 @@ from transformers.training_args import OptimizerNames, ParallelMode
 from .distributed import no_sync, shard_as_one_unit
 from .fault_tolerance import FaultToleranceMixin
 from .hub import HubMixin
-from .losses import get_soft_labels, soft_label_cross_entropy
+from .losses import get_logits, get_soft_labels, soft_label_cross_entropy
 from .model_card import write_model_card
 from .nonfinite import NonFiniteLossGuard
-from .passes import GradAug, GradAugPass, get_logits
+from .passes import GradAug, GradAugPass
 from .settings import GradAugSettings, save_settings
 from .step_log import StepLog
 from .stream_trainer import StreamMixin

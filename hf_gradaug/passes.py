@@ -13,25 +13,34 @@ With `subnetwork_targets="labels"` a sub-network's loss is the model's own, on t
 Each pass runs its backward before the next one starts, so that the activations of one network are in memory at a time.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import find_labels
 
 from .dense_inputs import has_masks_or_boxes, resize_like_images, select_rows
 from .image_size import check_image_size
-from .losses import get_soft_labels, soft_label_cross_entropy, soft_target_loss, soft_targets
+from .losses import (
+    SOFT_TARGETS_ADVICE,
+    get_logits,
+    get_soft_labels,
+    soft_label_cross_entropy,
+    soft_target_loss,
+    soft_targets,
+)
+from .narrowing import narrow_config
 from .sampling import draw_widths, step_generator
 from .settings import GradAugSettings
 from .subnetwork import Build, make_slimmable
 from .transforms import Transform, random_transform, scaled_size
 
 
-_ADVICE = " Set `subnetwork_targets` to 'labels' for sub-networks that learn from labels with the model's own loss, instead of 'soft'."
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -130,26 +139,19 @@ def _allow_graphs(settings: GradAugSettings) -> None:
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 4 * graphs)
 
 
+def _warn_if_as_wide(config: PreTrainedConfig, settings: GradAugSettings) -> None:
+    # Whole heads and groups, and a large divisor, may leave nothing between the width and the full network.
+    width, divisor = settings.min_width, settings.width_divisor
+    if width < 1 and narrow_config(config, width, divisor).to_dict() == config.to_dict():
+        logger.warning(
+            f"`min_width` {width} rounds to the full network: this {config.model_type} has no narrower sub-network so close to "
+            "it. Sub-networks will differ in their images alone; a smaller `min_width` makes them narrower."
+        )
+
+
 def _has_several_processes() -> bool:
     distributed = torch.distributed
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
-def get_logits(outputs: Any) -> Tensor:
-    """The logits, of shape `(batch_size, num_labels)`, in what a model for image classification returned."""
-    if isinstance(outputs, Mapping):
-        if "logits" not in outputs:
-            raise ValueError(
-                f"The model must return `logits` of shape (batch_size, num_labels), but returned {[*outputs]}.{_ADVICE}"
-            )
-        logits = outputs["logits"]
-    else:  # return_dict=False: the loss, if there is one, has no dimension
-        logits = next(output for output in outputs if isinstance(output, Tensor) and output.ndim > 0)
-    if logits.ndim != 2:
-        raise ValueError(
-            f"The model's logits must have shape (batch_size, num_labels), but have shape {tuple(logits.shape)}.{_ADVICE}"
-        )
-    return logits
 
 
 class GradAug:
@@ -224,6 +226,7 @@ class GradAug:
         if self.settings.width_choices is not None:
             _allow_graphs(self.settings)
         self.subnetwork(self.settings.min_width)  # a narrowing that can't make the smallest one fails here
+        _warn_if_as_wide(self.model.config, self.settings)
 
     def _check_is_classifier(self) -> None:
         config, loss_type = self.model.config, getattr(self.model, "loss_type", None)
@@ -236,7 +239,7 @@ class GradAug:
             raise ValueError(
                 "GradAug's soft targets are class probabilities of models for single-label classification, but this is a "
                 f"{type(self.model).__name__}, `config.problem_type` is {problem_type!r} and `config.num_labels` is "
-                f"{config.num_labels}.{_ADVICE}"
+                f"{config.num_labels}.{SOFT_TARGETS_ADVICE}"
             )
 
     def subnetwork(self, width: float, detached: bool = False):

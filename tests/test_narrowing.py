@@ -50,6 +50,17 @@ def test_channels_are_multiples_of_the_divisor():
     assert narrow_channels([4, 400], 0.01, minimum=4) == [4, 5]
 
 
+def test_channels_are_multiples_of_what_the_family_narrows_by():
+    assert narrow_channels([768], 0.9, multiple=64) == [704]
+    assert narrow_channels([32, 64, 160, 256], 0.3, multiple=32) == [32, 64, 96, 128]
+    # Of both: 24 and 16 have 48 in common.
+    assert narrow_channels([480, 240], 0.7, divisor=16, multiple=24) == [336, 192]
+    # One for each; a count that isn't a multiple of its own stays, and equal ones have all in common.
+    assert narrow_channels([32, 64, 100], 0.8, multiple=[1, 16, 16]) == [26, 48, 100]
+    assert narrow_channels([32, 32], 0.8, multiple=[1, 16]) == [32, 32]
+    assert narrow_channels([48, 64, 64], 0.8, multiple=[16, 1, 1]) == [32, 51, 51]
+
+
 @pytest.mark.parametrize("width", [0.0, -0.1, 1.0001, float("nan")])
 def test_width_outside_its_range(width):
     with pytest.raises(ValueError, match=r"`width`.*\(0, 1\].*but is"):
