@@ -35,13 +35,13 @@ from hf_gradaug.dense_training import DenseTask, main
 # For the embedded scenes, where the command doesn't say otherwise.
 DEFAULTS = {
     "image_square_size": 112,
-    "num_train_epochs": 20,
-    "per_device_train_batch_size": 16,
+    "num_train_epochs": 9,
+    "per_device_train_batch_size": 8,
     "per_device_eval_batch_size": 50,
-    "learning_rate": 1e-3,
+    "learning_rate": 2e-3,
     "warmup_steps": 100,
     "lr_scheduler_type": "cosine",
-    "max_grad_norm": 1.0,
+    "num_subnetworks": 1,
     "min_width": 0.8,
     "save_strategy": "no",
     "logging_steps": 20,

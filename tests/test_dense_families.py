@@ -197,6 +197,13 @@ def test_soft_targets_and_rotations_are_refused():
             next(gradaug.passes(dense_batch(name), step=0))
 
 
+def test_sizes_that_do_not_divide():
+    gradaug = GradAug(dense_model("rt_detr"), GradAugSettings(subnetwork_targets="labels", scales=[0.8]))
+    message = "51 x 102 pixels, scaled from 64 x 128, don't fit: RTDetrForObjectDetection takes multiples of 32, such as 32 x 96"
+    with pytest.raises(ValueError, match=message):
+        next(gradaug.passes(dense_batch("rt_detr"), step=0))
+
+
 def test_only_the_backbone_is_narrower():
     full, narrow = dense_config("rt_detr"), narrow_config(dense_config("rt_detr"), 0.5)
     assert narrow.backbone_config.hidden_sizes == [8, 12, 16, 20] and narrow.backbone_config.embedding_size == 4
