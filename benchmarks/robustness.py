@@ -2,8 +2,8 @@
 """
 Robustness of the example's models on the embedded digits, plain and with GradAug, over several seeds.
 
-Each model is trained by `examples/run_image_classification.py` with its defaults for the digits, and all are measured by
-`examples/evaluate_robustness.py` on the held-out images.
+Each model is trained by `examples/run_image_classification.py` with its defaults for the digits, and all are measured
+by `examples/evaluate_robustness.py` on the held-out images.
 
 Command:
 
@@ -23,7 +23,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import foolbox
 import torch
 from common import describe_run, write_json
 from transformers import HfArgumentParser
@@ -95,7 +94,7 @@ def summarize(figures: Mapping[str, Sequence[Mapping[str, float | None]]]) -> di
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     argv = list(sys.argv[1:] if argv is None else argv)
     (args,) = HfArgumentParser(RobustnessBenchmarkArguments).parse_args_into_dataclasses(argv)
-    results = describe_run("robustness.py", argv, "cuda" if torch.cuda.is_available() else "cpu", foolbox)
+    results = describe_run("robustness.py", argv, "cuda" if torch.cuda.is_available() else "cpu", "foolbox")
     results["versions"]["imagecorruptions-imaug"] = version("imagecorruptions-imaug")
     with tempfile.TemporaryDirectory() as folder:
         models = {(arm, seed): f"{folder}/{arm}-{seed}" for seed in args.seeds for arm in ARMS}

@@ -5,7 +5,8 @@ Compare the robustness of image classifiers: accuracy under FGSM attacks and und
 On the held-out embedded digits, after two runs of run_image_classification.py, into out/plain and with --gradaug into
 out/gradaug:
 
-    python examples/evaluate_robustness.py --models out/plain out/gradaug --baseline out/plain --output_dir out/robustness
+    python examples/evaluate_robustness.py --models out/plain out/gradaug --baseline out/plain \
+        --output_dir out/robustness
 
 Checkpoints of the Hub, on your own images in one folder a class, named as the model's classes are:
 
@@ -46,7 +47,7 @@ class RobustnessArguments:
     seed: int = field(
         default=42,
         metadata={
-            "help": "Of the corruptions and of max_samples. Where images are held out of the training images: the training's."
+            "help": "Of corruptions and max_samples. If images are held out of the training images: the training's."
         },
     )
 

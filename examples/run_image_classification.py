@@ -39,15 +39,14 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
-    ConvNextImageProcessor,
     HfArgumentParser,
     set_seed,
 )
-from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from hf_gradaug import GradAugConfig, GradAugTrainer, HubPushError, StopOnSignal
 from hf_gradaug.data import load_image_data
 from hf_gradaug.data_arguments import DataArguments
+from hf_gradaug.image_processors import make_image_processor
 from hf_gradaug.image_size import check_image_size
 from hf_gradaug.image_transforms import ImageCollator, get_eval_transform, get_image_size, get_train_transform
 from hf_gradaug.streaming import get_streaming_arguments
@@ -57,8 +56,6 @@ from hf_gradaug.transforms import scaled_size
 logger = logging.getLogger(__name__)
 
 EXAMPLES = Path(__file__).parent
-# What the model card tells of the training images.
-AUGMENTATION = ("random_resized_crop_scale", "horizontal_flip", "color_jitter", "cutmix_alpha", "mixup_alpha")
 MODEL_TYPES = sorted(config.model_type for config in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING)
 
 
@@ -85,6 +82,10 @@ class ModelArguments:
     crop_pct: float = field(
         default=0.875, metadata={"help": "Share of the resized image that evaluation keeps, likewise."}
     )
+    image_mean: list[float] | None = field(
+        default=None, metadata={"help": "Mean of the pixels of each channel in [0, 1], likewise (ImageNet's)."}
+    )
+    image_std: list[float] | None = field(default=None, metadata={"help": "Their standard deviation, likewise."})
     ignore_mismatched_sizes: bool = field(
         default=False, metadata={"help": "Start with a new head if the pretrained one has other classes."}
     )
@@ -189,13 +190,7 @@ def build_model(args: ModelArguments, class_names: list[str]):
     if args.image_processor_name or source:
         processor = AutoImageProcessor.from_pretrained(args.image_processor_name or source, **hub)
     else:
-        processor = ConvNextImageProcessor(
-            size={"shortest_edge": args.image_size},
-            crop_pct=args.crop_pct,
-            resample=2,  # bilinear
-            image_mean=IMAGENET_DEFAULT_MEAN,
-            image_std=IMAGENET_DEFAULT_STD,
-        )
+        processor = make_image_processor(args.image_size, args.crop_pct, args.image_mean, args.image_std)
     return model, processor
 
 
@@ -242,9 +237,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
         check_image_size(meta_model, scaled_size(size, scale), size)
 
     collator = ImageCollator(len(data.class_names), data_args.cutmix_alpha, data_args.mixup_alpha, data_args.mix_prob)
-    train_transform = get_train_transform(
-        image_processor, data_args.random_resized_crop_scale, data_args.horizontal_flip, data_args.color_jitter
-    )
+    train_transform = get_train_transform(image_processor, **data_args.train_augmentation)
     eval_transform = get_eval_transform(image_processor)
     train_dataset = eval_dataset = None
     if training_args.do_train:
@@ -317,7 +310,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
         "tasks": "image-classification",
         "dataset": data.name,
         "tags": ["vision"],
-        "data_settings": {name: getattr(data_args, name) for name in AUGMENTATION},
+        "data_settings": data_args.train_augmentation | data_args.mixing,
     }
     if data_args.dataset_name:
         card["dataset_tags"] = data_args.dataset_name

@@ -105,9 +105,7 @@ def main(args: list[str] | None = None) -> float:
         data = load_image_data(data_args, args.seed)
     model, image_processor = build_model(args, data.class_names)
     collator = ImageCollator(len(data.class_names), data_args.cutmix_alpha, data_args.mixup_alpha, data_args.mix_prob)
-    transform = get_train_transform(
-        image_processor, data_args.random_resized_crop_scale, data_args.horizontal_flip, data_args.color_jitter
-    )
+    transform = get_train_transform(image_processor, **data_args.train_augmentation)
     train_dataset = data.get_dataset("train", transform, mix=True, seed=args.seed)
     train_loader = DataLoader(
         train_dataset,

@@ -18,6 +18,9 @@ __all__ = [
     "HubMixin",
     "HubPushError",
     "PixelClassifier",
+    "PyramidNetConfig",
+    "PyramidNetForImageClassification",
+    "PyramidNetModel",
     "RandomRotation",
     "RandomScale",
     "RobustnessResults",
@@ -25,14 +28,23 @@ __all__ = [
     "StopOnSignal",
     "StreamMixin",
     "TrainingStream",
+    "WideResNetConfig",
+    "WideResNetForImageClassification",
+    "WideResNetModel",
     "convert_authors_checkpoint",
     "corrupt_image",
+    "create_subnetwork_card",
     "evaluate_robustness",
+    "evaluate_widths",
+    "export_subnetwork",
+    "format_widths",
     "make_slimmable",
     "mean_corruption_error",
     "narrow_config",
     "plot_robustness",
     "plot_training_curves",
+    "plot_widths",
+    "recalibrate_batchnorm",
     "register_narrowing",
     "soft_label_cross_entropy",
     "soft_target_loss",
@@ -43,11 +55,21 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from .calibration import recalibrate_batchnorm
     from .conversion import convert_authors_checkpoint, to_authors_state_dict
+    from .export import create_subnetwork_card, export_subnetwork
     from .gradaug_config import GradAugConfig
     from .gradaug_trainer import GradAugMixin, GradAugTrainer
     from .hub import HubMixin, HubPushError
     from .losses import soft_label_cross_entropy, soft_target_loss, soft_targets
+    from .models import (
+        PyramidNetConfig,
+        PyramidNetForImageClassification,
+        PyramidNetModel,
+        WideResNetConfig,
+        WideResNetForImageClassification,
+        WideResNetModel,
+    )
     from .narrowing import narrow_config, register_narrowing, supported_model_types
     from .passes import GradAug, GradAugPass
     from .pixel_classifier import PixelClassifier
@@ -62,6 +84,7 @@ if TYPE_CHECKING:
     from .training_curves import plot_training_curves
     from .training_stream import TrainingStream
     from .transforms import Compose, RandomRotation, RandomScale
+    from .width_curve import evaluate_widths, format_widths, plot_widths
 
 _MODULES = {
     "GradAug": "passes",
@@ -73,18 +96,30 @@ _MODULES = {
     "HubMixin": "hub",
     "HubPushError": "hub",
     "PixelClassifier": "pixel_classifier",
+    "PyramidNetConfig": "models",
+    "PyramidNetForImageClassification": "models",
+    "PyramidNetModel": "models",
     "RobustnessResults": "robustness_results",
     "RobustnessSettings": "robustness_settings",
     "StreamMixin": "stream_trainer",
     "TrainingStream": "training_stream",
+    "WideResNetConfig": "models",
+    "WideResNetForImageClassification": "models",
+    "WideResNetModel": "models",
     "convert_authors_checkpoint": "conversion",
     "corrupt_image": "robustness",
+    "create_subnetwork_card": "export",
     "evaluate_robustness": "robustness",
+    "evaluate_widths": "width_curve",
+    "export_subnetwork": "export",
+    "format_widths": "width_curve",
     "make_slimmable": "subnetwork",
     "mean_corruption_error": "robustness_results",
     "narrow_config": "narrowing",
     "plot_robustness": "robustness_plot",
     "plot_training_curves": "training_curves",
+    "plot_widths": "width_curve",
+    "recalibrate_batchnorm": "calibration",
     "register_narrowing": "narrowing",
     "soft_label_cross_entropy": "losses",
     "soft_target_loss": "losses",

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Detection and instance segmentation for the example scripts: data in COCO's format, and average precision by its protocol."""
+"""Detection and instance segmentation for the example scripts: data in COCO's format, average precision by its protocol."""
 
 import contextlib
 import copy
@@ -57,7 +57,7 @@ class CocoArguments:
         return self.train_dir is not None or self.validation_dir is not None
 
     def paths(self, split: str, output_dir: str) -> tuple[str, str] | None:
-        """Folder of pictures and file of annotations of a split, if there is one; the embedded scenes are written first."""
+        """Folder of pictures and file of annotations of a split, if there is one; embedded scenes are written first."""
         if self.names_dataset:
             folder = getattr(self, f"{split}_dir")
             return None if folder is None else (folder, getattr(self, f"{split}_annotations"))
@@ -162,7 +162,7 @@ class CocoDataset(Dataset):
 
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of examples whose pictures have one size: these in tensors, all else in lists with an entry a picture."""
+    """A batch of examples whose pictures have one size: these in tensors, all else in lists, an entry a picture."""
     batch: dict[str, Any] = {name: [example[name] for example in examples] for name in examples[0]}
     for name in ("pixel_values", "pixel_mask"):
         if name in batch:
@@ -174,12 +174,13 @@ class CocoEvaluationMixin:
     """
     Gives a Trainer average precision by COCO's protocol: `class MyTrainer(CocoEvaluationMixin, GradAugTrainer)`.
 
-    The metrics are torchmetrics': `map` over IoU thresholds 0.5 to 0.95, `map_50`, `map_75`, by size of the objects, and recall;
-    -1 where there are no such objects.
+    The metrics are torchmetrics': `map` over IoU thresholds 0.5 to 0.95, `map_50`, `map_75`, by size of the objects, and
+    recall; -1 where there are no such objects.
 
     Args:
         *args, **kwargs:
-            The Trainer's. `processing_class` has to be the model's image processor, and the evaluation data to hold `targets`.
+            The Trainer's. `processing_class` has to be the model's image processor, and the evaluation data to hold
+            `targets`.
         with_masks (`bool`, *optional*, defaults to `False`):
             Compares masks, and not boxes.
 
@@ -213,7 +214,9 @@ class CocoEvaluationMixin:
         return outputs["loss"].detach().mean(), None, None
 
 
-def predict_objects(processor: BaseImageProcessor, outputs: Any, sizes: list[Tensor], threshold: float = 0.0) -> list[dict[str, Tensor]]:  # fmt: skip
+def predict_objects(
+    processor: BaseImageProcessor, outputs: Any, sizes: list[Tensor], threshold: float = 0.0
+) -> list[dict[str, Tensor]]:
     """
     What a model found in each picture.
 
@@ -228,8 +231,8 @@ def predict_objects(processor: BaseImageProcessor, outputs: Any, sizes: list[Ten
             The least score.
 
     Returns:
-        `list[dict[str, torch.Tensor]]`: On the CPU, `scores` and `labels` of shape `(n,)`, and `boxes`, `(n, 4)` as left, top,
-        right, bottom in pixels, or `masks`, `(n, height, width)` booleans.
+        `list[dict[str, torch.Tensor]]`: On the CPU, `scores` and `labels` of shape `(n,)`, and `boxes`, `(n, 4)` as left,
+        top, right, bottom in pixels, or `masks`, `(n, height, width)` booleans.
     """
     outputs = type(outputs)(
         {name: value.detach().float().cpu() for name, value in outputs.items() if isinstance(value, Tensor)}

@@ -2,6 +2,7 @@
 """The flags of both example scripts that name the data and its augmentation."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -45,6 +46,13 @@ class DataArguments:
         default_factory=lambda: [0.08, 1.0],
         metadata={"help": "Least and greatest share of the image's area that the random crop keeps."},
     )
+    random_crop_padding: int | None = field(
+        default=None,
+        metadata={
+            "help": "Crop the image's own size at a random place, after so many pixels are mirrored at each side; in the place of "
+            "random_resized_crop_scale (CIFAR: 4)."
+        },
+    )
     horizontal_flip: bool = field(
         default=True, metadata={"help": "Mirror half of the training images. Turn off where it changes the class."}
     )
@@ -58,6 +66,18 @@ class DataArguments:
         metadata={"help": "Leave unreadable images out, each named in a warning, instead of stopping at the first."},
     )
     mix_prob: float = field(default=1.0, metadata={"help": "Probability that a training batch is mixed."})
+
+    @property
+    def train_augmentation(self) -> dict[str, Any]:
+        """What is done to a training image, by flag: the arguments of [`~image_transforms.get_train_transform`]."""
+        crop = "random_resized_crop_scale" if self.random_crop_padding is None else "random_crop_padding"
+        return {name: getattr(self, name) for name in (crop, "horizontal_flip", "color_jitter")}
+
+    @property
+    def mixing(self) -> dict[str, Any]:
+        """How training batches are mixed, by flag, if they are."""
+        names = ("cutmix_alpha", "mixup_alpha", "mix_prob") if self.cutmix_alpha or self.mixup_alpha else ()
+        return {name: getattr(self, name) for name in names}
 
     @property
     def names_dataset(self) -> bool:

@@ -1,10 +1,10 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Batches of which more than the images has a size or a batch dimension: masks, padding, and lists with an entry an image.
+Batches of which more than the images has a size or a batch dimension: masks, padding, lists with an entry an image.
 
-What detectors and segmenters take lies in nested dictionaries and lists. Whatever in there has the images' height and width
-is scaled with them. All else has no size in pixels: classes, boxes relative to the image, masks of another resolution, which
-the models read at relative places.
+What detectors and segmenters take lies in nested dictionaries and lists. Whatever in there has the images' height and
+width is scaled with them. All else has no size in pixels: classes, boxes relative to the image, masks of another
+resolution, which the models read at relative places.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,8 +20,8 @@ def resize_like_images(value: Any, old_size: tuple[int, int], new_size: tuple[in
 
     Args:
         value (`Any`):
-            A tensor, or dictionaries, lists and tuples with tensors inside. Tensors of shape `(..., height, width)`, with one
-            dimension more at the least, are masks.
+            A tensor, or dictionaries, lists and tuples with tensors inside. Tensors of shape `(..., height, width)`, with
+            one dimension more at the least, are masks.
         old_size, new_size (`tuple[int, int]`):
             Height and width in pixels of the images, before and after.
 
@@ -48,7 +48,7 @@ def has_masks_or_boxes(value: Any, size: tuple[int, int]) -> bool:
 
 
 def select_rows(value: Any, rows: Tensor, batch_size: int) -> Any:
-    """The entries of the images `rows` in what has one entry for each image, tensor, list or tuple; else `value` itself."""
+    """The entries of the images `rows` in what has one for each image, tensor, list or tuple; else `value` itself."""
     if isinstance(value, Tensor):
         return value[rows] if value.ndim > 0 and len(value) == batch_size else value
     if isinstance(value, (list, tuple)) and len(value) == batch_size:

@@ -79,7 +79,7 @@ class DenseTask:
         name (`str`): the Hub's name of the task.
         auto_class (`type`): loads and builds the models.
         with_masks (`bool`): whether objects are masks, and not boxes.
-        new_processor (`Callable[[int], BaseImageProcessor]`): makes the image processor of a new model, by the size of its images.
+        new_processor (`Callable[[int], BaseImageProcessor]`): image processor of a new model, by the images' size.
         new_backbone (`Callable[[], PreTrainedConfig]`): config of the small model's backbone.
         new_model (`Callable[[PreTrainedConfig, dict], PreTrainedModel]`): the small model, by its backbone and labels.
         defaults (`dict[str, Any]`): arguments for the embedded scenes, where the command doesn't give others.
@@ -233,7 +233,7 @@ def _draw_objects(picture: Image.Image, found: dict[str, torch.Tensor], names: l
         draw = ImageDraw.Draw(picture)
         if "boxes" in found:
             draw.rectangle((left, top, right, bottom), outline=colour, width=2)
-        text, place = f"{names[label]} {score:.2f}", (max(left, 0), max(top - 12, 0))
+        text, place = f"{names[label]}: {score:.0%}", (max(left, 0), max(top - 12, 0))
         draw.rectangle(draw.textbbox(place, text), fill="black")
         draw.text(place, text, fill=colour)
     return picture

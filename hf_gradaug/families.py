@@ -2,8 +2,8 @@
 """
 How each model family narrows, read from its configuration and modeling files.
 
-Attention narrows by whole heads and grouped layers by whole groups, so that a sub-network's heads and groups are those of the
-full network. Where all stages hang on one field, they lose the same share of their heads or groups.
+Attention narrows by whole heads and grouped layers by whole groups, so that a sub-network's heads and groups are those
+of the full network. Where all stages hang on one field, they lose the same share of their heads or groups.
 """
 
 import math
@@ -43,8 +43,8 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
 
 @register_narrowing("bit")
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
-    # The model rounds a stage and the quarter of it inside its blocks to multiples of 8, and group normalization has one
-    # number of groups for all layers: the least share to take away is one that leaves all of these whole.
+    # The model rounds a stage and the quarter of it inside its blocks to multiples of 8, and group normalization has
+    # one number of groups for all layers: the least share to take away is one that leaves all of these whole.
     groups, sizes = config.num_groups, list(config.hidden_sizes)
     if config.width_factor != 1 or any(size % 32 for size in sizes):
         raise ValueError(
@@ -78,8 +78,8 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     config.depth_multiplier *= narrow.width
     if len(set(joined_counts())) != len(set(full)):
         raise ValueError(
-            f"`width` {narrow.width} is too small for mobilenet_v2: of its counts {full}, rounding would make some equal, and "
-            "blocks would become residual."
+            f"`width` {narrow.width} is too small for mobilenet_v2: of its counts {full}, rounding would make some "
+            "equal, and blocks would become residual."
         )
 
 
@@ -140,7 +140,7 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
         config.pooler_output_size = config.hidden_size
 
 
-# The classifier sees the class token and the mean of the others.
+# The classifier sees the class token and the mean of the others. In transformers 5.17, SwiGLU has both halves in one layer.
 @register_narrowing("dinov2", parts={r"classifier\.weight": {1: 2}, r"mlp\.weights_in\.(?:weight|bias)": {0: 2}})
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     _narrow_one_attention(config, narrow)
@@ -226,8 +226,8 @@ def _kept_shares(config: PreTrainedConfig, narrow: Narrow, size: int, shares: in
     """Of `shares` equal shares of `size` channels, how many a sub-network keeps; and `shares`."""
     if shares < 2:
         raise ValueError(
-            f"{config.model_type} narrows by whole {what}, and this config has no narrower sub-network: its {size} channels "
-            "can't be divided."
+            f"{config.model_type} narrows by whole {what}, and this config has no narrower sub-network: its {size} "
+            "channels can't be divided."
         )
     (kept,) = narrow([size], multiple=size // shares)
     return kept * shares // size, shares
@@ -236,6 +236,6 @@ def _kept_shares(config: PreTrainedConfig, narrow: Narrow, size: int, shares: in
 def _check_own_multiple(config: PreTrainedConfig, narrow: Narrow, multiple: int) -> None:
     if multiple % narrow.divisor:
         raise ValueError(
-            f"`width_divisor` must divide {multiple}, to whose multiples {config.model_type} rounds its channel counts by "
-            f"itself, but is {narrow.divisor}."
+            f"`width_divisor` must divide {multiple}, to whose multiples {config.model_type} rounds its channel "
+            f"counts by itself, but is {narrow.divisor}."
         )

@@ -1,9 +1,10 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """Training arguments with the settings of GradAug."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import SchedulerType
 
 from .settings import GradAugSettings
 
@@ -17,9 +18,12 @@ class GradAugConfig(GradAugSettings, TrainingArguments):
 
     Args:
         num_subnetworks (`int`, *optional*, defaults to `3`), min_width, width_choices, scales, rotations,
-        subnetwork_targets, subnetwork_loss_weight, temperature, width_divisor, subnetwork_batch_fraction, subnetwork_every,
-        nonfinite_loss:
+        subnetwork_targets, subnetwork_loss_weight, temperature, width_divisor, subnetwork_batch_fraction,
+        subnetwork_every, nonfinite_loss:
             See [`GradAugSettings`].
+        lr_milestones (`list[float]`, *optional*):
+            Shares of the training, each in (0, 1): after each of them the learning rate is a tenth of what it was before. They
+            go with `lr_scheduler_type="constant"`. Of transformers' own schedules none falls in steps.
         output_dir (`str`) and all others:
             See `TrainingArguments`.
 
@@ -27,6 +31,24 @@ class GradAugConfig(GradAugSettings, TrainingArguments):
         `ValueError`: If a setting is out of range.
     """
 
+    lr_milestones: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Shares of the training, each in (0, 1), after which the learning rate is a tenth of what it was before. "
+            "They go with lr_scheduler_type constant."
+        },
+    )
+
     def __post_init__(self):
         GradAugSettings.__post_init__(self)
         TrainingArguments.__post_init__(self)
+        if self.lr_milestones is None:
+            return
+        if not (self.lr_milestones and all(0 < share < 1 for share in self.lr_milestones)):
+            raise ValueError(
+                f"`lr_milestones` must be one or more shares of the training in (0, 1), but is {self.lr_milestones}."
+            )
+        if self.lr_scheduler_type != SchedulerType.CONSTANT:
+            raise ValueError(
+                f"`lr_scheduler_type` must be 'constant' with `lr_milestones`, but is '{self.lr_scheduler_type.value}'."
+            )

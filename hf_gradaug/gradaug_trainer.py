@@ -20,6 +20,7 @@ from .losses import get_logits, get_soft_labels, soft_label_cross_entropy
 from .model_card import write_model_card
 from .nonfinite import NonFiniteLossGuard
 from .passes import GradAug, GradAugPass
+from .schedules import MilestonesMixin
 from .settings import GradAugSettings, save_settings
 from .step_log import StepLog
 from .stream_trainer import StreamMixin
@@ -33,13 +34,14 @@ logger = logging.getLogger(__name__)
 CURVES = "training_curves.png"
 
 
-class GradAugMixin(HubMixin, FaultToleranceMixin, StreamMixin):
+class GradAugMixin(MilestonesMixin, HubMixin, FaultToleranceMixin, StreamMixin):
     """
     Adds GradAug to any Trainer: `class MyTrainer(GradAugMixin, SomeTrainer)`.
 
-    Each batch takes one pass of the full network, with the loss that the Trainer computes, and one of each sub-network, which
-    learns from the full network's soft targets on a transformation of the batch, or, with `subnetwork_targets="labels"`, from
-    the batch's labels with the same loss as the full network. Evaluation and prediction run the full network alone.
+    Each batch takes one pass of the full network, with the loss that the Trainer computes, and one of each sub-network,
+    which learns from the full network's soft targets on a transformation of the batch, or, with
+    `subnetwork_targets="labels"`, from the batch's labels with the same loss as the full network. Evaluation and
+    prediction run the full network alone.
 
     With `num_subnetworks=0` everything is as with `SomeTrainer`, with two corrections for image classifiers, so that a
     comparison is fair: the loss has the same size whatever the gradient accumulation and the number of processes
@@ -47,8 +49,9 @@ class GradAugMixin(HubMixin, FaultToleranceMixin, StreamMixin):
     the model's `config.problem_type` is `"single_label_classification"`. With `subnetwork_targets="labels"` the first
     correction is there for every model.
 
-    Checkpoints are looked through before they are resumed from, and more: see [`FaultToleranceMixin`]. Pushes to the Hub are
-    whole: see [`HubMixin`]. Wherever the model is saved, its settings are beside it: see [`~settings.save_settings`].
+    Checkpoints are looked through before they are resumed from, and more: see [`FaultToleranceMixin`]. Pushes to the
+    Hub are whole: see [`HubMixin`]. Wherever the model is saved, its settings are beside it: see
+    [`~hf_gradaug.settings.save_settings`].
 
     Args:
         *args, **kwargs:
@@ -59,8 +62,8 @@ class GradAugMixin(HubMixin, FaultToleranceMixin, StreamMixin):
             Builds a model from a config, for models that class and config alone don't give. See [`make_slimmable`].
 
     Raises:
-        `TypeError`, `ValueError`: If the model can't have sub-networks or soft targets, or an argument can't go with several
-        backwards in a step. Nothing is written before.
+        `TypeError`, `ValueError`: If the model can't have sub-networks or soft targets, or an argument can't go with
+        several backwards in a step. Nothing is written before.
     """
 
     def __init__(self, *args, transform: Transform | None = None, build: Build | None = None, **kwargs):
@@ -176,9 +179,8 @@ class GradAugMixin(HubMixin, FaultToleranceMixin, StreamMixin):
                 self._gradaug_pass = gradaug_pass
                 sync = contextlib.nullcontext() if gradaug_pass.is_last else no_sync(self.accelerator, model)
                 with sync, gradaug_pass:
-                    losses.append(
-                        super().training_step(model, *self._trainer_inputs(gradaug_pass, num_items_in_batch))
-                    )
+                    trained = gradaug_pass.with_labels(num_items_in_batch)
+                    losses.append(super().training_step(model, *trained))
                     if not gradaug_pass.is_full:
                         flops += self._subnetwork_floating_point_ops(gradaug_pass)
                 passes.append(gradaug_pass)
@@ -195,19 +197,6 @@ class GradAugMixin(HubMixin, FaultToleranceMixin, StreamMixin):
             only_finite=self.args.logging_nan_inf_filter,
         )
         return torch.stack(losses).sum()
-
-    @staticmethod
-    def _trainer_inputs(
-        gradaug_pass: GradAugPass, num_items_in_batch: Tensor | int | None
-    ) -> tuple[dict[str, Tensor | Any], Tensor | float | None]:
-        """What the Trainer's step gets in a pass: the inputs with their labels, and the number of items among all labels."""
-        inputs, items = dict(gradaug_pass.inputs), num_items_in_batch
-        if gradaug_pass.soft_labels is not None:
-            inputs["labels"] = gradaug_pass.soft_labels
-        if not gradaug_pass.learns_from_labels:
-            return inputs, None
-        # The items of other processes and micro-batches are in the number: a sub-network's are its share of the images.
-        return inputs, items if items is None or gradaug_pass.share == 1 else items * gradaug_pass.share
 
     def compute_loss(
         self,

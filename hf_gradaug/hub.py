@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Seconds before the second and the third attempt of what the client itself does not try again: making a repository or a branch,
-# looking at a card, a commit. For all else the client makes six attempts, in some 23 seconds.
+# Seconds before the second and the third attempt. They are for what the client itself doesn't try again: making a
+# repository or a branch, looking at a card, a commit. Of all else it makes six attempts, in some 23 seconds.
 _WAITS = (2, 8)
 # Besides all errors of the server: a timeout, another commit at the same time, and too many requests.
 _PASSING = {408, 409, 412, 429}
@@ -52,14 +53,15 @@ class HubPushError(RuntimeError):
 
 @dataclass(frozen=True)
 class _Upload:
-    """A folder and where it goes. Two are the same if the later one replaces the earlier one."""
+    """A folder and where it goes. Two of a trainer are the same if the later one replaces the earlier one."""
 
-    repo_id: str
+    repo_id: str = field(compare=False)
     folder: str = field(compare=False)
     path_in_repo: str | None
     revision: str | None
     commit_message: str | None = field(compare=False)
     token: str | None = field(compare=False, repr=False)
+    private: bool | None = field(compare=False)
 
     @property
     def left_out(self) -> list[str]:
@@ -71,7 +73,10 @@ class _Upload:
         words = ["hf", "upload", self.repo_id, os.path.abspath(self.folder), self.path_in_repo or "."]
         for pattern in self.left_out:
             words += ["--exclude", pattern]
-        return shlex.join([*words, *(["--revision", self.revision] if self.revision else [])])
+        if self.revision is not None:
+            words += ["--revision", self.revision]
+        # It makes the repository, if that is what failed.
+        return shlex.join([*words, "--private"] if self.private else words)
 
     def send(self) -> CommitInfo:
         """Uploads what the Hub doesn't have yet."""
@@ -90,18 +95,20 @@ class HubMixin:
     """
     Makes the pushes of any Trainer whole: `class MyTrainer(HubMixin, SomeTrainer)`. [`GradAugTrainer`] does.
 
-    - A token that may not write to the repository is an error of the constructor, and the branch `hub_revision` is made there
+    - A token that may not write to the repository is an error of the constructor. The branch `hub_revision` is made there
       if it is absent.
     - All files are on disk, the model card too, before the first request of a push.
-    - Errors that may pass, of the server or the connection, are followed by more attempts, which upload only what is missing.
-    - A push in the background that fails is logged as an error, and tried again at the end of `train()`. What is still missing
-      then raises [`HubPushError`], when the trained model is in `output_dir`: with `push_to_hub` on, `train()` saves it there.
-    - `push_to_hub` pushes with its own files what is missing of earlier pushes. An error in the main process, which uploads,
-      is raised in all processes, which wait for it, at most for `ddp_timeout` seconds. With `blocking=False` it is raised by
-      the result of the future.
-    - A push whose turn comes while the last one is under way is left out, as the Trainer does it. With `hub_always_push`, or
-      where checkpoints are pushed and `save_total_limit` deletes some, the training waits for the last one: files would change
-      or vanish while they are uploaded.
+    - Errors that may pass, of the server or the connection, are followed by more attempts, which upload only what is
+      missing.
+    - A push in the background that fails is logged as an error, and tried again at the end of `train()`. What is still
+      missing then raises [`HubPushError`], when the trained model is in `output_dir`: with `push_to_hub` on, `train()`
+      saves it there.
+    - `push_to_hub` also pushes what is missing of earlier pushes. An error in the main process, which uploads, is
+      raised in all processes, which wait for it, at most for `ddp_timeout` seconds. With `blocking=False` it is raised
+      by the result of the future.
+    - A push whose turn comes while the last one is under way is left out, as the Trainer does it. The training waits for
+      the last one instead with `hub_always_push`, or where checkpoints are pushed and `save_total_limit` deletes some:
+      files would change or vanish while they are uploaded.
 
     Raises:
         [`HubPushError`]: If the repository can't be written to, or a push fails for good.
@@ -114,13 +121,16 @@ class HubMixin:
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         with self._fail_together():
             if self.is_world_process_zero():
-                self._make_repository(super().init_hf_repo, token or self.args.hub_token, private)
+                token = token or self.args.hub_token
+                # Older versions of transformers don't take it.
+                options = {} if private is None else {"private": private}
+                self._make_repository(partial(super().init_hf_repo, token=token, **options), token)
         # Known in all processes, so that all of them come here, or none.
         (self.hub_model_id,) = broadcast_object_list([self.hub_model_id])
 
-    def _make_repository(self, create: Callable, token: str | None, private: bool | None) -> None:
+    def _make_repository(self, create: Callable[[], None], token: str | None) -> None:
         def make() -> None:
-            create(token=token, private=private)
+            create()
             hf_api().auth_check(self.hub_model_id, token=token, write=True)
             revision = self.args.hub_revision
             if revision is not None:
@@ -138,13 +148,13 @@ class HubMixin:
             )
             if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
                 message += (
-                    f"\nThe token was not accepted by {hf_api().endpoint}. Log in with `hf auth login`, or give a token with "
-                    "write permission as `hub_token` or in HF_TOKEN."
+                    f"\nThe token was not accepted by {hf_api().endpoint}. Log in with `hf auth login`, or give a "
+                    "token with write permission as `hub_token` or in HF_TOKEN."
                 )
             raise HubPushError(message) from None  # the original may show the token
 
     def _save_beside_weights(self, folder: str) -> None:
-        """For what belongs to a model besides what the Trainer saves: called wherever weights are written to be pushed."""
+        """For what belongs to a model besides what the Trainer saves. Called wherever weights are saved or pushed."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -173,27 +183,23 @@ class HubMixin:
         private: bool | None = None,
         **kwargs,
     ) -> CommitInfo | Future[CommitInfo] | None:
-        upload = self._get_upload(commit_message, revision=revision, token=token)
-        with self._fail_together():
-            if self.hub_model_id is None:
+        if self.hub_model_id is None:
+            with self._fail_together():  # saved before the first request, which makes the repository
                 self.save_model(_internal_call=True)
                 self.create_model_card(**kwargs)
-                try:
-                    self.init_hf_repo(token=token, private=private)
-                except HubPushError as error:
-                    self._missing_uploads[upload] = str(error)
-                    self._raise_missing()
-                upload = self._get_upload(commit_message, revision=revision, token=token)
+            try:
+                self.init_hf_repo(token=token, private=private)
+            except HubPushError as error:
+                upload = self._get_upload(commit_message, revision=revision, token=token, private=private)
+                self._missing_uploads[upload] = str(error)
+                self._raise_missing()
+        with self._fail_together():
             job = super().push_to_hub(
-                commit_message=commit_message,
-                blocking=False,
-                token=token,
-                revision=revision,
-                private=private,
-                **kwargs,
+                commit_message=commit_message, blocking=False, token=token, revision=revision, **kwargs
             )
             if job is None:  # not the main process
                 return None
+            upload = self._get_upload(commit_message, revision=revision, token=token)
             missing = [other for other in self._missing_uploads if other != upload]
             jobs = {**dict.fromkeys(missing), upload: job}
             if blocking:
@@ -230,6 +236,7 @@ class HubMixin:
         path_in_repo: str | None = None,
         revision: str | None = None,
         token: str | None = None,
+        private: bool | None = None,
     ) -> _Upload:
         return _Upload(
             repo_id=self._repository_name(),
@@ -238,6 +245,7 @@ class HubMixin:
             revision=revision or self.args.hub_revision,
             commit_message=commit_message,
             token=token or self.args.hub_token,
+            private=self.args.hub_private_repo if private is None else private,
         )
 
     def _complete_in_background(self, jobs: dict[_Upload, Future]) -> Future[CommitInfo]:
@@ -312,7 +320,7 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(error, (HTTPError, json.JSONDecodeError))
 
 
-def _describe(error: Exception, token: Any) -> str:
+def _describe(error: Exception, token: str | None) -> str:
     # The client wraps what went wrong with a large file; an error of the HTTP library has said it all.
     causes = [error] if error.__cause__ is None or isinstance(error, HTTPError) else [error, error.__cause__]
     text = " ".join(" ".join(f"{type(cause).__name__}: {cause}" for cause in causes).split())

@@ -77,8 +77,9 @@ def check_image_size(
         # Smaller images, so that these are not too small.
         if fitting != size and min(fitting) > 0 and can_take(network, fitting, num_channels):
             raise ValueError(
-                f"Images of {size[0]} x {size[1]} pixels{origin} don't fit: {type(network).__name__} takes multiples of "
-                f"{divisor}, such as {fitting[0]} x {fitting[1]}. Choose other images, or `scales` that give such sizes."
+                f"Images of {size[0]} x {size[1]} pixels{origin} don't fit: {type(network).__name__} takes multiples "
+                f"of {divisor}, such as {fitting[0]} x {fitting[1]}. Choose other images, or `scales` that give such "
+                "sizes."
             )
 
     def scaled(height: int) -> tuple[int, int]:
@@ -97,5 +98,6 @@ def check_image_size(
     least = scaled(enough)
     raise ValueError(
         f"Images of {size[0]} x {size[1]} pixels{origin} are too small: {type(network).__name__} takes {least[0]} x "
-        f"{least[1]} at the least. Use larger images, or larger `scales` for the sub-networks: `scales=[1]` keeps the size."
+        f"{least[1]} at the least. Use larger images, or larger `scales` for the sub-networks: `scales=[1]` keeps the "
+        "size."
     )

@@ -76,9 +76,10 @@ def _to_normalized_tensor(image_processor: Any) -> list[Callable]:
 
 def get_train_transform(
     image_processor: Any,
-    scale: Sequence[float] = (0.08, 1.0),
+    random_resized_crop_scale: Sequence[float] = (0.08, 1.0),
     horizontal_flip: bool = True,
     color_jitter: float = 0.0,
+    random_crop_padding: int | None = None,
 ) -> v2.Compose:
     """
     Random crop, optional flip and colour jitter, and normalization, with the sizes, mean, standard deviation and
@@ -87,19 +88,23 @@ def get_train_transform(
     Args:
         image_processor ([`~transformers.BaseImageProcessor`]):
             The model's image processor.
-        scale (`Sequence[float]`, *optional*, defaults to `(0.08, 1.0)`):
+        random_resized_crop_scale (`Sequence[float]`, *optional*, defaults to `(0.08, 1.0)`):
             Least and greatest share of the image's area that the random crop keeps.
         horizontal_flip (`bool`, *optional*, defaults to `True`):
             Whether half of the images are mirrored. Must be off where it changes the class, as with digits.
         color_jitter (`float`, *optional*, defaults to `0.0`):
             Strength of the random change of brightness, contrast and saturation; the authors use 0.4 on ImageNet.
+        random_crop_padding (`int`, *optional*):
+            In the place of a random area: the image as for evaluation, with so many pixels mirrored at each side (the authors:
+            4 on CIFAR), from which its own size is cropped at a random place.
 
     Returns:
         [`~torchvision.transforms.v2.Compose`]: takes a PIL image, returns a float tensor (3, height, width).
 
     Raises:
-        ValueError: if `scale` or `color_jitter` is out of range.
+        ValueError: if a number is out of range.
     """
+    scale, padding = random_resized_crop_scale, random_crop_padding
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
         raise ValueError(
             f"random_resized_crop_scale is {list(scale)}, but it must be two shares of the area in (0, 1], least first."
@@ -107,7 +112,16 @@ def get_train_transform(
     if color_jitter < 0:
         raise ValueError(f"color_jitter is {color_jitter}, but it must be 0 or more.")
     size = get_image_size(image_processor)
-    steps = [v2.RandomResizedCrop(size, scale=tuple(scale), interpolation=_resample(image_processor), antialias=True)]
+    if padding is None:
+        steps = [
+            v2.RandomResizedCrop(size, scale=tuple(scale), interpolation=_resample(image_processor), antialias=True)
+        ]
+    elif 0 < padding < min(size):  # there are no more pixels to mirror
+        steps = [get_eval_crop(image_processor), v2.RandomCrop(size, padding, padding_mode="reflect")]
+    else:
+        raise ValueError(
+            f"random_crop_padding is {padding}, but it must be in 1..{min(size) - 1} for images of {size[0]} x {size[1]}."
+        )
     if horizontal_flip:
         steps.append(v2.RandomHorizontalFlip())
     if color_jitter:

@@ -93,13 +93,15 @@ def get_logits(outputs: Any) -> Tensor:
     if isinstance(outputs, Mapping):
         if "logits" not in outputs:
             raise ValueError(
-                f"The model must return `logits` of shape (batch_size, num_labels), but returned {[*outputs]}.{SOFT_TARGETS_ADVICE}"
+                f"The model must return `logits` of shape (batch_size, num_labels), but returned {[*outputs]}."
+                f"{SOFT_TARGETS_ADVICE}"
             )
         logits = outputs["logits"]
     else:  # return_dict=False: the loss, if there is one, has no dimension
         logits = next(output for output in outputs if isinstance(output, Tensor) and output.ndim > 0)
     if logits.ndim != 2:
         raise ValueError(
-            f"The model's logits must have shape (batch_size, num_labels), but have shape {tuple(logits.shape)}.{SOFT_TARGETS_ADVICE}"
+            f"The model's logits must have shape (batch_size, num_labels), but have shape {tuple(logits.shape)}."
+            f"{SOFT_TARGETS_ADVICE}"
         )
     return logits

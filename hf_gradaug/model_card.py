@@ -31,6 +31,7 @@ _TRAINING_SETTINGS = [
     "learning_rate",
     "lr_scheduler_type",
     "lr_scheduler_kwargs",
+    "lr_milestones",
     "warmup_steps",
     "optim",
     "optim_args",
@@ -46,6 +47,8 @@ _TRAINING_SETTINGS = [
 ]
 # What an evaluation logs beside its metrics.
 _NO_METRICS = re.compile(r"loss|runtime|\w+_per_second|\w*compilation_time|\w*mem_\w+")
+# What sub-networks learn from, in the words of the card.
+_TARGETS = {"soft": "the full network's soft predictions", "labels": "the batch's labels"}
 
 
 def write_model_card(
@@ -98,9 +101,8 @@ def write_model_card(
         results=_table("metric", {name.replace("_", " "): value for name, value in metrics.items()}),
         curves=curves,
         load=_how_to_load(trainer, tasks),
-        targets="the batch's labels"
-        if settings.subnetwork_targets == "labels"
-        else "the full network's soft predictions",
+        targets=_TARGETS[settings.subnetwork_targets],
+        has_own_code=bool(getattr(trainer.model, "_auto_class", None)),
         gradaug_settings=_table("GradAug setting", _as_code(settings_as_dict(settings))) if is_gradaug else "",
         training_settings=_table(
             "setting", _as_code(_training_settings(trainer) | dict(data_settings or {})), skip_off=True
@@ -122,10 +124,13 @@ def _origin(trainer: Trainer, base_model: str | None, datasets: list[str], is_gr
 
 def _how_to_load(trainer: Trainer, tasks: list[str]) -> str:
     repository = trainer.hub_model_id or trainer.args.output_dir
+    # A class that transformers doesn't have is saved with the model.
+    auto_class = getattr(trainer.model, "_auto_class", None)
+    code = ", trust_remote_code=True" if auto_class else ""
     if tasks:
-        return f'from transformers import pipeline\n\npipe = pipeline("{tasks[0]}", model="{repository}")'
-    name = type(trainer.model).__name__
-    return f'from transformers import {name}\n\nmodel = {name}.from_pretrained("{repository}")'
+        return f'from transformers import pipeline\n\npipe = pipeline("{tasks[0]}", model="{repository}"{code})'
+    name = auto_class or type(trainer.model).__name__
+    return f'from transformers import {name}\n\nmodel = {name}.from_pretrained("{repository}"{code})'
 
 
 def _last_metrics(log_history: list[dict[str, Any]]) -> dict[str, float]:

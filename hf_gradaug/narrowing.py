@@ -5,7 +5,7 @@ import copy
 
 from transformers import PreTrainedConfig
 
-from . import families  # noqa: F401  its import registers them
+from . import families, models  # noqa: F401  their import registers them
 from .registry import FAMILIES, Narrow, narrow_channels, register_narrowing
 
 
@@ -48,8 +48,8 @@ def narrow_config(config: PreTrainedConfig, width: float, divisor: int = 1) -> P
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise TypeError(
-            f"No narrowing is known for model type {config.model_type!r}. Supported: {supported_model_types()}. To add "
-            "yours, tell which config fields scale with the width:\n\n"
+            f"No narrowing is known for model type {config.model_type!r}. Supported: {supported_model_types()}. To "
+            "add yours, tell which config fields scale with the width:\n\n"
             f'    @hf_gradaug.register_narrowing("{config.model_type}")\n'
             "    def _(config, narrow):\n"
             "        config.hidden_sizes = narrow(config.hidden_sizes)\n"

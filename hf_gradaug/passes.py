@@ -61,8 +61,8 @@ class GradAugPass:
         size (`tuple[int, int]`):
             Height and width of the images in pixels.
         soft_labels (`torch.Tensor`, *optional*):
-            Class probabilities of shape `(batch_size, num_labels)`, where the batch has such labels and not numbers, in the
-            passes that learn from labels.
+            Class probabilities of shape `(batch_size, num_labels)`, where the batch has such labels and not numbers, in
+            the passes that learn from labels.
         rows (`torch.Tensor`, *optional*):
             Indices of the images that a sub-network sees, where that is a share of the batch.
         share (`float`):
@@ -100,6 +100,18 @@ class GradAugPass:
     def learns_from_labels(self) -> bool:
         """Whether the loss is that of the labels, as always for the full network, or of soft targets."""
         return self.is_full or self.gradaug.settings.subnetwork_targets == "labels"
+
+    def with_labels(
+        self, num_items_in_batch: Tensor | int | None = None
+    ) -> tuple[dict[str, Any], Tensor | float | None]:
+        """What a Trainer's step takes: the inputs, soft labels too, and the number of items among all labels of a step."""
+        inputs = dict(self.inputs)
+        if self.soft_labels is not None:
+            inputs["labels"] = self.soft_labels
+        if num_items_in_batch is None or not self.learns_from_labels:
+            return inputs, None
+        # The items of other processes and micro-batches are in the number, so that it can't be counted here.
+        return inputs, num_items_in_batch if self.share == 1 else num_items_in_batch * self.share
 
     def loss(self, outputs: Any, label_loss: Tensor | None = None) -> Tensor:
         """
@@ -144,8 +156,8 @@ def _warn_if_as_wide(config: PreTrainedConfig, settings: GradAugSettings) -> Non
     width, divisor = settings.min_width, settings.width_divisor
     if width < 1 and narrow_config(config, width, divisor).to_dict() == config.to_dict():
         logger.warning(
-            f"`min_width` {width} rounds to the full network: this {config.model_type} has no narrower sub-network so close to "
-            "it. Sub-networks will differ in their images alone; a smaller `min_width` makes them narrower."
+            f"`min_width` {width} rounds to the full network: this {config.model_type} has no narrower sub-network so "
+            "close to it. Sub-networks will differ in their images alone; a smaller `min_width` makes them narrower."
         )
 
 
@@ -169,9 +181,9 @@ class GradAug:
         seed (`int`, *optional*, defaults to `0`):
             Widths and transformations of a step are drawn from the seed and the step's index.
         transform (`Callable[[torch.Tensor, torch.Generator], torch.Tensor]`, *optional*):
-            Transformation of a batch of shape `(batch_size, num_channels, height, width)` for a sub-network, in the place of
-            those that `settings.scales` and `settings.rotations` describe. Masks are scaled to the size that it returns:
-            where labels hold masks or boxes, it may resize and recolour the images, and nothing else.
+            Transformation of a batch of shape `(batch_size, num_channels, height, width)` for a sub-network, in the place
+            of those that `settings.scales` and `settings.rotations` describe. Masks are scaled to the size that it
+            returns: where labels hold masks or boxes, it may resize and recolour the images, and nothing else.
         build (`Callable[[PreTrainedConfig], nn.Module]`, *optional*):
             See [`make_slimmable`].
         label_names (`list[str]`, *optional*):
@@ -182,8 +194,8 @@ class GradAug:
             which is faster. Turn it off where hooks on the parameters must see every pass.
 
     Raises:
-        `TypeError`, `ValueError`: If the model can't have sub-networks (see [`make_slimmable`]), or is not for single-label
-        classification and `settings.subnetwork_targets` is `"soft"`.
+        `TypeError`, `ValueError`: If the model can't have sub-networks (see [`make_slimmable`]), or is not for
+        single-label classification and `settings.subnetwork_targets` is `"soft"`.
 
     Example:
 
@@ -221,7 +233,7 @@ class GradAug:
 
         if self.settings.subnetwork_targets == "soft":
             self._check_is_classifier()
-            # What the head itself does when it sees the first labels, unless they are soft: it takes those for multi-label.
+            # What the head itself does when it sees the first labels. Soft ones it would take for multi-label.
             model.config.problem_type = "single_label_classification"
         if self.settings.width_choices is not None:
             _allow_graphs(self.settings)
@@ -237,8 +249,8 @@ class GradAug:
             or config.num_labels < 2
         ):
             raise ValueError(
-                "GradAug's soft targets are class probabilities of models for single-label classification, but this is a "
-                f"{type(self.model).__name__}, `config.problem_type` is {problem_type!r} and `config.num_labels` is "
+                "GradAug's soft targets are class probabilities of models for single-label classification, but this is "
+                f"a {type(self.model).__name__}, `config.problem_type` is {problem_type!r} and `config.num_labels` is "
                 f"{config.num_labels}.{SOFT_TARGETS_ADVICE}"
             )
 
@@ -265,8 +277,8 @@ class GradAug:
             [`GradAugPass`]: To be run, its backward included, before the next one is asked for.
 
         Raises:
-            `ValueError`: If there are no images, they become smaller than the model can take, or labels hold masks or boxes
-                and `settings.rotations` would turn the images.
+            `ValueError`: If there are no images, they become smaller than the model can take, or labels hold masks or
+                boxes and `settings.rotations` would turn the images.
         """
         settings, name = self.settings, getattr(self.model, "main_input_name", "pixel_values")
         if not isinstance(inputs, Mapping) or name not in inputs:
@@ -311,7 +323,8 @@ class GradAug:
     def _check_rotations(self, inputs: Mapping[str, Any], size: tuple[int, int]) -> None:
         if dense := [name for name in self.label_names if has_masks_or_boxes(inputs.get(name), size)]:
             raise ValueError(
-                f"`rotations` must be None where labels hold masks or boxes, as {dense} do, but is {self.settings.rotations}."
+                f"`rotations` must be None where labels hold masks or boxes, as {dense} do, but is "
+                f"{self.settings.rotations}."
             )
 
     def _share_of_batch(self, images: Tensor, index: int) -> Tensor | None:

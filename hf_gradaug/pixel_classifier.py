@@ -11,6 +11,7 @@ from torch import nn
 from torchvision.transforms import v2
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
+from . import models  # noqa: F401  registers them with the Auto classes
 from .image_transforms import get_eval_crop, get_image_size, get_normalization
 
 
@@ -37,7 +38,8 @@ class _Logits(nn.Module):
 
 class PixelClassifier:
     """
-    An image classifier as a function of pixels in [0, 1], the normalization inside: attacks on it are bounded in pixels.
+    An image classifier as a function of pixels in [0, 1], the normalization inside, so that attacks are bounded in
+    pixels.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -114,8 +116,8 @@ class PixelClassifier:
 
     def attack(self, images: torch.Tensor, labels: torch.Tensor, epsilon: float) -> torch.Tensor:
         """
-        FGSM (Goodfellow et al. 2015): one step of size epsilon along the sign of the gradient of the cross-entropy with
-        the true labels, clipped to [0, 1].
+        FGSM (Goodfellow et al. 2015): one step of size epsilon along the sign of the gradient of the cross-entropy
+        with the true labels, clipped to [0, 1].
 
         Args:
             images (`torch.Tensor`): (batch, 3, height, width), float32 in [0, 1].

@@ -14,8 +14,8 @@ def narrow_channels(
     """
     Channel counts of a sub-network.
 
-    Each is `int(count * width / divisor + 0.5) * divisor`, the paper's code for `divisor` 1. Equal counts stay equal, and
-    different counts stay different (the larger one gives way upwards), because residual blocks have a projection
+    Each is `int(count * width / divisor + 0.5) * divisor`, the paper's code for `divisor` 1. Equal counts stay equal,
+    and different counts stay different (the larger one gives way upwards), because residual blocks have a projection
     shortcut where counts differ and none where they are equal. No count is below `minimum`, nor above the full
     network's.
 
@@ -29,8 +29,9 @@ def narrow_channels(
         minimum (`int`, *optional*, defaults to `1`):
             The least count that the family can take.
         multiple (`int` or `Sequence[int]`, *optional*, defaults to `1`):
-            What the family can narrow by: the channels of an attention head or of a group, one for all counts or one for
-            each. The counts are multiples of it and of `divisor`. One that isn't a multiple in the full network stays.
+            What the family can narrow by: the channels of an attention head or of a group, one for all counts or one
+            for each. The counts are multiples of it and of `divisor`. One that isn't a multiple in the full network
+            stays.
 
     Returns:
         `list[int]`: As many counts as `channels`.
@@ -63,8 +64,8 @@ class Narrow:
 # A narrowing edits a config in place.
 Narrowing = Callable[[PreTrainedConfig, Narrow], None]
 
-# Of a parameter or buffer whose name ends like the pattern: how its dimensions divide into parts. Either that many equal
-# ones, or sizes from the config and the numbers that the pattern's groups matched.
+# Of a parameter or buffer whose name ends like the pattern: how its dimensions divide into parts. Either that many
+# equal ones, or sizes from the config and the numbers that the pattern's groups matched.
 Parts = Mapping[str, Mapping[int, int | Callable[..., Sequence[int]]]]
 
 
@@ -81,22 +82,23 @@ def register_narrowing(*model_types: str, parts: Parts | None = None) -> Callabl
     """
     Registers how the configs of a model family are narrowed, as a decorator.
 
-    The function gets a copy of the config to edit in place, and `narrow`, which maps a list of channel counts to a list of
-    narrower ones: equal counts stay equal and different counts different, so pass the counts that belong together in one
-    call. `narrow(counts, minimum=4)` keeps every count at 4 or more, and `narrow(counts, multiple=64)` takes away whole
-    heads or groups of 64 channels (see [`narrow_channels`]). `narrow.width` is the width multiplier.
+    The function gets a copy of the config to edit in place, and `narrow`, which maps a list of channel counts to a
+    list of narrower ones: equal counts stay equal and different counts different, so pass the counts that belong
+    together in one call. `narrow(counts, minimum=4)` keeps every count at 4 or more, and `narrow(counts, multiple=64)`
+    takes away whole heads or groups of 64 channels (see [`narrow_channels`]). `narrow.width` is the width multiplier.
 
-    A sub-network uses the leading entries of every dimension. Where a layer works on a concatenation, or its output is split,
-    that would take the wrong ones: the leading columns of a layer on `cat(a, b)` all belong to `a`. `parts` says how such
-    dimensions divide, and each part narrows to its own leading entries.
+    A sub-network uses the leading entries of every dimension. Where a layer works on a concatenation, or its output is
+    split, that would take the wrong ones: the leading columns of a layer on `cat(a, b)` all belong to `a`. `parts`
+    says how such dimensions divide, and each part narrows to its own leading entries.
 
     Args:
         model_types (`str`):
             Values of `config.model_type`.
         parts (`dict[str, dict[int, int or Callable]]`, *optional*):
-            From a pattern (a regular expression) that the names of parameters or buffers end with, after a dot or as a whole,
-            to the dimensions that divide: into a number of equal parts, or into the sizes that a function returns. It gets a
-            config, once the full network's and once the sub-network's, and the numbers that the pattern's groups matched.
+            From a pattern (a regular expression) that the names of parameters or buffers end with, after a dot or as a
+            whole, to the dimensions that divide: into a number of equal parts, or into the sizes that a function
+            returns. It gets a config, once the full network's and once the sub-network's, and the numbers that the
+            pattern's groups matched.
 
     Example:
 

@@ -76,7 +76,7 @@ def corrupt_image(image: np.ndarray, corruption: str, severity: int, seed: int) 
 
 
 class _ToPixels:
-    """From a PIL image to uint8 pixels (3, height, width): cropped for the model, then corrupted if the condition says so."""
+    """From a PIL image to uint8 pixels (3, height, width): cropped, and corrupted as the condition says."""
 
     def __init__(self, crop: v2.Compose, condition: Condition):
         self.crop = crop
@@ -124,8 +124,8 @@ def evaluate_robustness(
     """
     Accuracy of classifiers on the images of a split: unchanged, under FGSM, and corrupted.
 
-    What is random about a corruption depends on the seed, the image's place in the data, the corruption and the severity
-    alone, so that all classifiers of one image size see the same images, with any batch size and number of workers.
+    What is random about a corruption depends on the seed, the image's place in the data, the corruption and the
+    severity alone: all classifiers of one image size see the same images, with any batch size and number of workers.
 
     Images are corrupted after they were resized and cropped for the model. The published files of ImageNet-C were made
     likewise, but then stored as JPEG, so that figures differ a little from those on these files.

@@ -18,13 +18,13 @@ def plot_robustness(
     path: str | os.PathLike,
 ) -> None:
     """
-    Draw the accuracies of models into a picture: on the left against the epsilon of the attack, a line a model; on the right
-    under each corruption, averaged over its severities, a bar a model.
+    Draw the accuracies of models into a picture: on the left against the epsilon of the attack, a line a model; on the
+    right under each corruption, averaged over its severities, a bar a model.
 
     Args:
         accuracies (`Mapping[str, Mapping[str, float] | Sequence[Mapping[str, float]]]`):
-            By the label of a model, its accuracies, as in `RobustnessResults.accuracy`. Several, as from trainings with
-            several seeds, are drawn as their mean and standard deviation.
+            By the label of a model, its accuracies, as in `RobustnessResults.accuracy`. Several, as from trainings
+            with several seeds, are drawn as their mean and standard deviation.
         settings ([`RobustnessSettings`]):
             The conditions to draw. A panel without any is left out.
         path (`str` or `os.PathLike`):

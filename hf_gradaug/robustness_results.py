@@ -3,16 +3,14 @@
 
 import json
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import __version__
+from .machine import describe_machine, describe_versions
 from .robustness_settings import Condition, RobustnessSettings
 
 
@@ -26,9 +24,9 @@ def mean_corruption_error(
     """
     The mean corruption error (Hendrycks and Dietterich 2019, arXiv 1903.12261).
 
-    With a baseline, the errors of each corruption, summed over its severities, are divided by those of the baseline, and the
-    ratios are averaged over the corruptions. Without one, the errors themselves are averaged. The relative mean corruption
-    error is the same of errors from which each model's error on clean images was subtracted.
+    With a baseline, the errors of each corruption, summed over its severities, are divided by those of the baseline,
+    and the ratios are averaged over the corruptions. Without one, the errors themselves are averaged. The relative
+    mean corruption error is the same of errors from which each model's error on clean images was subtracted.
 
     Args:
         errors (`Mapping[str, Sequence[float]]`):
@@ -137,21 +135,13 @@ class RobustnessResults:
             name: {"fingerprint": self.fingerprints[name], "accuracy": accuracy}
             for name, accuracy in self.accuracy.items()
         }
-        packages = ["torch", "transformers", "foolbox"]
+        packages = ["foolbox"]
         if self.settings.corruptions:
             packages.append("imagecorruptions-imaug")
         content = {
             "settings": self.description,
-            "versions": {
-                "python": platform.python_version(),
-                "hf_gradaug": __version__,
-                **{name: version(name) for name in packages},
-            },
-            "hardware": {
-                "machine": platform.processor() or platform.machine(),
-                "cores": os.cpu_count(),
-                "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            },
+            "versions": describe_versions(*packages),
+            "hardware": describe_machine("cuda" if torch.cuda.is_available() else "cpu"),
             "conditions": asdict(self.settings),
             "baseline": self.baseline,
             "summary": self.summarize(),
@@ -189,9 +179,9 @@ class RobustnessResults:
         What follows from the accuracies.
 
         Returns:
-            `dict[str, dict[str, float | None]]`: by model, `clean_accuracy`; with corruptions, `mean_corruption_error`; and
-            with a baseline besides, `mce` and `relative_mce`, ratios to the baseline (see [`mean_corruption_error`]). Empty
-            until every model was measured under every condition.
+            `dict[str, dict[str, float | None]]`: by model, `clean_accuracy`; with corruptions,
+            `mean_corruption_error`; and with a baseline besides, `mce` and `relative_mce`, ratios to the baseline (see
+            [`mean_corruption_error`]). Empty until every model was measured under every condition.
         """
         if not self.is_complete:
             return {}

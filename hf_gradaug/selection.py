@@ -90,7 +90,8 @@ def _sizes(parts: int | Sequence[int], length: int, name: str, dim: int) -> list
 def _leading_of_parts(full: list[int], narrow: list[int], name: str, dim: int) -> list[slice]:
     if len(full) != len(narrow) or any(n > f for f, n in zip(full, narrow)):
         raise ValueError(
-            f"Dimension {dim} of {name!r} divides into {full} in the full network, which a sub-network's {narrow} don't fit."
+            f"Dimension {dim} of {name!r} divides into {full} in the full network, which a sub-network's {narrow} "
+            "don't fit."
         )
     spans: list[slice] = []
     for start, length in zip(itertools.accumulate(full, initial=0), narrow):

@@ -39,9 +39,9 @@ class GradAugSettings:
         rotations (`list[float]`, *optional*):
             Angles in degrees, counter-clockwise. One is drawn for each sub-network. Not given: no rotation.
         subnetwork_targets (`str`, *optional*, defaults to `"soft"`):
-            What the sub-networks learn from: `"soft"` is the full network's predictions, the paper's method for single-label
-            classification. `"labels"` is the batch's labels, with the model's own loss, for every other model that has one:
-            detectors and segmenters, whose queries answer for other objects in each network.
+            What the sub-networks learn from: `"soft"` is the full network's predictions, the paper's method for
+            single-label classification. `"labels"` is the batch's labels, with the model's own loss, for every other
+            model that has one: detectors and segmenters, whose queries answer for other objects in each network.
         subnetwork_loss_weight (`float`, *optional*, defaults to `1.0`):
             Weight of each sub-network's loss, 0 or more; the full network's is 1.
         temperature (`float`, *optional*, defaults to `1.0`):

@@ -33,9 +33,9 @@ def check_same(what: str, found: dict[str, str | tuple], expected: dict[str, str
         if full == narrow or (width < 1 and _is_larger_shape(full, narrow)):
             continue
         raise ValueError(
-            f"{what.capitalize()} {name!r} is {full} in the model, but {narrow} in a sub-network of width multiplier {width} "
-            "built from its config. If the model was changed after construction, give `make_slimmable` or the trainer "
-            "`build=...`, a function from a config to a model with the same changes."
+            f"{what.capitalize()} {name!r} is {full} in the model, but {narrow} in a sub-network of width multiplier "
+            f"{width} built from its config. If the model was changed after construction, give `make_slimmable` or "
+            "the trainer `build=...`, a function from a config to a model with the same changes."
         )
 
 

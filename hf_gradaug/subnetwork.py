@@ -2,9 +2,9 @@
 """
 Sub-networks of a model.
 
-A sub-network is an ordinary model of the same class, built from a narrower config on the meta device (its skeleton), whose
-parameters are the leading slices of the full network's. No layer is replaced and no parameter renamed or copied, so what
-the model saves is a plain checkpoint.
+A sub-network is an ordinary model of the same class, built from a narrower config on the meta device (its skeleton),
+whose parameters are the leading slices of the full network's. No layer is replaced and no parameter renamed or copied,
+so what the model saves is a plain checkpoint.
 """
 
 import copy
@@ -23,6 +23,8 @@ from .skeleton import Build, build_skeleton, check_same, module_settings, shapes
 
 _STATE = "_subnetworks"
 _MISSING = object()
+# Fields of a config that no sub-network depends on. The first save writes the last three.
+_NOT_OF_THE_NETWORK = ("id2label", "label2id", "architectures", "auto_map", "dtype")
 
 
 class _Subnetwork:
@@ -40,12 +42,12 @@ class _Subnetwork:
         """
         Makes the skeleton compute with the model's weights, until [`unbind`].
 
-        `torch.func.functional_call` would unbind when the forward returns, and gradient checkpointing, which runs parts
-        of the forward again in the backward, would find a skeleton without weights.
+        `torch.func.functional_call` would unbind when the forward returns, and gradient checkpointing, which runs
+        parts of the forward again in the backward, would find a skeleton without weights.
         """
         modules = zip(model.named_modules(), self.skeleton.modules(), self.unbound, strict=True)
         for (prefix, full), narrow, (parameters, buffers, settings) in modules:
-            # A forward may change its modules: Swin's sets its windows by the size of the images, LeViT's keeps biases.
+            # A forward may change its modules: Swin's has the windows fit the images, LeViT's keeps biases.
             vars(narrow).update(_copied(settings))
             narrow.training = full.training
             for flag in ("gradient_checkpointing", "_gradient_checkpointing_func"):
@@ -82,8 +84,8 @@ def _select(tensor: Tensor, selection: Selection, like: Tensor, name: str) -> Te
     selected = selection.take(tensor)
     if selected.shape != like.shape:
         raise ValueError(
-            f"The model was changed after `make_slimmable`: {name!r} has shape {tuple(tensor.shape)}, and its sub-network "
-            f"needs {tuple(like.shape)}. Change the model first."
+            f"The model was changed after `make_slimmable`: {name!r} has shape {tuple(tensor.shape)}, and its "
+            f"sub-network needs {tuple(like.shape)}. Change the model first."
         )
     return selected
 
@@ -92,8 +94,8 @@ def _leaf(parameter: nn.Parameter, selected: Tensor, selection: Selection) -> Te
     """
     A dense leaf in the memory format of the parameter, whose gradient is added to the parameter's as it is computed.
 
-    Autograd answers a view with a gradient as large as the whole parameter, mostly zeros, for each pass, and kernels of
-    convolutions and linear layers are slower on the strided weights.
+    Autograd answers a view with a gradient as large as the whole parameter, mostly zeros, for each pass, and kernels
+    of convolutions and linear layers are slower on the strided weights.
     """
     # What is dense already, such as biases and whole layers, need not be copied.
     dense = selected.is_contiguous() or selected.shape == parameter.shape
@@ -112,10 +114,10 @@ def _add_gradient(parameter: nn.Parameter, selection: Selection, leaf: Tensor) -
 
 
 class _Subnetworks:
-    """A slimmable model's state, kept apart from its modules: its plain class, cached sub-networks, the active ones."""
+    """A slimmable model's state, apart from its modules: its plain class, cached sub-networks, the active ones."""
 
-    # Widths are drawn from an interval, but channel counts are whole: ResNet-50 has 385 different sub-networks between 0.9
-    # and 1. Each takes 1 MB, and some ten milliseconds to build.
+    # Widths are drawn from an interval, but channel counts are whole: ResNet-50 has 385 different sub-networks between
+    # 0.9 and 1. Each takes 1 MB, and some ten milliseconds to build.
     cache_size = 512
 
     def __init__(self, model_class: type[nn.Module], build: Build | None):
@@ -126,7 +128,7 @@ class _Subnetworks:
 
     def get(self, model: nn.Module, width: float, divisor: int) -> _Subnetwork:
         config = narrow_config(model.config, width, divisor)
-        key = str([config.num_labels, {k: v for k, v in vars(config).items() if k not in ("id2label", "label2id")}])
+        key = str([config.num_labels, {k: v for k, v in vars(config).items() if k not in _NOT_OF_THE_NETWORK}])
         if key not in self.cache:
             self.cache[key] = self._make(model, config, width)
             if len(self.cache) > self.cache_size:
@@ -170,8 +172,9 @@ class SlimmableModel:
 
         The sub-network uses the leading channels of every layer and follows each module's train or eval mode, gradient
         checkpointing and `requires_grad`. In train mode its BatchNorm layers use the batch's statistics and leave the
-        full network's running statistics alone. Forward hooks on the model itself run, those on its inner modules don't.
-        With gradient checkpointing, call `backward` inside of the block.
+        full network's running statistics alone. For images of another size than the config's, learned positions are
+        interpolated where the model can. Forward hooks on the model itself run, those on its inner modules don't. With
+        gradient checkpointing, call `backward` inside of the block.
 
         Args:
             width (`float`):
@@ -179,9 +182,9 @@ class SlimmableModel:
             width_divisor (`int`, *optional*, defaults to `1`):
                 Channel counts are rounded to multiples of it.
             detached (`bool`, *optional*, defaults to `False`):
-                Computes with dense copies of the weights, whose gradients `backward` adds to `parameter.grad` itself. Faster,
-                and the sums are the same, but hooks on the parameters, those of DistributedDataParallel among them, don't
-                run, and `torch.autograd.grad` doesn't reach the parameters.
+                Computes with dense copies of the weights, whose gradients `backward` adds to `parameter.grad` itself.
+                Faster, and the sums are the same, but hooks on the parameters, those of DistributedDataParallel among
+                them, don't run, and `torch.autograd.grad` doesn't reach the parameters.
             compiled (`bool`, *optional*, defaults to `False`):
                 Lets `torch.compile` compile the sub-network too, once for each width and image size.
 
@@ -222,15 +225,15 @@ def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTra
     """
     Gives a model its sub-networks, in place.
 
-    The model stays the same object, an instance of its class, with the same parameters, names and `forward` signature, and
-    gains the method [`~SlimmableModel.subnetwork`]. A model that is slimmable already is returned as it is.
+    The model stays the same object, an instance of its class, with the same parameters, names and `forward` signature,
+    and gains the method [`~SlimmableModel.subnetwork`]. A model that is slimmable already is returned as it is.
 
     Args:
         model (`PreTrainedModel`):
             A model whose family has a narrowing (see [`register_narrowing`]).
         build (`Callable[[PreTrainedConfig], nn.Module]`, *optional*):
-            Function from a config to a new model. Needed where class and config alone don't give the model, such as with
-            another head. Defaults to the model's class.
+            Function from a config to a new model. Needed where class and config alone don't give the model, such as
+            with another head. Defaults to the model's class.
 
     Returns:
         `PreTrainedModel`: `model` itself.
@@ -284,8 +287,8 @@ def subnetwork_state_dict(
             Channel counts are rounded to multiples of it.
 
     Returns:
-        `tuple[PreTrainedConfig, dict[str, torch.Tensor]]`: The narrower config, and copies of the weights and buffers that
-        the sub-network uses, on the model's device. BatchNorm's running statistics are those of the full network.
+        `tuple[PreTrainedConfig, dict[str, torch.Tensor]]`: The narrower config, and dense copies of the weights and
+        buffers that the sub-network uses, on the model's device. BatchNorm has the full network's running statistics.
 
     Raises:
         `ValueError`, `TypeError`: See [`make_slimmable`] and [`~SlimmableModel.subnetwork`].
@@ -300,7 +303,10 @@ def subnetwork_state_dict(
     """
     subnetwork = make_slimmable(model).subnetwork(width, width_divisor).subnetwork
     full = model.state_dict()
-    return narrow_config(model.config, width, width_divisor), {
+    config = copy.deepcopy(
+        narrow_config(model.config, width, width_divisor)
+    )  # its names of labels are the model's own
+    return config, {
         name: _select(full[name], subnetwork.selections[name], like, name).clone(memory_format=torch.contiguous_format)
         for name, like in subnetwork.skeleton.state_dict().items()
     }
@@ -314,9 +320,9 @@ def _swap_class(model: nn.Module, build: Build | None) -> nn.Module:
 
 @functools.cache
 def _slimmable_class(model_class: type[nn.Module]) -> type[nn.Module]:
-    # A subclass of the same name whose `forward` keeps its signature: the Trainer reads the signature, and saved configs
-    # and cards name the class. `torch.distributed.fsdp.fully_shard` swaps the class in the same way. The sub-network runs
-    # inside of `forward`, so that DistributedDataParallel, autocast and FSDP treat it like the full network.
+    # A subclass of the same name whose `forward` keeps its signature: the Trainer reads the signature, and saved
+    # configs and cards name the class. `torch.distributed.fsdp.fully_shard` swaps the class in the same way. The
+    # sub-network runs inside of `forward`, where DistributedDataParallel, autocast and FSDP meet it like the full one.
     @functools.wraps(model_class.forward)
     def forward(self, *args, **kwargs):
         active = self.__dict__[_STATE].active
@@ -328,7 +334,7 @@ def _slimmable_class(model_class: type[nn.Module]) -> type[nn.Module]:
     return type(model_class.__name__, (SlimmableModel, model_class), {**namespace, "__doc__": model_class.__doc__})
 
 
-# Dynamo enters neither these functions nor, without `compiled`, the skeleton: every drawn width would be another graph.
+# Dynamo enters neither these functions nor, without `compiled`, the skeleton: each drawn width would be another graph.
 @functools.partial(torch.compiler.disable, recursive=False)
 def _forward_subnetwork(model: nn.Module, activation: _Activation, args: tuple, kwargs: dict):
     skeleton = activation.subnetwork.skeleton

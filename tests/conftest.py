@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Surroundings of the tests: a Hub of their own, apart from the user's caches and settings, quiet, light on the machine."""
+"""Surroundings of the tests: a Hub of their own, no caches or settings of the user's, quiet, light on the machine."""
 
 import atexit
 import os
@@ -17,8 +17,8 @@ _HF_HOME = tempfile.mkdtemp(prefix="hf_gradaug_tests_")
 atexit.register(shutil.rmtree, _HF_HOME, ignore_errors=True)
 for _name in [name for name in os.environ if name.startswith(("ACCELERATE_", "HF_", "HUGGING_FACE_", "FSDP_"))]:
     del os.environ[_name]
-# Nothing goes further than this process: for names that it doesn't hold, its Hub has the real one's "not found". A process
-# that this one starts talks to the same Hub.
+# Nothing goes further than this process: for names that it doesn't hold, its Hub has the real one's "not found". The
+# processes that it starts talk to it, too.
 _HUB = None if "HUB_OF_THE_TESTS" in os.environ else HubServer()
 _HUB_URL = os.environ.pop("HUB_OF_THE_TESTS") if _HUB is None else _HUB.url
 os.environ.update(
@@ -55,7 +55,7 @@ def root() -> Path:
 
 @pytest.fixture
 def hub(monkeypatch):
-    """The tests' own Hub, empty, with a token that may write, and without the waits between attempts, the client's and ours."""
+    """The tests' own Hub, empty, with a token that may write. Between attempts neither we nor the client wait."""
     import huggingface_hub.utils._http as client
 
     import hf_gradaug.hub

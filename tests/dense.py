@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Tiny detectors and segmenters, with all that is random in them turned off but their weights, and batches for them."""
+"""Tiny detectors and segmenters, with all that is random in them turned off but their weights; batches for them."""
 
 import copy
 
@@ -169,7 +169,7 @@ def dense_example(name: str, index: int, size: tuple[int, int] = SIZE) -> dict:
 
 
 def collate(examples: list[dict]) -> dict:
-    """Images in one tensor with their padding mask, and labels as a list where each image has its own number of them."""
+    """Images in one tensor with their padding mask; labels as a list where each image has its own number of them."""
     batch = {name: [example[name] for example in examples] for name in examples[0]}
     batch["pixel_values"] = torch.stack(batch["pixel_values"])
     if isinstance(batch.get("labels", [None])[0], torch.Tensor):

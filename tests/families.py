@@ -9,6 +9,8 @@ from tiny import FAMILIES as CONVOLUTIONAL
 from tiny import NUM_LABELS, SIZE, tiny_config
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hf_gradaug import models
+
 
 _NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 _VIT = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "image_size": SIZE, "patch_size": 8}
@@ -113,6 +115,9 @@ _MORE = {
         "SwiftFormer",
         {"embed_dims": [8, 16, 16, 24], "depths": [1, 2, 1, 1], "downsamples": [True, True, False, True]},
     ),
+    # Its first stage is as wide as the first convolution, so that the first layer has no projection shortcut.
+    "wide_resnet": ("WideResNet", {"embedding_size": 8, "hidden_sizes": [8, 16, 24], "depths": [2, 1, 1]}),
+    "pyramidnet": ("PyramidNet", {"embedding_size": 8, "alpha": 11, "depths": [2, 1, 1]}),
 }
 
 
@@ -123,6 +128,10 @@ CLASSES = {
 FAMILIES = [*CONVOLUTIONAL, *_MORE]
 
 
+def _find(name: str) -> type:
+    return getattr(models if hasattr(models, name) else transformers, name)
+
+
 def image_size(family: str) -> int:
     return 128 if family == "levit" else SIZE  # at 32 pixels its second stage has one token
 
@@ -131,16 +140,16 @@ def family_config(family: str) -> PreTrainedConfig:
     if family in CONVOLUTIONAL:
         return tiny_config(family)
     name, fields = _MORE[family]
-    return getattr(transformers, f"{name}Config")(**copy.deepcopy(fields), num_labels=NUM_LABELS)
+    return _find(f"{name}Config")(**copy.deepcopy(fields), num_labels=NUM_LABELS)
 
 
 def model_class(family: str) -> type[PreTrainedModel]:
     name = CLASSES.get(family) or CLASSES[family.split("-")[0]]
-    return getattr(transformers, f"{name}ForImageClassification")
+    return _find(f"{name}ForImageClassification")
 
 
 def family_model(family: str, seed: int = 0) -> PreTrainedModel:
-    """With random weights that keep signals of the same size, so that no activation dies and no attention saturates."""
+    """With random weights that keep the size of signals, so that no activation dies and no attention saturates."""
     model = model_class(family)(family_config(family))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -16,7 +16,7 @@ from hub_store import HubError
 
 @dataclass
 class Request:
-    """A request that came in: the bytes of its body that arrived, and the status of the answer, 0 if there was none."""
+    """A request that came in: how much of its body arrived, and the status of the answer, 0 if there was none."""
 
     method: str
     path: str

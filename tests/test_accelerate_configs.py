@@ -165,7 +165,7 @@ def test_launch_trains_in_two_processes(launch, tmp_path):
         "eight_gpus",
         ["--num_processes", "2", "--main_process_port", free_port()],
         script="tests/scripts/train_tiny.py",
-        arguments=(str(tmp_path), "convnext", "plain", '{"per_device_train_batch_size": 4}'),
+        arguments=(json.dumps([{"output": str(tmp_path), "per_device_train_batch_size": 4}]),),
     )
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["processes"] == 2

@@ -90,6 +90,37 @@ def test_streaming_measures_each_arm(tmp_path, capsys):
         script.main(["--workers", "9"])
 
 
+def test_accuracies_by_width_are_averaged_over_seeds(benchmarks):
+    script = importlib.import_module("widths")
+    seeds = [
+        {
+            "rows": [
+                {
+                    "width": 0.5,
+                    "accuracy": a,
+                    "accuracy_recalibrated": b,
+                    "latency_1": c,
+                    "latency_batch": c,
+                    "flops": 7,
+                }
+            ]
+        }
+        for a, b, c in ((0.1, 0.8, 3), (0.2, 0.8, 1), (0.3, 0.8, 20))
+    ]
+    (row,) = script.summarize(seeds)
+    assert row == {
+        "width": 0.5,
+        "flops": 7,
+        "accuracy": pytest.approx(0.2),
+        "accuracy_deviation": pytest.approx(0.1),
+        "accuracy_recalibrated": pytest.approx(0.8),
+        "accuracy_recalibrated_deviation": pytest.approx(0),
+        "latency_1": 3,
+        "latency_batch": 3,
+    }
+    assert script.summarize(seeds[:1])[0]["accuracy_deviation"] is None
+
+
 def test_robustness_of_both_arms(tmp_path):
     script = importlib.import_module("robustness")
     train = "--max_steps 2 --max_train_samples 64 --max_eval_samples 20 --use_cpu"

@@ -96,7 +96,7 @@ def test_soft_targets_need_a_classifier():
 
 
 def test_the_trainer_computes_the_loss_of_subnetworks_as_the_full_networks(tmp_path):
-    # At width and scale 1, without BatchNorm, sub-networks with a loss like the full network's multiply its gradient by 3.
+    # At width and scale 1, without BatchNorm, sub-networks with the full network's loss multiply its gradient by 3.
     same = {"num_subnetworks": 2, "min_width": 1.0, "scales": [1.0], "max_steps": 2, "gradient_accumulation_steps": 2}
     same |= {"subnetwork_targets": "labels", "per_device_train_batch_size": 4, "label_smoothing_factor": 0.1}
     same["max_grad_norm"] = 0

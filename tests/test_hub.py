@@ -13,33 +13,18 @@ import torch
 from datasets import load_dataset
 from hub_server import READER
 from huggingface_hub import HfApi, snapshot_download
-from tiny import largest_difference, state_of, tiny_images, tiny_model, tiny_trainer
-from transformers import AutoImageProcessor, AutoModelForImageClassification, ConvNextImageProcessor, TrainerCallback
+from pushes import IN_CHECKPOINT, MODEL, NAME, STATE, files_of, make_trainer
+from tiny import largest_difference, state_of, tiny_images, tiny_model
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers import pipeline as make_pipeline
 
-from hf_gradaug import GradAugSettings, HubPushError
-
-
-NAME = "org/tiny"
-MODEL = {"README.md", "config.json", "gradaug_config.json", "model.safetensors", "preprocessor_config.json"}
-MODEL |= {"training_args.bin", "training_curves.png"}
-STATE = {"optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"}
-
-
-def make_trainer(folder, model=None, **args):
-    """A trainer that pushes, saves in each of its three steps and has an image processor."""
-    processor = ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=1.0)
-    trainer_kwargs = {"processing_class": processor, **args.pop("trainer_kwargs", {})}
-    defaults = {"push_to_hub": True, "hub_model_id": NAME, "save_strategy": "steps", "save_steps": 1}
-    # Else a push is left out while the last one is under way, which depends on the machine.
-    defaults["hub_always_push"] = True
-    return tiny_trainer(folder, model, trainer_kwargs=trainer_kwargs, **{**defaults, **args})
-
-
-def files_of(folder) -> dict[str, bytes]:
-    """What the Trainer pushes of its output folder."""
-    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    return {str(path): (folder / path).read_bytes() for path in paths if not path.parts[0].startswith("checkpoint-")}
+from hf_gradaug import GradAugSettings, HubMixin, HubPushError
 
 
 @pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
@@ -65,12 +50,12 @@ def test_each_strategy(hub, tmp_path, monkeypatch, strategy):
     results = {"all_results.json", "train_results.json", "trainer_state.json"}
     assert {path: content for path, content in pushed.items() if "/" not in path} == files_of(out)
     assert set(files_of(out)) == MODEL | results
-    state = MODEL - {"README.md", "training_curves.png"} | STATE
+    state = IN_CHECKPOINT | STATE
     assert {path for path in pushed if "/" in path} == {f"{folder}/{name}" for folder in checkpoints for name in state}
     for folder in checkpoints:
         local = out / folder.replace("last-checkpoint", "checkpoint-3")
         assert all(pushed[f"{folder}/{name}"] == (local / name).read_bytes() for name in state)
-    in_training = [title for step in (1, 2, 3) for title in (f"Training in progress, step {step}",)]
+    in_training = [f"Training in progress, step {step}" for step in (1, 2, 3)]
     assert [title for title in titles if "checkpoint" not in title] == ([] if strategy == "end" else in_training)
     assert hub.titles(NAME) == [*titles, "End of training"]
     assert before_the_requests and all(names >= MODEL for names in before_the_requests)
@@ -87,6 +72,13 @@ def test_plain_training_has_no_settings(hub, tmp_path):
     trainer.train()
     trainer.push_to_hub()
     assert set(hub.files(NAME)) == MODEL - {"gradaug_config.json"}
+
+
+def test_any_trainer(hub, tmp_path):
+    cls = type("PushingTrainer", (HubMixin, Trainer), {})
+    trainer = make_trainer(tmp_path, cls=cls, args_cls=TrainingArguments, hub_strategy="every_save", max_steps=1)
+    trainer.train()
+    assert hub.files(NAME) == files_of(tmp_path) and hub.titles(NAME) == ["Training in progress, step 1"]
 
 
 PULL = """

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hub_server import WRITER
 from huggingface_hub import HfApi
-from test_hub import MODEL, NAME, files_of, make_trainer
+from pushes import MODEL, NAME, files_of, make_trainer
 from tiny import largest_difference, state_of
 from transformers import AutoModelForImageClassification, TrainerCallback
 
@@ -25,6 +25,11 @@ LARGE = ("model.safetensors", "training_args.bin")
 
 def commands_in(error) -> list[list[str]]:
     return [shlex.split(line) for line in str(error.value).splitlines() if line.startswith("    hf upload ")]
+
+
+def errors_in(caplog) -> list[str]:
+    records = [record for record in caplog.records if record.name == "hf_gradaug.hub"]
+    return [record.getMessage() for record in records if record.levelno == logging.ERROR]
 
 
 def run(command: list[str], cwd: Path) -> None:
@@ -60,13 +65,15 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("how", [500, 502, "cut"])
-@pytest.mark.parametrize("where", FAULTS)
-def test_errors_that_pass_fail_nothing(hub, tmp_path, where, how):
-    if how == "cut":
-        hub.cut(*FAULTS[where], after=0 if where == "permission" else 10, times=2)
+@pytest.mark.parametrize(
+    ("where", "is_cut"),
+    [*((where, False) for where in FAULTS), ("repository", True), ("upload", True), ("commit", True)],
+)
+def test_errors_that_pass_fail_nothing(hub, tmp_path, where, is_cut):
+    if is_cut:
+        hub.cut(*FAULTS[where], after=20, times=2)
     else:
-        hub.fail(*FAULTS[where], how, times=2)
+        hub.fail(*FAULTS[where], 500, times=2)
     trainer = make_trainer(tmp_path, hub_revision="dev")
     trainer.push_to_hub()
     assert hub.files(NAME, "dev") == files_of(tmp_path)
@@ -126,7 +133,7 @@ def test_hub_that_dies_in_the_training(hub, tmp_path, caplog, strategy):
     saved = AutoModelForImageClassification.from_pretrained(out)
     assert largest_difference(state_of(saved), state_of(trainer.model)) == 0
     # It was reported as it happened, with the reason and with what to run.
-    errors = [record.getMessage() for record in caplog.records if record.name == "hf_gradaug.hub"]
+    errors = errors_in(caplog)
     assert len(errors) == 2 and all("RemoteProtocolError" in text and "hf upload" in text for text in errors)
     assert WRITER not in caplog.text + str(error.value)
     commands = commands_in(error)
@@ -151,8 +158,7 @@ def test_hub_that_comes_back_by_the_end_of_the_training(hub, tmp_path, caplog):
     with caplog.at_level(logging.ERROR, "hf_gradaug.hub"):
         trainer.train()
     # What the later push replaced needs no command any more.
-    texts = [record.getMessage() for record in caplog.records]
-    targets = [re.findall(r"hf upload \S+ \S+ (\S+)", text) for text in texts]
+    targets = [re.findall(r"hf upload \S+ \S+ (\S+)", text) for text in errors_in(caplog)]
     assert targets == [[".", "checkpoint-1"], ["checkpoint-1", "."], ["checkpoint-1"]]
     pushed = hub.files(NAME)
     assert {path: content for path, content in pushed.items() if "/" not in path} == files_of(tmp_path)
@@ -183,17 +189,19 @@ def test_push_in_the_background_by_hand(hub, tmp_path, caplog):
 
 
 def test_all_is_on_disk_before_the_repository_is_made(hub, tmp_path):
-    trainer = make_trainer(tmp_path, push_to_hub=False, save_strategy="no")
+    args = {"push_to_hub": False, "hub_model_id": "tiny", "hub_private_repo": True}
+    trainer = make_trainer(tmp_path, save_strategy="no", **args)
     hub.is_down = True
     with pytest.raises(HubPushError, match="can't be made or written to: RemoteProtocolError") as error:
         trainer.push_to_hub(tags="photos")
-    assert set(files_of(tmp_path)) == MODEL
+    assert set(files_of(tmp_path)) == MODEL - {"training_curves.png"}  # there was no training
     hub.is_down = False
     (command,) = commands_in(error)
     run(command, cwd=tmp_path)
-    assert hub.files(NAME) == files_of(tmp_path)
+    name = "someone/tiny"
+    assert hub.files(name) == files_of(tmp_path) and hub.repository(name).is_private
     trainer.push_to_hub()
-    assert hub.titles(NAME)[-1] == "End of training"
+    assert hub.files(name) == files_of(tmp_path) and hub.titles(name)[-1] == "End of training"
 
 
 def test_dead_hub_is_an_error_before_training(hub, tmp_path):

@@ -58,6 +58,14 @@ def test_a_changed_config_is_another_skeleton():
     assert before is not after
 
 
+def test_a_save_changes_no_skeleton(tmp_path):
+    model = make_slimmable(tiny_model())
+    before = model.subnetwork(0.9).subnetwork
+    model.save_pretrained(tmp_path)  # which writes into the config
+    assert model.config.architectures is not None
+    assert model.subnetwork(0.9).subnetwork is before
+
+
 def test_skeletons_show_nowhere(tmp_path):
     plain, model = tiny_model("resnet-basic").eval(), make_slimmable(tiny_model("resnet-basic").eval())
     images = tiny_images()

@@ -147,7 +147,7 @@ def test_card_of_the_project(path):
         assert "not verified" in result.metric_name and "Yang, Zhu and Chen" in result.source_name
         assert result.metric_value == (0.7967 if "cutmix" in path.stem else 0.7878)
         assert "not verified here" in card.text
-    if path.stem.startswith("imagenet_"):
+    if path.stem.startswith(("cifar100_", "imagenet_")):
         assert card.data.eval_results is None and "We have not run it" in card.text
 
 
@@ -157,8 +157,13 @@ def test_recipe_has_a_card_that_agrees(path):
     rows = rows_of((ROOT / "model_cards" / f"{path.stem}.md").read_text())
     shown = ("learning_rate", "lr_scheduler_type", "optim", "optim_args", "weight_decay", "num_train_epochs")
     shown += ("min_width", "num_subnetworks", "random_resized_crop_scale", "cutmix_alpha", "color_jitter")
+    shown += ("random_crop_padding", "mix_prob")
     for name in shown:
         if name in recipe:
             assert rows[name] == _show(recipe[name]), name
-    if path.stem.startswith("imagenet_"):
-        assert int(rows["images in a step"]) == 8 * recipe["per_device_train_batch_size"]
+    for prefix, processes in (("cifar100_", 1), ("imagenet_", 8)):
+        if path.stem.startswith(prefix):
+            assert int(rows["images in a step"]) == processes * recipe["per_device_train_batch_size"]
+    for name in ("scales", "lr_milestones"):  # followed by what they mean
+        if name in recipe:
+            assert rows[name].split(" (")[0] == _show(recipe[name]), name

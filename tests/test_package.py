@@ -71,6 +71,14 @@ def test_metadata(metadata, root):
     assert set(extras["test"]) > {*extras["examples"], *extras["robustness"], *extras["detection"]}
 
 
+def test_every_file_of_the_package_is_installed(metadata, root):
+    (package,) = metadata["package_data"]
+    folder = root / package
+    installed = {path for pattern in metadata["package_data"][package] for path in folder.glob(pattern)}
+    others = {path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert others and others == installed
+
+
 def test_every_requirement_has_a_lower_end_and_a_pin(metadata, root):
     names = []
     for requirement in metadata["install_requires"] + metadata["extras_require"]["dev"]:

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Accuracy under attacks and corruptions: the attack, the numbers, the file that a stopped run goes on from, the errors."""
+"""Accuracy under attacks and corruptions: the attack, the numbers, going on after a stop, the errors."""
 
 import json
 import sys
@@ -294,9 +294,9 @@ def test_errors_come_before_anything_is_measured(script, folders, tmp_path, monk
     monkeypatch.setattr(PixelClassifier, "count_correct", no_measurement)
     photos = ("--validation_dir", str(images.make_folder(tmp_path / "photos")))
     three = tiny_model()
-    headless = {"headless": tmp_path / "headless"}
-    tiny_model("convnext", num_labels=10).convnext.save_pretrained(headless["headless"])
-    make_processor().save_pretrained(headless["headless"])
+    order = save(tmp_path / "order", three, ("dog", "cat", "owl"))
+    bare = save(tmp_path / "bare", three, processor=False)
+    headless = save(tmp_path / "headless", tiny_model("convnext", num_labels=10).convnext)
     cases = [
         (folders[:1], ["--corruptions", "rain"], "corruptions has 'rain', but each must be one of gaussian_noise"),
         (folders[:1], ["--severities", "0"], "severities has 0, but each must be one of"),
@@ -308,10 +308,10 @@ def test_errors_come_before_anything_is_measured(script, folders, tmp_path, monk
         (folders[:1], ["--split", "test"], "There is no test split"),
         (folders[:1], ["--baseline", "other"], r"baseline is 'other', but must be one of the models \['.*trained'\]"),
         (folders[:1], photos, "'.*trained' has 10 classes, but photos has 3"),
-        ([save(tmp_path / "order", three, ("dog", "cat", "owl"))], photos, "Class 0 of '.*order' is 'dog', but that of photos is 'cat'"),
-        ([save(tmp_path / "bare", three, processor=False)], photos, "'.*bare' is no image classifier with an image processor"),
+        ([order], photos, "Class 0 of '.*order' is 'dog', but that of photos is 'cat'"),
+        ([bare], photos, "'.*bare' is no image classifier with an image processor"),
         ([str(tmp_path / "none")], [], "'.*none' is no image classifier"),
-        ([str(headless["headless"])], [], r"'.*headless' has no weights for \['classifier"),
+        ([headless], [], r"'.*headless' has no weights for \['classifier"),
     ]  # fmt: skip
     for models, flags, message in cases:
         with pytest.raises(ValueError, match=message):

@@ -11,6 +11,7 @@ import shutil
 import images
 import pytest
 import torch
+from hub_server import WRITER
 from tiny import tiny_config, tiny_model, tiny_trainer
 from transformers import AutoModelForImageClassification, ConvNextForImageClassification, HfArgumentParser
 
@@ -131,25 +132,17 @@ def test_no_token_is_written(tmp_path, monkeypatch, caplog, capfd):
     assert not [path for path, content in files.items() if TOKEN.encode() in content]
 
 
-def test_token_of_the_arguments_is_used_but_not_saved(tmp_path, monkeypatch):
-    trainer = tiny_trainer(tmp_path, hub_token=TOKEN)
-    assert trainer.args.hub_token == TOKEN
-    assert copy.deepcopy(trainer.args).hub_token == TOKEN
-    trainer.save_model()
-    # With a push, the arguments are saved beside the model once more, and uploaded.
-    sent = {}
-
-    class Hub:
-        def upload_folder(self, **kwargs):
-            sent.update(kwargs)
-
-    monkeypatch.setattr("transformers.trainer.hf_api", Hub)
-    trainer.hub_model_id, trainer.push_in_progress = "someone/model", None
-    trainer.args.save_strategy = "steps"
-    os.mkdir(tmp_path / "checkpoint-1")
-    trainer._push_from_checkpoint(str(tmp_path / "checkpoint-1"))
-    assert sent["token"] == TOKEN and sent["folder_path"] == str(tmp_path)
-    assert not [path for path, content in written(tmp_path).items() if TOKEN.encode() in content]
+def test_token_of_the_arguments_is_used_but_not_saved(hub, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    args = {"push_to_hub": True, "hub_model_id": "someone/model", "hub_strategy": "checkpoint", "hub_token": WRITER}
+    trainer = tiny_trainer(tmp_path, save_strategy="steps", save_steps=3, **args)
+    assert trainer.args.hub_token == WRITER
+    assert copy.deepcopy(trainer.args).hub_token == WRITER
+    trainer.train()
+    trainer.push_to_hub()
+    pushed = hub.files("someone/model")
+    assert {"training_args.bin", "last-checkpoint/training_args.bin"} <= set(pushed)
+    assert not [path for path, content in {**written(tmp_path), **pushed}.items() if WRITER.encode() in content]
     args = torch.load(tmp_path / "training_args.bin", weights_only=False)
     assert args.hub_token is None and args.num_subnetworks == trainer.args.num_subnetworks
 

@@ -6,6 +6,8 @@ import sys
 import torch
 from tiny import tiny_images, tiny_model, tiny_trainer
 
+from hf_gradaug import export_subnetwork
+
 
 LOADER = """
 import sys
@@ -22,20 +24,33 @@ print(type(model).__name__)
 """
 
 
+def class_elsewhere(folder, model, env):
+    """The class that a saved model has where this package is absent, and where it computes the same logits."""
+    torch.save(tiny_images(), folder / "images.pt")
+    with torch.no_grad():
+        torch.save(model.eval()(pixel_values=tiny_images()).logits, folder / "logits.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", LOADER, str(folder)],
+        env={**env, "PYTHONPATH": ""},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
 def test_saved_weights_load_without_this_package(tmp_path, subprocess_env):
     for family, name in (("resnet-basic", "ResNet"), ("convnextv2", "ConvNextV2")):
         trainer = tiny_trainer(tmp_path / family, tiny_model(family))
         trainer.train()
         trainer.save_model()
-        torch.save(tiny_images(), tmp_path / family / "images.pt")
-        with torch.no_grad():
-            torch.save(trainer.model.eval()(pixel_values=tiny_images()).logits, tmp_path / family / "logits.pt")
-        done = subprocess.run(
-            [sys.executable, "-c", LOADER, str(tmp_path / family)],
-            env={**subprocess_env, "PYTHONPATH": ""},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip() == f"{name}ForImageClassification"
+        assert class_elsewhere(tmp_path / family, trainer.model, subprocess_env) == f"{name}ForImageClassification"
+
+
+def test_exported_subnetwork_loads_without_this_package(tmp_path, subprocess_env):
+    trainer = tiny_trainer(tmp_path / "parent", tiny_model("resnet-basic"))
+    trainer.train()
+    exported = export_subnetwork(trainer.model, 0.5, calibration_data=trainer.get_eval_dataloader())
+    exported.save_pretrained(tmp_path / "exported")
+    assert class_elsewhere(tmp_path / "exported", exported, subprocess_env) == "ResNetForImageClassification"

@@ -189,6 +189,7 @@ def fill_disk(folder: str, limit: int) -> None:
 
 def _after_each_write(action: Callable) -> None:
     import builtins
+    import io
 
     import torch
     import transformers.modeling_utils
@@ -219,7 +220,7 @@ def _after_each_write(action: Callable) -> None:
             file.close = close_and_act
         return file
 
-    builtins.open = open_watched
+    builtins.open = io.open = open_watched  # `Path.write_text` takes the latter
 
 
 def checkpoints(output_dir: Path) -> list[int]:

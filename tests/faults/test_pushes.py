@@ -5,7 +5,7 @@ import harness
 import pytest
 import torch.distributed as dist
 from hub_server import WRITER
-from test_hub import MODEL, NAME, STATE, files_of, make_trainer
+from pushes import IN_CHECKPOINT, MODEL, NAME, STATE, files_of, make_trainer
 from tiny import largest_difference, state_of
 from transformers import AutoModelForImageClassification
 
@@ -28,7 +28,7 @@ def test_one_of_two_processes_pushes(hub, tmp_path):
     pushed = hub.files(NAME)
     assert {path: content for path, content in pushed.items() if "/" not in path} == files_of(out)
     state = STATE - {"rng_state.pth"} | {"rng_state_0.pth", "rng_state_1.pth"}
-    names = {f"last-checkpoint/{name}" for name in MODEL - {"README.md"} | state}
+    names = {f"last-checkpoint/{name}" for name in IN_CHECKPOINT | state}
     assert {path for path in pushed if "/" in path} == names
     assert len([request for request in hub.requests if request.path == "/api/repos/create"]) == 1
     assert hub.titles(NAME).count("End of training") == 1

@@ -1,10 +1,12 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Trains a tiny model, in one process or in several started by `torchrun`, and saves what the tests compare.
+Trains tiny models, in one process or in several started by `torchrun`, and saves what the tests compare.
 
-    torchrun --nproc_per_node 2 tests/scripts/train_tiny.py OUTPUT FAMILY KIND '{"per_device_train_batch_size": 4}'
+    torchrun --nproc_per_node 2 tests/scripts/train_tiny.py '[{"output": "out", "per_device_train_batch_size": 4}]'
 
-FAMILY is one of `tiny.FAMILIES`. KIND is `plain`, `own_loss` (with `compute_loss_func`), `nan` (not a number in the last process alone) or `fsdp` (FSDP2).
+The only argument is a list of jobs, which run one after the other. A job has the folder `output`, `family` (of `tiny.FAMILIES`,
+by default convnext), `kind`, and arguments of the Trainer. The kind is `plain`, `own_loss` (with `compute_loss_func`), `nan`
+(not a number in the last process alone) or `fsdp` (FSDP2).
 """
 
 import json
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.fsdp import FSDPModule
@@ -81,10 +84,7 @@ def use_fsdp() -> None:
     PartialState.__init__ = start_as_accelerators
 
 
-def main(output: str, family: str, kind: str, args: str) -> None:
-    torch.set_num_threads(1)
-    if kind == "fsdp":
-        use_fsdp()
+def train(output: str, family: str = "convnext", kind: str = "plain", **args) -> None:
     counter = CountSynchronizations()
     trainer_kwargs = {"callbacks": [counter]}
     if kind == "own_loss":
@@ -98,7 +98,7 @@ def main(output: str, family: str, kind: str, args: str) -> None:
         nonfinite_loss="skip" if kind == "nan" else "stop",
         max_grad_norm=0.0,
         ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
-        **json.loads(args),
+        **args,
     )
     counter.trainer = trainer
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
@@ -113,7 +113,18 @@ def main(output: str, family: str, kind: str, args: str) -> None:
             "log": trainer.state.log_history,
         }
         (Path(output) / "result.json").write_text(json.dumps(result))
+
+
+def main(jobs: str) -> None:
+    torch.set_num_threads(1)
+    jobs = json.loads(jobs)
+    if any(job.get("kind") == "fsdp" for job in jobs):
+        use_fsdp()
+    for job in jobs:
+        train(**job)
+        AcceleratorState._reset_state()  # the next job may have another configuration
     if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # one that still waits for another one's answer would abort
         torch.distributed.destroy_process_group()  # gloo aborts at exit otherwise
 
 

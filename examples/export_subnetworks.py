@@ -1,0 +1,176 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""
+Export sub-networks of an image classifier as standard models, and measure them beside the full network.
+
+Of a model that was trained on the embedded digits by run_image_classification.py into out/gradaug:
+
+    python examples/export_subnetworks.py out/gradaug --widths 0.5 0.75 0.9 --output_dir out/widths
+
+Of a checkpoint of the Hub, on your own images in one folder a class, named as the model's classes are:
+
+    python examples/export_subnetworks.py microsoft/resnet-50 --widths 0.9 --output_dir out/widths \
+        --train_dir photos/train --validation_dir photos/validation --num_workers 8
+
+Each width has a folder of its own, with weights, config, image processor and model card, which `from_pretrained`
+loads. Beside them lie widths.json, widths.md and widths.png.
+"""
+
+import json
+import logging
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Subset
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoImageProcessor, AutoModelForImageClassification, HfArgumentParser, PreTrainedModel
+
+from hf_gradaug import create_subnetwork_card, evaluate_widths, export_subnetwork, format_widths, plot_widths
+from hf_gradaug.data import ImageData, load_image_data
+from hf_gradaug.data_arguments import DataArguments
+from hf_gradaug.image_transforms import ImageCollator, get_eval_transform
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ExportArguments:
+    """What is exported, and how it is measured."""
+
+    output_dir: str = field(metadata={"help": "Folder for the models, the table and the picture."})
+    widths: list[float] = field(
+        default_factory=lambda: [0.5, 0.75, 0.9],
+        metadata={"help": "Width multipliers of the sub-networks, in (0, 1]."},
+    )
+    width_divisor: int = field(default=1, metadata={"help": "Channel counts are rounded to multiples of it."})
+    calibration_samples: int = field(
+        default=1024,
+        metadata={"help": "Training images, drawn at random, for BatchNorm's statistics; 0 keeps the full network's."},
+    )
+    batch_size: int = field(default=128, metadata={"help": "Images a batch, of the calibration too."})
+    repetitions: int = field(default=20, metadata={"help": "Forwards of which the latency is the median."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that read images."})
+    device: str = field(default="auto", metadata={"help": "cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."})
+    seed: int = field(
+        default=42, metadata={"help": "Of the images to calibrate on, and of those held out of the training images."}
+    )
+
+    def __post_init__(self):
+        for name, least in (("calibration_samples", 0), ("batch_size", 2), ("repetitions", 1), ("num_workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, but it must be {least} or more.")
+        if self.calibration_samples == 1:
+            raise ValueError("calibration_samples is 1, but BatchNorm needs two images or more; 0 turns it off.")
+        if self.device == "auto":
+            self.device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+
+
+def load_batches(
+    args: ExportArguments, data: ImageData, transform: Any, model: PreTrainedModel
+) -> tuple[DataLoader, DataLoader | None, int]:
+    """Batches to evaluate on, and to calibrate on, with the number of those images."""
+    names = list(model.config.id2label.values())
+    if names != data.class_names:
+        raise ValueError(f"The classes of the model are {names}, but those of {data.name} are {data.class_names}.")
+    options = {"collate_fn": ImageCollator(len(names)), "num_workers": args.num_workers}
+    eval_batches = DataLoader(data.get_dataset("validation", transform), args.batch_size, **options)
+    if not args.calibration_samples:
+        return eval_batches, None, 0
+    images = data.get_dataset("train", transform)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))
+    # Whole batches: BatchNorm can't compute statistics of a single image, which the last one could be.
+    batch_size = min(args.batch_size, args.calibration_samples, len(images))
+    count = min(args.calibration_samples, len(images)) // batch_size * batch_size
+    return eval_batches, DataLoader(Subset(images, order[:count].tolist()), batch_size, **options), count
+
+
+@torch.inference_mode()
+def count_flops(model: PreTrainedModel, images: torch.Tensor) -> int:
+    """FLOPs of the forward for one image, a multiplication and an addition being two."""
+    with FlopCounterMode(display=False) as counter:
+        model(pixel_values=images[:1])
+    return counter.get_total_flops()
+
+
+@torch.inference_mode()
+def measure_latency(models: list[PreTrainedModel], images: torch.Tensor, repetitions: int) -> list[float]:
+    """Median seconds of a forward of each model. They take turns: what else the machine does meets all of them."""
+    seconds: list[list[float]] = [[] for _ in models]
+    warmup = 3
+    for repetition in range(warmup + repetitions):
+        for model, times in zip(models, seconds):
+            start = time.perf_counter()
+            model(pixel_values=images)
+            if images.device.type != "cpu":
+                torch.accelerator.synchronize(images.device)
+            if repetition >= warmup:
+                times.append(time.perf_counter() - start)
+    return [statistics.median(times) for times in seconds]
+
+
+def main(args: list[str] | None = None) -> list[dict[str, Any]]:
+    logging.basicConfig(format="%(levelname)s - %(name)s - %(message)s", level=logging.WARNING)
+    parser = HfArgumentParser((ExportArguments, DataArguments))
+    parser.add_argument("model", help="Image classifier: a Hub name or folder.")
+    args, data_args, positional = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
+    if data_args.streaming:
+        raise ValueError("streaming is on, but images to calibrate on are drawn from all of them: leave it out.")
+    model = AutoModelForImageClassification.from_pretrained(positional.model).to(args.device).eval()
+    image_processor = AutoImageProcessor.from_pretrained(positional.model)
+    data = load_image_data(data_args, args.seed)
+    eval_batches, calibration_batches, count = load_batches(args, data, get_eval_transform(image_processor), model)
+
+    # The last row is the full network. It is measured as it is, recalibrated or not, but not exported.
+    widths = [*sorted({width for width in args.widths if width != 1}), 1.0]
+    rows = evaluate_widths(model, widths, eval_batches, calibration_batches, args.width_divisor)
+    models = [export_subnetwork(model, width, args.width_divisor, calibration_batches) for width in widths[:-1]]
+    models.append(model)
+    images = next(iter(eval_batches))["pixel_values"].to(model.device)
+    latencies = [measure_latency(models, batch, args.repetitions) for batch in (images[:1], images)]
+    for row, network, one, whole in zip(rows, models, *latencies):
+        row |= {"flops": count_flops(network, images), "latency_1": one, "latency_batch": whole}
+
+    output_dir = Path(args.output_dir)
+    full = rows[-1]
+    for row, network in zip(rows[:-1], models):
+        recalibrated = row["accuracy_recalibrated"] is not None
+        accuracy = row["accuracy_recalibrated"] if recalibrated else row["accuracy"]
+        measured = {
+            f"top-1 accuracy on {data.name}": (f"{full['accuracy']:.2%}", f"{accuracy:.2%}"),
+            "MFLOPs of an image": (f"{full['flops'] / 1e6:,.1f}", f"{row['flops'] / 1e6:,.1f}"),
+        }
+        metadata = {"pipeline_tag": "image-classification", "datasets": data_args.dataset_name}
+        card = create_subnetwork_card(network, model, row["width"], count if recalibrated else 0, measured, **metadata)
+        folder = output_dir / f"width-{row['width']:g}"
+        network.save_pretrained(folder)
+        image_processor.save_pretrained(folder)
+        card.save(folder / "README.md")
+    result = {
+        "model": positional.model,
+        "data": data.name,
+        "evaluation_images": len(eval_batches.dataset),
+        "calibration_images": count,
+        "batch_size": len(images),
+        "image_size": list(images.shape[-2:]),
+        "device": args.device,
+        "threads": torch.get_num_threads(),
+        "rows": rows,
+    }
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / "widths.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    table = format_widths(rows)
+    (output_dir / "widths.md").write_text(table + "\n", encoding="utf-8")
+    try:
+        plot_widths({positional.model: rows}, output_dir / "widths.png")
+    except ImportError as error:  # no matplotlib: the models are good without the picture
+        logger.warning(error)
+    print(table)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""BatchNorm's running statistics, computed anew from data."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from transformers import PreTrainedModel
+
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
+    """The layers that keep running statistics."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+
+
+def read_images(batch: Any, model: PreTrainedModel, name: str) -> Tensor:
+    """
+    The images of a batch, on the model's device and in its dtype.
+
+    Args:
+        batch (`Mapping[str, torch.Tensor]`): with `pixel_values` (batch, channels, height, width).
+        model (`PreTrainedModel`): for which the images are.
+        name (`str`): the argument that the batch comes from, for the error.
+
+    Raises:
+        `ValueError`: If there are no images in the batch.
+    """
+    images = batch.get("pixel_values") if isinstance(batch, Mapping) else None
+    if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
+        found = f"the keys {list(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        if isinstance(images, Tensor):
+            found = f"pixel_values of shape {tuple(images.shape)}"
+        raise ValueError(
+            f"Each batch of `{name}` must be a dict with pixel_values (batch, channels, height, width), but one is "
+            f"{found}."
+        )
+    return images.to(model.device, model.dtype)
+
+
+def recalibrate_batchnorm(model: PreTrainedModel, calibration_data: Iterable[Mapping[str, Tensor]]) -> int:
+    """
+    Compute BatchNorm's running statistics anew, in place, as US-Nets do for each width (Yu and Huang, ICCV 2019).
+
+    Only the BatchNorm layers run in train mode, so that dropout and drop path are off, and weights are left alone.
+    Each running statistic becomes the mean of the batches' own, a batch counting by its number of images. For the
+    means of a first layer that is exactly the mean over all images. For its variances it is the mean of the variances
+    within the batches (unbiased, as BatchNorm stores them), without that between the batches: draw the batches at
+    random, not sorted by class, and make them large.
+
+    Args:
+        model (`PreTrainedModel`):
+            Any model that takes `pixel_values`. One without BatchNorm is left as it is, and the data isn't read.
+        calibration_data (`Iterable[Mapping[str, torch.Tensor]]`):
+            Batches with `pixel_values` (batch, channels, height, width) of two or more images each, such as a
+            `DataLoader` of training images with the preprocessing of evaluation. It is read once.
+
+    Returns:
+        `int`: The number of images that were read.
+
+    Raises:
+        `ValueError`: If there is no batch, or one without images or with a single one. The model is then as it was.
+    """
+    layers = batchnorm_layers(model)
+    if not layers:
+        return 0
+    modes = {module: module.training for module in model.modules()}
+    momenta = {layer: layer.momentum for layer in layers}
+    statistics = {layer: [getattr(layer, name).clone() for name in _STATISTICS] for layer in layers}
+    num_images = 0
+    try:
+        model.eval()
+        for layer in layers:
+            layer.train()
+            layer.reset_running_stats()
+        for batch in calibration_data:
+            images = read_images(batch, model, "calibration_data")
+            if len(images) == 1:
+                raise ValueError(
+                    "`calibration_data` has a batch of a single image, but BatchNorm needs two or more: a "
+                    "`DataLoader` has drop_last=True for that."
+                )
+            num_images += len(images)
+            for layer in layers:
+                layer.momentum = len(images) / num_images
+            with torch.no_grad():
+                model(pixel_values=images)
+        if not num_images:
+            raise ValueError("`calibration_data` must have one batch or more, but has none.")
+    except BaseException:
+        for layer, values in statistics.items():
+            for name, value in zip(_STATISTICS, values):
+                getattr(layer, name).copy_(value)
+        raise
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for layer, momentum in momenta.items():
+            layer.momentum = momentum
+    return num_images

@@ -1,0 +1,170 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""Sub-networks as standard models of their own."""
+
+import copy
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from .calibration import batchnorm_layers, recalibrate_batchnorm
+from .subnetwork import SlimmableModel, make_slimmable, subnetwork_state_dict
+
+
+logger = logging.getLogger(__name__)
+
+_TEMPLATE = Path(__file__).parent / "templates" / "subnetwork_card.md"
+
+
+def export_subnetwork(
+    model: PreTrainedModel,
+    width: float,
+    width_divisor: int = 1,
+    calibration_data: Iterable[Mapping[str, Tensor]] | None = None,
+) -> PreTrainedModel:
+    """
+    A sub-network as a standard model of the narrower config, with weights of its own.
+
+    The model is of the parent's plain class, in eval mode, on the parent's device and in its dtype, and knows the same
+    labels. `save_pretrained` saves it, and `from_pretrained` loads it where this package is absent. The parent stays
+    as it is.
+
+    BatchNorm's running statistics are those of the full network, and a sub-network has others: without calibration
+    data, the leading ones are kept, and the accuracy suffers. Models without BatchNorm, such as ConvNeXt, need none.
+
+    Args:
+        model (`PreTrainedModel`):
+            The parent: a model whose family has a narrowing (see [`register_narrowing`]), slimmable already or not.
+        width (`float`):
+            Width multiplier, in (0, 1].
+        width_divisor (`int`, *optional*, defaults to `1`):
+            Channel counts are rounded to multiples of it. Take the one of the training.
+        calibration_data (`Iterable[Mapping[str, torch.Tensor]]`, *optional*):
+            Batches with `pixel_values` to compute BatchNorm's running statistics from, see [`recalibrate_batchnorm`].
+            Not read if there is no BatchNorm.
+
+    Returns:
+        `PreTrainedModel`: The sub-network, which shares no memory with `model`.
+
+    Raises:
+        `ValueError`: If `width` is outside (0, 1], `width_divisor` below 1, the calibration data unfit, or the model
+            not what its class and config describe, so that `from_pretrained` could not load what is exported.
+        `TypeError`: If no narrowing is known for the model's family.
+
+    Example:
+
+    ```python
+    export_subnetwork(model, width=0.75, calibration_data=dataloader).save_pretrained("resnet-0.75")
+    ```
+    """
+    exported = copy_subnetwork(model, width, width_divisor)
+    if calibration_data is not None:
+        recalibrate_batchnorm(exported, calibration_data)
+    elif width < 1 and batchnorm_layers(exported):
+        logger.warning(
+            f"The sub-network of width multiplier {width} has the full network's BatchNorm statistics, with which it "
+            "computes something else than in training: give `calibration_data`."
+        )
+    return exported
+
+
+def copy_subnetwork(model: PreTrainedModel, width: float, width_divisor: int = 1) -> PreTrainedModel:
+    """[`export_subnetwork`] without calibration."""
+    # Of a plain model, a shallow copy becomes slimmable: it has the same modules, and `model` keeps its class.
+    slimmable = model if isinstance(model, SlimmableModel) else make_slimmable(copy.copy(model))
+    config, state = subnetwork_state_dict(slimmable, width, width_divisor)
+    exported_class = type(slimmable.subnetwork(width, width_divisor).subnetwork.skeleton)
+    # Built as `from_pretrained` builds it, so that what no checkpoint holds is what it will be when loaded.
+    with no_init_weights():
+        exported = exported_class(config)
+    try:
+        exported.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"`model` was changed after construction, so that the exported {exported_class.__name__} could not be "
+            f"loaded by its config: {error}"
+        ) from error
+    return exported.to(model.device).eval()
+
+
+def narrowed_fields(parent: PreTrainedConfig, config: PreTrainedConfig) -> dict[str, tuple[Any, Any]]:
+    """The fields in which the config of a sub-network differs from its parent's, with both values."""
+    before, after = parent.to_dict(), config.to_dict()
+    written_by_saving = ("architectures", "auto_map", "dtype", "transformers_version")
+    return {
+        name: (before.get(name), value)
+        for name, value in after.items()
+        if value != before.get(name) and name not in written_by_saving and not name.startswith("_")
+    }
+
+
+def create_subnetwork_card(
+    model: PreTrainedModel,
+    parent: PreTrainedModel,
+    width: float,
+    calibration_images: int = 0,
+    measured: Mapping[str, tuple[str, str]] | None = None,
+    **metadata: Any,
+) -> ModelCard:
+    """
+    A model card for an exported sub-network, which names its parent.
+
+    Args:
+        model (`PreTrainedModel`):
+            What [`export_subnetwork`] returned.
+        parent (`PreTrainedModel`):
+            What it was exported from. If it was loaded by a Hub name, that is the card's `base_model`.
+        width (`float`):
+            The width multiplier.
+        calibration_images (`int`, *optional*, defaults to `0`):
+            The number of images that BatchNorm's statistics were computed from; 0 if they are the parent's.
+        measured (`Mapping[str, tuple[str, str]]`, *optional*):
+            Rows to add to the card's table: a name, and the value for the parent and for the sub-network.
+        metadata (`Any`, *optional*):
+            Further fields of [`~huggingface_hub.ModelCardData`], such as `license` or `pipeline_tag`.
+
+    Returns:
+        [`~huggingface_hub.ModelCard`]: The card; `card.save(folder / "README.md")` writes it.
+    """
+    hub_name = _hub_name(parent.name_or_path)
+    # Of the Hub's relations to a base model (adapter, finetune, merge, quantized) none fits, so none is given.
+    data = ModelCardData(base_model=hub_name, library_name="transformers", tags=["gradaug", "sub-network"], **metadata)
+    rows = {
+        "width multiplier": ("1", f"{width:g}"),
+        **{f"`{name}`": values for name, values in narrowed_fields(parent.config, model.config).items()},
+        "parameters": (f"{parent.num_parameters():,}", f"{model.num_parameters():,}"),
+        **(measured or {}),
+    }
+    return ModelCard.from_template(
+        data,
+        template_path=str(_TEMPLATE),
+        hub_name=hub_name,
+        # Of a folder, the last part is enough: the rest is about the machine where it was.
+        parent_name=hub_name or os.path.basename(os.path.normpath(parent.name_or_path or type(parent).__name__)),
+        class_name=type(model).__name__,
+        # A class that transformers doesn't have is saved with the model.
+        load_class=model._auto_class or type(model).__name__,
+        has_own_code=bool(model._auto_class),
+        width=f"{width:g}",
+        rows=rows,
+        has_batchnorm=bool(batchnorm_layers(model)),
+        calibration_images=calibration_images,
+    )
+
+
+def _hub_name(name: str) -> str | None:
+    if not name or os.path.exists(name):
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name

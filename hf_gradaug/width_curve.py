@@ -1,0 +1,192 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""Accuracy against width: measured, as a table, and as a picture."""
+
+import itertools
+import os
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .calibration import batchnorm_layers, read_images, recalibrate_batchnorm
+from .export import copy_subnetwork, narrowed_fields
+from .narrowing import check_width
+
+
+_COLORS = ("#1f5fa8", "#d9782d", "#24804e", "#8a4fa3")
+_RECALIBRATED, _KEPT = "accuracy_recalibrated", "accuracy"
+# Titles and formats of the table's columns, by the keys of the rows.
+_COLUMNS = {
+    "width": ("width", "{:g}"),
+    "parameters": ("parameters", "{:,}"),
+    "flops": ("MFLOPs", lambda value: f"{value / 1e6:,.1f}"),
+    "latency_1": ("ms, 1 image", lambda value: f"{1000 * value:.2f}"),
+    "latency_batch": ("ms, a batch", lambda value: f"{1000 * value:.1f}"),
+    _KEPT: ("top-1", "{:.2%}"),
+    _RECALIBRATED: ("top-1, recalibrated", "{:.2%}"),
+}
+_PANELS = {_KEPT: "Without recalibration", _RECALIBRATED: "BatchNorm recalibrated"}
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def evaluate_widths(
+    model: PreTrainedModel,
+    widths: Sequence[float],
+    eval_data: Iterable[Mapping[str, Tensor]],
+    calibration_data: Iterable[Mapping[str, Tensor]] | None = None,
+    width_divisor: int = 1,
+) -> list[dict[str, Any]]:
+    """
+    The accuracy-against-width curve of a model: that of each sub-network as exported, see [`export_subnetwork`].
+
+    Args:
+        model (`PreTrainedModel`):
+            An image classifier whose family has a narrowing; it stays as it is.
+        widths (`Sequence[float]`):
+            Width multipliers, in (0, 1].
+        eval_data (`Iterable[Mapping[str, torch.Tensor]]`):
+            Batches with `pixel_values` (batch, channels, height, width) and integer `labels` (batch,), such as a
+            `DataLoader`. Read once or twice for each width.
+        calibration_data (`Iterable[Mapping[str, torch.Tensor]]`, *optional*):
+            Batches to recompute BatchNorm's statistics from, see [`recalibrate_batchnorm`]. Read once for each width.
+        width_divisor (`int`, *optional*, defaults to `1`):
+            Channel counts are rounded to multiples of it.
+
+    Returns:
+        `list[dict]`: For each width, in the order given, a row with `width`, `parameters` (their number), `channels`
+        (the fields of the config that are narrower, with their values), `accuracy` (top-1, in [0, 1]) with the full
+        network's BatchNorm statistics, and `accuracy_recalibrated`, which is `None` without calibration data or
+        without BatchNorm.
+
+    Raises:
+        `ValueError`: If a width is outside (0, 1], there are no widths, or the data is unfit.
+        `TypeError`: If no narrowing is known for the model's family, or the data can be read only once.
+    """
+    if not widths:
+        raise ValueError("`widths` must have one width multiplier or more, but has none.")
+    for width in widths:
+        check_width(width, "widths")
+    for name, data in (("eval_data", eval_data), ("calibration_data", calibration_data)):
+        if isinstance(data, Iterator):
+            raise TypeError(
+                f"`{name}` is read for each width: give a `DataLoader` or a list, not a {type(data).__name__}."
+            )
+    rows = []
+    for width in widths:
+        subnetwork = copy_subnetwork(model, width, width_divisor)
+        row = {
+            "width": width,
+            "parameters": subnetwork.num_parameters(),
+            "channels": {name: value for name, (_, value) in narrowed_fields(model.config, subnetwork.config).items()},
+            _KEPT: measure_accuracy(subnetwork, eval_data),
+            _RECALIBRATED: None,
+        }
+        if calibration_data is not None and batchnorm_layers(subnetwork):
+            recalibrate_batchnorm(subnetwork, calibration_data)
+            row[_RECALIBRATED] = measure_accuracy(subnetwork, eval_data)
+        rows.append(row)
+    return rows
+
+
+@torch.no_grad()
+def measure_accuracy(model: PreTrainedModel, eval_data: Iterable[Mapping[str, Tensor]]) -> float:
+    """Top-1 accuracy, in [0, 1], of a model in eval mode; arguments and errors as of [`evaluate_widths`]."""
+    correct = total = 0
+    for batch in eval_data:
+        images = read_images(batch, model, "eval_data")
+        labels = batch.get("labels")
+        if not isinstance(labels, Tensor) or labels.shape != images.shape[:1] or labels.is_floating_point():
+            found = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else repr(labels)
+            raise ValueError(f"`labels` of `eval_data` must be integers ({len(images)},), but are {found}.")
+        correct += int((model(pixel_values=images).logits.argmax(-1) == labels.to(images.device)).sum())
+        total += len(labels)
+    if not total:
+        raise ValueError("`eval_data` must have one batch or more, but has none.")
+    return correct / total
+
+
+def format_widths(rows: Rows) -> str:
+    """
+    The rows of [`evaluate_widths`] as a table in Markdown.
+
+    Args:
+        rows (`Sequence[Mapping[str, Any]]`):
+            Rows; `flops` (of one image), `latency_1` and `latency_batch` (in seconds) get columns too, if they are
+            there. A column without a value is left out.
+
+    Returns:
+        `str`: The table, whose columns are aligned in plain text.
+    """
+    columns = {key: column for key, column in _COLUMNS.items() if any(row.get(key) is not None for row in rows)}
+    table = [[title for title, _ in columns.values()]]
+    for row in rows:
+        values = [(row.get(key), show) for key, (_, show) in columns.items()]
+        table.append(
+            ["-" if value is None else (show if callable(show) else show.format)(value) for value, show in values]
+        )
+    lengths = [max(map(len, column)) for column in zip(*table)]
+    lines = ["| " + " | ".join(cell.rjust(length) for cell, length in zip(cells, lengths)) + " |" for cells in table]
+    lines.insert(1, "|" + "|".join("-" * (length + 1) + ":" for length in lengths) + "|")
+    return "\n".join(lines)
+
+
+def plot_widths(curves: Mapping[str, Rows | Sequence[Rows]], path: str | os.PathLike) -> None:
+    """
+    Draw accuracy-against-width curves into a picture: a line a model, in one panel without recalibration of BatchNorm
+    and in one with it.
+
+    Args:
+        curves (`Mapping[str, Sequence[Mapping] | Sequence[Sequence[Mapping]]]`):
+            By the label of a model, its rows of [`evaluate_widths`]. Several, as from trainings with several seeds,
+            are drawn as their mean and standard deviation.
+        path (`str` or `os.PathLike`):
+            The file to write; its ending chooses the format.
+
+    Raises:
+        `ImportError`: If matplotlib is missing.
+        `ValueError`: If there is nothing to draw.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import PercentFormatter
+    except ImportError as error:
+        raise ImportError("The picture needs matplotlib: pip install 'hf_gradaug[examples]'.") from error
+    if not curves or not all(curves.values()):
+        raise ValueError(f"`curves` must have rows for each model, but is {dict(curves)}.")
+
+    runs_by_model = {label: [runs] if isinstance(runs[0], Mapping) else list(runs) for label, runs in curves.items()}
+    every_row = [row for runs in runs_by_model.values() for rows in runs for row in rows]
+    panels = {key: title for key, title in _PANELS.items() if any(row.get(key) is not None for row in every_row)}
+
+    # A figure of its own with the Agg canvas: works without a display and leaves the user's pyplot alone.
+    figure = Figure(figsize=(1 + 4.5 * len(panels), 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (key, title) in zip(all_axes, panels.items()):
+        for (label, runs), color in zip(runs_by_model.items(), itertools.cycle(_COLORS)):
+            points: dict[float, list[float]] = {}
+            for row in (row for rows in runs for row in rows if row.get(key) is not None):
+                points.setdefault(row["width"], []).append(row[key])
+            if not points:  # a model without BatchNorm beside one with it
+                continue
+            widths = sorted(points)
+            means = [statistics.mean(points[width]) for width in widths]
+            deviations = [statistics.stdev(points[width]) if len(points[width]) > 1 else 0 for width in widths]
+            axes.plot(widths, means, color=color, label=label, marker="o", markersize=4, linewidth=1.6)
+            band = [(max(0, mean - d), min(1, mean + d)) for mean, d in zip(means, deviations)]
+            axes.fill_between(widths, *zip(*band), color=color, alpha=0.15, linewidth=0)
+        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        axes.set_xlabel("width multiplier")
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=None))
+        axes.grid(True, color="#e3e6ea", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    all_axes[0].set_ylabel("top-1 accuracy")
+    # Below the panels, because curves can be anywhere in them.
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(path, dpi=150)
