@@ -186,6 +186,7 @@ def build_model(args: ModelArguments, class_names: list[str]):
         )
     else:
         logger.info(f"A new {config.model_type} is trained from scratch.")
+        config._name_or_path = ""  # of the config alone: the model has no origin
         model = AutoModelForImageClassification.from_config(config, trust_remote_code=args.trust_remote_code)
     if args.image_processor_name or source:
         processor = AutoImageProcessor.from_pretrained(args.image_processor_name or source, **hub)

@@ -2,14 +2,11 @@
 """The Trainer with GradAug."""
 
 import contextlib
-import logging
-import os
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
-from transformers.modelcard import TrainingSummary
 from transformers.trainer_utils import TrainOutput
 from transformers.training_args import OptimizerNames, ParallelMode
 
@@ -17,7 +14,7 @@ from .distributed import no_sync, shard_as_one_unit
 from .fault_tolerance import FaultToleranceMixin
 from .hub import HubMixin
 from .losses import get_logits, get_soft_labels, soft_label_cross_entropy
-from .model_card import write_model_card
+from .model_card import ModelCardMixin
 from .nonfinite import NonFiniteLossGuard
 from .passes import GradAug, GradAugPass
 from .schedules import MilestonesMixin
@@ -25,16 +22,10 @@ from .settings import GradAugSettings, save_settings
 from .step_log import StepLog
 from .stream_trainer import StreamMixin
 from .subnetwork import Build
-from .training_curves import plot_training_curves
 from .transforms import Transform
 
 
-logger = logging.getLogger(__name__)
-
-CURVES = "training_curves.png"
-
-
-class GradAugMixin(MilestonesMixin, HubMixin, FaultToleranceMixin, StreamMixin):
+class GradAugMixin(ModelCardMixin, MilestonesMixin, HubMixin, FaultToleranceMixin, StreamMixin):
     """
     Adds GradAug to any Trainer: `class MyTrainer(GradAugMixin, SomeTrainer)`.
 
@@ -83,6 +74,7 @@ class GradAugMixin(MilestonesMixin, HubMixin, FaultToleranceMixin, StreamMixin):
 
     @property
     def gradaug_settings(self) -> GradAugSettings:
+        """The settings in `args`, or the default ones if those are plain `TrainingArguments`."""
         return self.args if isinstance(self.args, GradAugSettings) else GradAugSettings()
 
     @property
@@ -265,53 +257,6 @@ class GradAugMixin(MilestonesMixin, HubMixin, FaultToleranceMixin, StreamMixin):
     def _save_beside_weights(self, folder: str) -> None:
         super()._save_beside_weights(folder)
         save_settings(self.gradaug_settings, folder)
-
-    def create_model_card(
-        self,
-        language: str | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        tasks: str | list[str] | None = None,
-        dataset_tags: str | list[str] | None = None,
-        dataset: str | list[str] | None = None,
-        dataset_args: str | list[str] | None = None,
-        data_settings: dict[str, Any] | None = None,
-    ) -> None:
-        """
-        Writes the model card, `README.md`, and the training curves that it shows, `training_curves.png`, into the output folder.
-
-        Args:
-            language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args:
-                The Trainer's. `dataset` names the data, and `dataset_tags` are its identifiers on the Hub.
-            data_settings (`dict[str, Any]`, *optional*):
-                What was done to the training images, such as `{"cutmix_alpha": 1.0}`, for the table of settings.
-        """
-        if not self.is_world_process_zero():
-            return
-        os.makedirs(self.args.output_dir, exist_ok=True)
-        curves = os.path.join(self.args.output_dir, CURVES)
-        try:
-            plot_training_curves(self.state.log_history, curves)
-        except ImportError as error:
-            logger.warning(f"The model card shows no training curves. {error}")
-            curves = None
-        except ValueError:  # nothing was logged yet
-            curves = None
-        summary = TrainingSummary.from_trainer(
-            self,
-            language=language,
-            license=license,
-            tags=[tags] if isinstance(tags, str) else list(tags or []),  # a copy: it is added to
-            model_name=model_name,
-            finetuned_from=finetuned_from,
-            tasks=tasks,
-            dataset_tags=dataset_tags,
-            dataset=dataset,
-            dataset_args=dataset_args,
-        )
-        write_model_card(self, summary, self.gradaug_settings, curves and CURVES, data_settings)
 
 
 def _count_parameters(module: nn.Module) -> int:

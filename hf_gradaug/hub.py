@@ -19,9 +19,12 @@ from accelerate.utils import broadcast_object_list
 # `HTTPError` is that of the HTTP library which the client uses, and covers a connection that fails, too.
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RevisionNotFoundError
 from huggingface_hub.hf_api import CommitInfo
+from torch.distributed.fsdp import StateDictType
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
 from transformers.utils import PushInProgress
 from transformers.utils.hub import hf_api
+
+from .tokens import hide_from_pickle
 
 
 logger = logging.getLogger(__name__)
@@ -117,8 +120,14 @@ class HubMixin:
     def __init__(self, *args, **kwargs):
         self._missing_uploads: dict[_Upload, str] = {}  # with the reasons
         super().__init__(*args, **kwargs)
+        self.args.hub_token = hide_from_pickle(self.args.hub_token)  # `training_args.bin` is pushed
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As the Trainer's. An error in the main process is raised in all of them, and nothing else was done then."""
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if plugin is not None and plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
+            name = plugin.state_dict_type.name  # with which the Trainer saves no model
+            raise ValueError(f"`fsdp_state_dict_type` must be FULL_STATE_DICT to push, but is {name}.")
         with self._fail_together():
             if self.is_world_process_zero():
                 token = token or self.args.hub_token
@@ -183,6 +192,19 @@ class HubMixin:
         private: bool | None = None,
         **kwargs,
     ) -> CommitInfo | Future[CommitInfo] | None:
+        """
+        Saves the model and its card, and uploads what the Hub doesn't have yet, with what is missing of earlier pushes.
+
+        Args:
+            commit_message, blocking, token, revision, private, **kwargs:
+                The Trainer's; `kwargs` go to `create_model_card`.
+
+        Returns:
+            `CommitInfo`, or with `blocking=False` a `Future` of it. `None` in all processes but the main one.
+
+        Raises:
+            [`HubPushError`]: In all processes, if something is still missing after several attempts.
+        """
         if self.hub_model_id is None:
             with self._fail_together():  # saved before the first request, which makes the repository
                 self.save_model(_internal_call=True)

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """The model card of a run, from what the run knows. What is not known is left out."""
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -8,15 +9,22 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as LOCAL_BUILDERS
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, model_info
+from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
 from transformers import Trainer
 from transformers.modelcard import TASK_TAG_TO_NAME_MAPPING, TrainingSummary
 
+from .hub_names import is_hub_name
 from .machine import describe_machine, describe_versions
 from .settings import GradAugSettings, settings_as_dict
+from .training_curves import plot_training_curves
 
+
+logger = logging.getLogger(__name__)
 
 TAGS = ["gradaug"]
+CURVES = "training_curves.png"
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 CITATION = """\
 @inproceedings{yang2020gradaug,
@@ -35,6 +43,9 @@ _TRAINING_SETTINGS = [
     "warmup_steps",
     "optim",
     "optim_args",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
     "weight_decay",
     "max_grad_norm",
     "label_smoothing_factor",
@@ -46,9 +57,81 @@ _TRAINING_SETTINGS = [
     "bf16",
 ]
 # What an evaluation logs beside its metrics.
-_NO_METRICS = re.compile(r"loss|runtime|\w+_per_second|\w*compilation_time|\w*mem_\w+")
-# What sub-networks learn from, in the words of the card.
-_TARGETS = {"soft": "the full network's soft predictions", "labels": "the batch's labels"}
+_NO_METRICS = re.compile(r"(\w+_)?(loss|runtime|\w+_per_second|model_preparation_time|\w*compilation_time|mem_\w+)")
+
+
+class ModelCardMixin:
+    """
+    Gives a Trainer with `gradaug_settings` its model card. The licence of a base model is looked up once; if the model is to be
+    pushed, before the training.
+    """
+
+    def __init__(self, *args, **kwargs):
+        self._licences: dict[str | None, str | None] = {}  # of base models
+        super().__init__(*args, **kwargs)
+
+    def init_hf_repo(self, *args, **kwargs) -> None:
+        super().init_hf_repo(*args, **kwargs)
+        if self.is_world_process_zero():
+            self._licence_of(self._base_model())
+
+    def _base_model(self) -> str | None:
+        return getattr(getattr(self.model, "config", None), "_name_or_path", None)
+
+    def _licence_of(self, base_model: str | None) -> str | None:
+        if base_model not in self._licences:
+            self._licences[base_model] = find_licence(base_model, self.args.hub_token)
+        return self._licences[base_model]
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+        data_settings: dict[str, Any] | None = None,
+    ) -> None:
+        """
+        Writes the model card, `README.md`, and the training curves that it shows, `training_curves.png`, into the output folder.
+
+        Args:
+            language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args:
+                The Trainer's. `dataset` names the data, and `dataset_tags` are its identifiers on the Hub.
+            data_settings (`dict[str, Any]`, *optional*):
+                What was done to the training images, such as `{"cutmix_alpha": 1.0}`, for the table of settings.
+        """
+        if not self.is_world_process_zero():
+            return
+        os.makedirs(self.args.output_dir, exist_ok=True)
+        curves = os.path.join(self.args.output_dir, CURVES)
+        try:
+            plot_training_curves(self.state.log_history, curves)
+        except ImportError as error:
+            logger.warning(f"The model card shows no training curves. {error}")
+            curves = None
+        except ValueError:  # nothing was logged yet
+            curves = None
+        base = self._base_model() if finetuned_from is None else finetuned_from
+        base = base if base and is_hub_name(base) else None  # else built from a config, or loaded from a folder
+        summary = TrainingSummary.from_trainer(
+            self,
+            language=language,
+            license=license or self._licence_of(base),
+            tags=[tags] if isinstance(tags, str) else list(tags or []),  # a copy: it is added to
+            model_name=model_name,
+            finetuned_from="",  # with a name, it would ask the Hub for the licence each time
+            tasks=tasks,
+            dataset_tags=dataset_tags,
+            dataset=dataset,
+            dataset_args=dataset_args,
+        )
+        summary.finetuned_from = base
+        write_model_card(self, summary, self.gradaug_settings, curves and CURVES, data_settings)
 
 
 def write_model_card(
@@ -74,13 +157,15 @@ def write_model_card(
             What was done to the training images, by name, as far as the caller knows. Values that are `None` or `False` are
             left out.
     """
-    if not summary.finetuned_from or os.path.isdir(summary.finetuned_from):
-        summary.finetuned_from = None  # no name on the Hub: built from a config, or loaded from a folder
     is_gradaug = settings.num_subnetworks > 0
-    metrics = _last_metrics(trainer.state.log_history)
+    metrics, step = _last_evaluation(trainer)
     tags = _listify(summary.tags) + (TAGS if is_gradaug else [])
-    tasks, datasets = _listify(summary.tasks), _listify(summary.dataset)
-    results = _eval_results(summary, metrics)
+    # What `datasets` calls the reading of local files is no data set, and the Hub refuses the card of one that it can't have.
+    dataset_tags = [
+        name for name in _listify(summary.dataset_tags) if is_hub_name(name) and name not in LOCAL_BUILDERS
+    ]
+    datasets = [name for name in _listify(summary.dataset) if name not in LOCAL_BUILDERS]
+    tasks, results = _listify(summary.tasks), _eval_results(summary, datasets, dataset_tags, metrics)
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=tasks[0] if tasks else None,
@@ -88,7 +173,7 @@ def write_model_card(
         license=summary.license,
         base_model=summary.finetuned_from,
         tags=list(dict.fromkeys(tags)),
-        datasets=_listify(summary.dataset_tags) or None,
+        datasets=dataset_tags or None,
         metrics=[result.metric_type for result in results] or None,
         model_name=summary.model_name,
         eval_results=results or None,
@@ -99,9 +184,10 @@ def write_model_card(
         model_name=summary.model_name,
         origin=_origin(trainer, summary.finetuned_from, datasets, is_gradaug),
         results=_table("metric", {name.replace("_", " "): value for name, value in metrics.items()}),
+        step=step,
         curves=curves,
         load=_how_to_load(trainer, tasks),
-        targets=_TARGETS[settings.subnetwork_targets],
+        learns_from_labels=settings.subnetwork_targets == "labels",
         has_own_code=bool(getattr(trainer.model, "_auto_class", None)),
         gradaug_settings=_table("GradAug setting", _as_code(settings_as_dict(settings))) if is_gradaug else "",
         training_settings=_table(
@@ -133,42 +219,59 @@ def _how_to_load(trainer: Trainer, tasks: list[str]) -> str:
     return f'from transformers import {name}\n\nmodel = {name}.from_pretrained("{repository}"{code})'
 
 
-def _last_metrics(log_history: list[dict[str, Any]]) -> dict[str, float]:
-    """The metrics of the last evaluation, its loss first."""
-    rows = [row for row in log_history if any(name.startswith("eval_") for name in row)]
-    last = {
-        name.removeprefix("eval_"): value for name, value in (rows or [{}])[-1].items() if name.startswith("eval_")
-    }
-    loss = {"loss": last["loss"]} if "loss" in last else {}
-    return loss | {name: value for name, value in last.items() if not _NO_METRICS.fullmatch(name)}
+def _last_evaluation(trainer: Trainer) -> tuple[dict[str, float], int]:
+    """The metrics of the model as it is, each loss before its own, and the optimizer step after which it was so; 0 if unknown."""
+    state = trainer.state
+    rows = [row for row in state.log_history if "train_runtime" in row or any(map(_is_of_evaluation, row))]
+    ends = [number for number, row in enumerate(rows) if "train_runtime" in row]
+    evaluations = [row for row in rows if "train_runtime" not in row]
+    step = evaluations[-1]["step"] if evaluations else 0
+    if ends:
+        after = rows[ends[-1] + 1 :]
+        if trainer.args.load_best_model_at_end and state.best_global_step:
+            step = state.best_global_step  # whose weights were loaded at the end
+        evaluations = after or [row for row in evaluations if row["step"] == step] or evaluations
+    # Several data sets have a row each.
+    last = [row for row in evaluations if row["step"] == evaluations[-1]["step"]]
+    values = {name.removeprefix("eval_"): row[name] for row in last for name in filter(_is_of_evaluation, row)}
+    losses = {name: value for name, value in values.items() if name == "loss" or name.endswith("_loss")}
+    return losses | {name: value for name, value in values.items() if not _NO_METRICS.fullmatch(name)}, step
 
 
-def _eval_results(summary: TrainingSummary, metrics: Mapping[str, float]) -> list[EvalResult]:
+def _is_of_evaluation(name: str) -> bool:
+    return name.startswith("eval_")
+
+
+def _eval_results(
+    summary: TrainingSummary, datasets: list[str], dataset_tags: list[str], metrics: Mapping[str, float]
+) -> list[EvalResult]:
     """Entries of the model index, which needs a task and a data set."""
-    tasks, names = _listify(summary.tasks), _listify(summary.dataset)
-    if not tasks or not names:
+    tasks = _listify(summary.tasks)
+    if not tasks or not datasets:
         return []
     # Data that is not on the Hub has no identifier there: its name does instead.
-    identifier = (_listify(summary.dataset_tags) or [re.sub(r"[^\w.\-/]+", "-", names[0]).strip("-").lower()])[0]
+    identifier = dataset_tags[0] if dataset_tags else re.sub(r"[^\w.\-/]+", "-", datasets[0]).strip("-").lower()
     return [
         EvalResult(
             task_type=tasks[0],
             task_name=TASK_TAG_TO_NAME_MAPPING.get(tasks[0]),
             dataset_type=identifier,
-            dataset_name=names[0],
+            dataset_name=datasets[0],
             dataset_args=(_listify(summary.dataset_args) or [None])[0],
             metric_type=name,
             metric_name=name.replace("_", " ").capitalize(),
             metric_value=value,
         )
         for name, value in metrics.items()
-        if name != "loss"
+        if not _NO_METRICS.fullmatch(name)
     ]
 
 
 def _training_settings(trainer: Trainer) -> dict[str, Any]:
     args = trainer.args
     settings = {name: getattr(args, name, None) for name in _TRAINING_SETTINGS}
+    if "adam" not in args.optim:
+        settings.update(adam_beta1=None, adam_beta2=None, adam_epsilon=None)
     settings["max_steps" if args.max_steps <= 0 else "num_train_epochs"] = None  # the other one counts
     # As the authors' figures are given: images in an optimizer step.
     settings["images in a step"] = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
@@ -177,11 +280,13 @@ def _training_settings(trainer: Trainer) -> dict[str, Any]:
 
 def _describe_run(trainer: Trainer) -> dict[str, Any]:
     args, machine = trainer.args, describe_machine(trainer.args.device.type)
-    hardware = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
+    cpu = f"{machine['cpu']}, {machine['cores']} cores"
+    hardware = machine["gpu"] or (cpu if machine["device"] == "cpu" else f"{machine['device']}, beside {cpu}")
     times = [row["train_runtime"] for row in trainer.state.log_history if "train_runtime" in row]
     versions = describe_versions("accelerate", "datasets")
     return {
-        "hardware": f"{args.world_size} x {hardware}" if args.world_size > 1 else hardware,
+        "hardware": hardware,
+        "processes": args.world_size if args.world_size > 1 else None,
         "training time since the last start": f"{times[-1]:.0f} s" if times else None,
         "training images": _count(trainer.train_dataset),
         "evaluation images": _count(trainer.eval_dataset),
@@ -190,6 +295,17 @@ def _describe_run(trainer: Trainer) -> dict[str, Any]:
         "seed of the data": None if args.data_seed is None else str(args.data_seed),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
+
+
+def find_licence(name: str | None, token: str | None = None) -> str | None:
+    """The licence that a model on the Hub has in its card, if the Hub can be asked."""
+    if not name or not is_hub_name(name):
+        return None
+    try:
+        card = model_info(name, token=token).card_data
+    except (HTTPError, HFValidationError, OfflineModeIsEnabled):
+        return None
+    return None if card is None else card.license
 
 
 def _count(dataset: Any) -> int | None:

@@ -91,6 +91,7 @@ class TrainingStream(IterableDataset):
 
     @property
     def num_shards(self) -> int:
+        """The number of files, or parts of one, that can be read apart."""
         return self.stream.num_shards
 
     def for_process(self, rank: int, world_size: int) -> TrainingStream:

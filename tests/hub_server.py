@@ -13,8 +13,9 @@ import json
 import re
 from urllib.parse import parse_qs
 
+from hub_cards import CardError, check_model_card
 from hub_http import RequestHandler, WebServer, route
-from hub_store import HubError, Repository, Store, describe, describe_folder, is_large, list_tree, parse_card, sha256
+from hub_store import HubError, Repository, Store, describe, describe_folder, is_large, list_tree, sha256
 
 
 USER, WRITER, READER = "someone", "hf_writerOfTheTests", "hf_readerOfTheTests"
@@ -113,9 +114,9 @@ class _Handler(RequestHandler):
     @route("POST", "/api/validate-yaml")
     def validate_card(self):
         try:
-            parse_card(self._json()["content"])
-        except HubError as error:
-            return self._send(400, {"errors": [{"message": error.message}], "warnings": []})
+            check_model_card(self._json()["content"])
+        except CardError as error:
+            return self._send(400, {"errors": [{"message": str(error)}], "warnings": []})
         self._send(200, {"errors": [], "warnings": []})
 
     @route("POST", "/api/{kind}/{name}/preupload/{revision}")

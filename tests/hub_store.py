@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
-import yaml
+from hub_cards import CardError, check_model_card, parse_card
 
 
 LARGE_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.parquet", "*.png", "*.arrow", "*.tfevents.*")
@@ -134,29 +134,16 @@ class Store:
                 files.pop(value["path"])
             else:
                 raise HubError(400, f"Unknown operation: {line['key']}")
+        if repository.kind == "model" and "README.md" in files:
+            try:
+                check_model_card(files["README.md"].content.decode())
+            except CardError as error:
+                raise HubError(400, str(error)) from error
         return repository.commit(branch, files, title)
 
 
 def is_large(path: str) -> bool:
     return any(fnmatch(path.rsplit("/", 1)[-1], pattern) for pattern in LARGE_FILES)
-
-
-def parse_card(text: str) -> dict:
-    """
-    The metadata of a card.
-
-    Raises:
-        `HubError`: If they are not a mapping in YAML.
-    """
-    if not text.startswith("---\n"):
-        return {}
-    try:
-        metadata = yaml.safe_load(text.split("---\n")[1])
-    except yaml.YAMLError as error:
-        raise HubError(400, str(error)) from error
-    if not isinstance(metadata, dict):
-        raise HubError(400, "The metadata must be a mapping.")
-    return metadata
 
 
 def list_tree(commit: Commit, folder: str, is_recursive: bool) -> list[dict]:

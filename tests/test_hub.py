@@ -11,7 +11,7 @@ import images
 import pytest
 import torch
 from datasets import load_dataset
-from hub_server import READER
+from hub_server import READER, WRITER
 from huggingface_hub import HfApi, snapshot_download
 from pushes import IN_CHECKPOINT, MODEL, NAME, STATE, files_of, make_trainer
 from tiny import largest_difference, state_of, tiny_images, tiny_model
@@ -76,8 +76,10 @@ def test_plain_training_has_no_settings(hub, tmp_path):
 
 def test_any_trainer(hub, tmp_path):
     cls = type("PushingTrainer", (HubMixin, Trainer), {})
-    trainer = make_trainer(tmp_path, cls=cls, args_cls=TrainingArguments, hub_strategy="every_save", max_steps=1)
+    args = {"hub_strategy": "every_save", "max_steps": 1, "hub_token": WRITER}
+    trainer = make_trainer(tmp_path, cls=cls, args_cls=TrainingArguments, **args)
     trainer.train()
+    assert all(WRITER.encode() not in content for content in hub.files(NAME).values())
     assert hub.files(NAME) == files_of(tmp_path) and hub.titles(NAME) == ["Training in progress, step 1"]
 
 

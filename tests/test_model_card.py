@@ -3,15 +3,17 @@
 
 import re
 
+import images
 import pytest
 import torch
 import transformers
 import yaml
+from datasets import load_dataset
 from huggingface_hub import ModelCard
 from images import ROOT
 from PIL import Image
-from tiny import tiny_config, tiny_model, tiny_trainer
-from transformers import ConvNextForImageClassification
+from tiny import TinyImages, tiny_config, tiny_model, tiny_trainer
+from transformers import ConvNextForImageClassification, ConvNextImageProcessor
 
 from hf_gradaug.model_card import _show, _table
 
@@ -116,12 +118,84 @@ def test_origin(tmp_path, from_scratch):
         assert card.data.base_model is None and str(tmp_path / "base") not in str(card)
 
 
+def test_metrics_are_those_of_the_weights(tmp_path, from_scratch):
+    accuracies = iter([0.9, 0.4, 0.3])
+    trainer = tiny_trainer(
+        tmp_path,
+        from_scratch,
+        trainer_kwargs={"compute_metrics": lambda result: {"accuracy": next(accuracies)}},
+        **{"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1},
+        load_best_model_at_end=True,
+        metric_for_best_model="accuracy",
+    )
+    trainer.train()
+    trainer.create_model_card(dataset="my photos")
+    text = (tmp_path / "README.md").read_text()
+    assert rows_of(text)["accuracy"] == "0.9" and "after optimizer step 1:" in text
+
+
+def test_timings_are_no_metrics_and_every_data_set_counts(tmp_path, from_scratch):
+    trainer = tiny_trainer(
+        tmp_path,
+        from_scratch,
+        trainer_kwargs={
+            "compute_metrics": compute_metrics,
+            "eval_dataset": {"here": TinyImages(12), "there": TinyImages(8)},
+        },
+    )
+    trainer.evaluate()  # without training, which adds a timing more
+    trainer.create_model_card(dataset="my photos")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert [result.metric_type for result in card.data.eval_results] == ["here_accuracy", "there_accuracy"]
+    results = card.text.split("## How to load")[0]
+    assert set(rows_of(results)) - {"metric"} == {"here loss", "there loss", "here accuracy", "there accuracy"}
+
+
+def test_local_data_has_no_name_on_the_hub(tmp_path, from_scratch, hub):
+    images.make_folder(tmp_path / "photos")
+    dataset = load_dataset("imagefolder", data_dir=str(tmp_path / "photos"), split="train")
+    trainer = tiny_trainer(tmp_path, from_scratch, trainer_kwargs={"train_dataset": dataset, "eval_dataset": None})
+    for given in ({}, {"dataset": "photos", "dataset_tags": str(tmp_path / "photos")}):
+        trainer.create_model_card(**given)
+        card = ModelCard.load(tmp_path / "README.md")
+        card.validate()
+        assert (
+            card.data.datasets is None and "imagefolder" not in str(card) and str(tmp_path / "photos") not in str(card)
+        )
+
+
+def test_a_config_of_the_hub_is_no_origin(tmp_path, hub):
+    tiny_model("resnet-basic").push_to_hub("me/base")
+    ModelCard("---\nlicense: apache-2.0\n---\n# Base").push_to_hub("me/base")
+    data = str(images.make_folder(tmp_path / "photos"))
+    ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=1.0).save_pretrained(tmp_path / "processor")
+    flags = {
+        "--config_name": "me/base",
+        "--image_processor_name": tmp_path / "processor",
+        "--train_dir": data,
+        "--validation_dir": data,
+        "--output_dir": tmp_path / "out",
+        "--cache_dir": tmp_path / "cache",
+        "--max_steps": 1,
+        "--report_to": "none",
+    }
+    words = ["--do_train", "--use_cpu", *(str(word) for flag in flags.items() for word in flag)]
+    images.load_script("run_image_classification").main(words)
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.base_model is None and card.data.license is None and "fine-tuned" not in card.text
+
+
 def test_fine_tuned_from_the_hub(tmp_path, hub):
     ConvNextForImageClassification(tiny_config("convnext")).push_to_hub("me/base")
     ModelCard("---\nlicense: apache-2.0\n---\n# Base").push_to_hub("me/base")
     model = ConvNextForImageClassification.from_pretrained("me/base", cache_dir=tmp_path / "cache")
     trainer = tiny_trainer(tmp_path, model, push_to_hub=True, hub_model_id="me/tuned", max_steps=1)
     trainer.train()
+    # The licence is known already, so that the card is on disk before the first request of a push.
+    hub.is_down = True
+    trainer.create_model_card()
+    assert ModelCard.load(tmp_path / "README.md").data.license == "apache-2.0"
+    hub.is_down = False
     trainer.push_to_hub(dataset="my photos")
     card = ModelCard.load("me/tuned")
     assert (card.data.base_model, card.data.license) == ("me/base", "apache-2.0")
@@ -134,6 +208,23 @@ def test_cells_stay_cells():
     )
     assert _table("t", {"a": 0, "b": None, "c": False, "d": ""}, skip_off=True) == ""
     assert _show([1.0, 6 / 7]) == "1, 0.8571"
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "datasets: [./photos]",
+        "base_model: /tmp/x",
+        "pipeline_tag: banana",
+        "license: nonsense",
+        "tags: [1]",
+    ],
+)
+def test_the_hub_of_the_tests_refuses_bad_cards(metadata, hub):
+    card = ModelCard("# A card")
+    card.content = f"---\n{metadata}\n---\n# A card"
+    with pytest.raises(ValueError, match="is not valid|must be"):
+        card.validate()
 
 
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
