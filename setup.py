@@ -36,11 +36,18 @@ ROBUSTNESS = [
     # A fork that current NumPy and scikit-image work with; imported as imagecorruptions.
     "imagecorruptions-imaug>=1.1.5",
 ]
+# scipy matches queries and objects in transformers' losses.
+DETECTION = [
+    "pycocotools>=2.0.10",
+    "scipy>=1.14.0",
+    "torchmetrics>=1.8.0",
+]
 QUALITY = ["ruff==0.17.6"]
 # setuptools, because a test reads this file, and virtual environments come without it from Python 3.12 on.
 TEST = [
     *EXAMPLES,
     *ROBUSTNESS,
+    *DETECTION,
     "deepspeed>=0.19.8; sys_platform == 'linux'",
     "pytest>=8.4.0",
     "pytest-timeout>=2.4.0",
@@ -64,6 +71,7 @@ setup(
     extras_require={
         "examples": EXAMPLES,
         "robustness": ROBUSTNESS,
+        "detection": DETECTION,
         "test": TEST,
         "quality": QUALITY,
         "dev": [*TEST, *QUALITY],

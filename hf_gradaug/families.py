@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedConfig
 
+from . import dense_families  # noqa: F401  its import registers the models on top of these
 from .registry import Narrow, register_narrowing
 
 
@@ -147,7 +148,9 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
 
 # Patch merging concatenates the channels of four neighbours.
 @register_narrowing(
-    "swin", parts={r"downsample\.reduction\.weight": {1: 4}, r"downsample\.norm\.(?:weight|bias)": {0: 4}}
+    "swin",
+    "maskformer-swin",
+    parts={r"downsample\.reduction\.weight": {1: 4}, r"downsample\.norm\.(?:weight|bias)": {0: 4}},
 )
 @register_narrowing("swinv2", parts={r"downsample\.reduction\.weight": {1: 4}})
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:

@@ -13,10 +13,10 @@ from transformers.training_args import OptimizerNames, ParallelMode
 from .distributed import no_sync, shard_as_one_unit
 from .fault_tolerance import FaultToleranceMixin
 from .hub import HubMixin
-from .losses import get_soft_labels, soft_label_cross_entropy
+from .losses import get_logits, get_soft_labels, soft_label_cross_entropy
 from .model_card import ModelCardMixin
 from .nonfinite import NonFiniteLossGuard
-from .passes import GradAug, GradAugPass, get_logits
+from .passes import GradAug, GradAugPass
 from .schedules import MilestonesMixin
 from .settings import GradAugSettings, save_settings
 from .step_log import StepLog
@@ -29,14 +29,16 @@ class GradAugMixin(ModelCardMixin, MilestonesMixin, HubMixin, FaultToleranceMixi
     """
     Adds GradAug to any Trainer: `class MyTrainer(GradAugMixin, SomeTrainer)`.
 
-    Each batch takes one pass of the full network, with the loss that the Trainer computes, and one of each sub-network, which
-    learns from the full network's soft targets on a transformation of the batch. Evaluation and prediction run the full
-    network alone.
+    Each batch takes one pass of the full network, with the loss that the Trainer computes, and one of each sub-network,
+    which learns from the full network's soft targets on a transformation of the batch, or, with
+    `subnetwork_targets="labels"`, from the batch's labels with the same loss as the full network. Evaluation and
+    prediction run the full network alone.
 
     With `num_subnetworks=0` everything is as with `SomeTrainer`, with two corrections for image classifiers, so that a
     comparison is fair: the loss has the same size whatever the gradient accumulation and the number of processes
     (transformers issue 47688), and floating-point labels of shape `(batch_size, num_labels)` are class probabilities where
-    the model's `config.problem_type` is `"single_label_classification"`.
+    the model's `config.problem_type` is `"single_label_classification"`. With `subnetwork_targets="labels"` the first
+    correction is there for every model.
 
     Checkpoints are looked through before they are resumed from, and more: see [`FaultToleranceMixin`]. Pushes to the
     Hub are whole: see [`HubMixin`]. Wherever the model is saved, its settings are beside it: see
@@ -51,8 +53,8 @@ class GradAugMixin(ModelCardMixin, MilestonesMixin, HubMixin, FaultToleranceMixi
             Builds a model from a config, for models that class and config alone don't give. See [`make_slimmable`].
 
     Raises:
-        `TypeError`, `ValueError`: If the model can't have sub-networks or isn't for single-label classification, or an
-        argument can't go with several backwards in a step. Nothing is written before.
+        `TypeError`, `ValueError`: If the model can't have sub-networks or soft targets, or an argument can't go with
+        several backwards in a step. Nothing is written before.
     """
 
     def __init__(self, *args, transform: Transform | None = None, build: Build | None = None, **kwargs):
@@ -66,7 +68,8 @@ class GradAugMixin(ModelCardMixin, MilestonesMixin, HubMixin, FaultToleranceMixi
         super().__init__(*args, **kwargs)
         if self._corrects_baseline:
             # These heads take `**kwargs`, from which the Trainer concludes that they scale their loss by
-            # `num_items_in_batch`. They don't: it would grow with the accumulation steps and the processes.
+            # `num_items_in_batch`. They don't, or count other items: it would grow with the accumulation steps and the
+            # processes.
             self.model_accepts_loss_kwargs = False
 
     @property
@@ -77,7 +80,8 @@ class GradAugMixin(ModelCardMixin, MilestonesMixin, HubMixin, FaultToleranceMixi
     @property
     def _corrects_baseline(self) -> bool:
         is_classifier = getattr(self.model, "loss_type", None) == "ForImageClassification"
-        return self.gradaug_settings.num_subnetworks > 0 or is_classifier
+        settings = self.gradaug_settings
+        return settings.num_subnetworks > 0 or settings.subnetwork_targets == "labels" or is_classifier
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -167,10 +171,9 @@ class GradAugMixin(ModelCardMixin, MilestonesMixin, HubMixin, FaultToleranceMixi
                 self._gradaug_pass = gradaug_pass
                 sync = contextlib.nullcontext() if gradaug_pass.is_last else no_sync(self.accelerator, model)
                 with sync, gradaug_pass:
-                    if gradaug_pass.is_full:
-                        losses.append(super().training_step(model, inputs, num_items_in_batch))
-                    else:
-                        losses.append(super().training_step(model, gradaug_pass.inputs))
+                    trained = gradaug_pass.with_labels(num_items_in_batch)
+                    losses.append(super().training_step(model, *trained))
+                    if not gradaug_pass.is_full:
                         flops += self._subnetwork_floating_point_ops(gradaug_pass)
                 passes.append(gradaug_pass)
         finally:
@@ -194,8 +197,8 @@ class GradAugMixin(ModelCardMixin, MilestonesMixin, HubMixin, FaultToleranceMixi
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        if self._gradaug_pass is None or self._gradaug_pass.is_full:
-            return self._compute_full_network_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self._gradaug_pass is None or self._gradaug_pass.learns_from_labels:
+            return self._compute_label_loss(model, inputs, return_outputs, num_items_in_batch)
         outputs = model(**inputs)
         loss = self._gradaug_pass.loss(outputs)
         # The Trainer takes the loss of `compute_loss_func` for one that is scaled already, and this one isn't.
@@ -204,7 +207,7 @@ class GradAugMixin(ModelCardMixin, MilestonesMixin, HubMixin, FaultToleranceMixi
             loss = loss / self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
 
-    def _compute_full_network_loss(
+    def _compute_label_loss(
         self,
         model: nn.Module,
         inputs: dict[str, Tensor | Any],
@@ -230,7 +233,7 @@ class GradAugMixin(ModelCardMixin, MilestonesMixin, HubMixin, FaultToleranceMixi
                 model, dict(inputs), return_outputs=True, num_items_in_batch=num_items_in_batch
             )
         if self._gradaug_pass is not None:
-            loss = self._gradaug_pass.loss(outputs, full_network_loss=loss)
+            loss = self._gradaug_pass.loss(outputs, label_loss=loss)
         return (loss, outputs) if return_outputs else loss
 
     def floating_point_ops(self, inputs: dict[str, Tensor | Any]) -> int:

@@ -51,7 +51,7 @@ def check_image_size(
     network: nn.Module, size: tuple[int, int], batch_size: tuple[int, int], num_channels: int = 3
 ) -> None:
     """
-    Raises an error that names the least size, if a network can take larger images but not these.
+    Raises an error that names a size that fits, if a network can take larger images but not these, or multiples alone.
 
     Nothing is raised where nothing can be told: for a network that takes none of the sizes tried, because it has other
     inputs or has no forward on the meta device.
@@ -67,10 +67,20 @@ def check_image_size(
             Channels of the images.
 
     Raises:
-        `ValueError`: If the images are too small.
+        `ValueError`: If the images are too small, or a side of them is no multiple of what the network divides by.
     """
     if can_take(network, size, num_channels):
         return
+    origin = "" if size == batch_size else f", scaled from {batch_size[0]} x {batch_size[1]},"
+    for divisor in (8, 16, 32, 64):
+        fitting = tuple(side // divisor * divisor for side in size)
+        # Smaller images, so that these are not too small.
+        if fitting != size and min(fitting) > 0 and can_take(network, fitting, num_channels):
+            raise ValueError(
+                f"Images of {size[0]} x {size[1]} pixels{origin} don't fit: {type(network).__name__} takes multiples "
+                f"of {divisor}, such as {fitting[0]} x {fitting[1]}. Choose other images, or `scales` that give such "
+                "sizes."
+            )
 
     def scaled(height: int) -> tuple[int, int]:
         return height, max(1, round(size[1] * height / size[0]))
@@ -85,7 +95,6 @@ def check_image_size(
             enough = middle
         else:
             too_small = middle
-    origin = "" if size == batch_size else f", scaled from {batch_size[0]} x {batch_size[1]},"
     least = scaled(enough)
     raise ValueError(
         f"Images of {size[0]} x {size[1]} pixels{origin} are too small: {type(network).__name__} takes {least[0]} x "

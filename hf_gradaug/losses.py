@@ -9,6 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+# Where there are no such logits as soft targets need.
+SOFT_TARGETS_ADVICE = " Sub-networks of other models learn from labels: set `subnetwork_targets` to 'labels'."
+
+
 def _at_least_float32(tensor: Tensor) -> Tensor:
     # Autocast hands over float16 or bfloat16 logits; float64 stays float64.
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
@@ -82,3 +86,22 @@ def get_soft_labels(inputs: Any) -> Tensor | None:
     labels = inputs.get("labels") if isinstance(inputs, Mapping) else None
     is_soft = isinstance(labels, Tensor) and labels.ndim == 2 and labels.is_floating_point()
     return labels if is_soft else None
+
+
+def get_logits(outputs: Any) -> Tensor:
+    """The logits, of shape `(batch_size, num_labels)`, in what a model for image classification returned."""
+    if isinstance(outputs, Mapping):
+        if "logits" not in outputs:
+            raise ValueError(
+                f"The model must return `logits` of shape (batch_size, num_labels), but returned {[*outputs]}."
+                f"{SOFT_TARGETS_ADVICE}"
+            )
+        logits = outputs["logits"]
+    else:  # return_dict=False: the loss, if there is one, has no dimension
+        logits = next(output for output in outputs if isinstance(output, Tensor) and output.ndim > 0)
+    if logits.ndim != 2:
+        raise ValueError(
+            f"The model's logits must have shape (batch_size, num_labels), but have shape {tuple(logits.shape)}."
+            f"{SOFT_TARGETS_ADVICE}"
+        )
+    return logits

@@ -187,6 +187,7 @@ def write_model_card(
         step=step,
         curves=curves,
         load=_how_to_load(trainer, tasks),
+        learns_from_labels=settings.subnetwork_targets == "labels",
         has_own_code=bool(getattr(trainer.model, "_auto_class", None)),
         gradaug_settings=_table("GradAug setting", _as_code(settings_as_dict(settings))) if is_gradaug else "",
         training_settings=_table(

@@ -8,22 +8,28 @@ One optimizer step on a batch (x, y), by section 3 of the paper:
 2. Each sub-network of width w, on a transformation T of the batch: KL(q || softmax(f_w(T(x)))).
 3. All gradients add up, and the optimizer steps once.
 
+With `subnetwork_targets="labels"` a sub-network's loss is the model's own, on the labels, which are transformed too.
+
 Each pass runs its backward before the next one starts, so that the activations of one network are in memory at a time.
 """
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import find_labels
 
+from .dense_inputs import has_masks_or_boxes, resize_like_images, select_rows
 from .depth import KeptBlocks, depths_of
+from .gradaug_pass import GradAugPass
 from .image_size import check_image_size
-from .losses import get_soft_labels, soft_label_cross_entropy, soft_target_loss, soft_targets
+from .losses import (
+    SOFT_TARGETS_ADVICE,
+    get_soft_labels,
+)
 from .narrowing import narrow_config
 from .sampling import draw_blocks, draw_widths, step_generator
 from .settings import GradAugSettings
@@ -32,98 +38,6 @@ from .transforms import Transform, random_transform, scaled_size
 
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class GradAugPass:
-    """
-    One forward and backward of one network. As a context manager it makes the network the active one of the model.
-
-    Attributes:
-        inputs (`dict`):
-            What to call the model with: for the full network the batch, but for soft labels; for a sub-network its
-            transformation, without labels.
-        width (`float`):
-            Width multiplier, 1.0 for the full network.
-        is_full (`bool`):
-            Whether this is the full network's pass, the first one of a step.
-        is_last (`bool`):
-            Whether gradients have to be synchronized between processes in this pass; in no other they have to.
-        size (`tuple[int, int]`):
-            Height and width of the images in pixels.
-        kept_blocks (`tuple[tuple[int, ...], ...]`, *optional*):
-            For each stage, the indices of the residual blocks that a sub-network keeps, where it drops some.
-        soft_labels (`torch.Tensor`, *optional*):
-            Class probabilities of shape `(batch_size, num_labels)`, where the batch has such labels and not numbers, in the
-            full network's pass.
-        rows (`torch.Tensor`, *optional*):
-            Indices of the images that a sub-network sees, where that is a share of the batch.
-        network (`nn.Module`):
-            The full network; inside of the `with` block of a sub-network, a model of its narrower config without weights.
-    """
-
-    gradaug: "GradAug" = field(repr=False)
-    inputs: dict[str, Any] = field(repr=False)
-    width: float
-    is_full: bool
-    is_last: bool
-    size: tuple[int, int]
-    kept_blocks: KeptBlocks | None = None
-    soft_labels: Tensor | None = field(default=None, repr=False)
-    rows: Tensor | None = field(default=None, repr=False)
-
-    def __post_init__(self):
-        self.network: nn.Module = self.gradaug.model
-
-    @property
-    def depth(self) -> float:
-        """Share of the residual blocks that run."""
-        if self.kept_blocks is None:
-            return 1.0
-        return sum(map(len, self.kept_blocks)) / sum(depths_of(self.gradaug.model.config))
-
-    def __enter__(self) -> "GradAugPass":
-        if not self.is_full:
-            # The pass that synchronizes goes through the parameters, on which DistributedDataParallel has its hooks.
-            detached = self.gradaug.detached and not (self.is_last and _has_several_processes())
-            self._activation = self.gradaug.subnetwork(self.width, self.kept_blocks, detached=detached)
-            self.network = self._activation.__enter__()
-        return self
-
-    def __exit__(self, *exception) -> None:
-        if not self.is_full:
-            self._activation.__exit__(*exception)
-
-    def loss(self, outputs: Any, full_network_loss: Tensor | None = None) -> Tensor:
-        """
-        The pass's loss, whose gradient adds to those of the step's other passes.
-
-        Args:
-            outputs (`ModelOutput` or `tuple`):
-                What the model returned.
-            full_network_loss (`torch.Tensor`, *optional*):
-                A loss of your own for the full network.
-
-        Returns:
-            `torch.Tensor`: A scalar. For the full network `outputs.loss`, or cross-entropy with soft labels; for a
-            sub-network, the weighted loss with the soft targets.
-        """
-        settings, logits = self.gradaug.settings, get_logits(outputs)
-        if self.is_full:
-            self.gradaug.targets = soft_targets(logits, settings.temperature)
-            if full_network_loss is not None:
-                return full_network_loss
-            if self.soft_labels is not None:
-                return soft_label_cross_entropy(logits, self.soft_labels)
-            return outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]
-        targets = self.gradaug.targets if self.rows is None else self.gradaug.targets[self.rows]
-        loss = soft_target_loss(logits, targets, settings.temperature)
-        return settings.subnetwork_loss_weight * loss
-
-
-def _select_rows(value: Any, rows: Tensor, batch_size: int) -> Any:
-    is_batched = isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch_size
-    return value[rows] if is_batched else value
 
 
 def _allow_graphs(settings: GradAugSettings) -> None:
@@ -161,28 +75,6 @@ def _warn_if_as_wide(config: PreTrainedConfig, settings: GradAugSettings) -> Non
         )
 
 
-def _has_several_processes() -> bool:
-    distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
-def get_logits(outputs: Any) -> Tensor:
-    """The logits, of shape `(batch_size, num_labels)`, in what a model for image classification returned."""
-    if isinstance(outputs, Mapping):
-        if "logits" not in outputs:
-            raise ValueError(
-                f"The model must return `logits` of shape (batch_size, num_labels), but returned {[*outputs]}."
-            )
-        logits = outputs["logits"]
-    else:  # return_dict=False: the loss, if there is one, has no dimension
-        logits = next(output for output in outputs if isinstance(output, Tensor) and output.ndim > 0)
-    if logits.ndim != 2:
-        raise ValueError(
-            f"The model's logits must have shape (batch_size, num_labels), but have shape {tuple(logits.shape)}."
-        )
-    return logits
-
-
 class GradAug:
     """
     Divides an optimizer step into the passes of GradAug.
@@ -198,19 +90,21 @@ class GradAug:
         seed (`int`, *optional*, defaults to `0`):
             Widths and transformations of a step are drawn from the seed and the step's index.
         transform (`Callable[[torch.Tensor, torch.Generator], torch.Tensor]`, *optional*):
-            Transformation of a batch of shape `(batch_size, num_channels, height, width)` for a sub-network, in the place of
-            those that `settings.scales` and `settings.rotations` describe.
+            Transformation of a batch of shape `(batch_size, num_channels, height, width)` for a sub-network, in the place
+            of those that `settings.scales` and `settings.rotations` describe. Masks are scaled to the size that it
+            returns: where labels hold masks or boxes, it may resize and recolour the images, and nothing else.
         build (`Callable[[PreTrainedConfig], nn.Module]`, *optional*):
             See [`make_slimmable`].
         label_names (`list[str]`, *optional*):
-            Inputs that sub-networks don't get. Defaults to the arguments of the model's `forward` that hold labels.
+            Inputs that hold labels, which sub-networks don't get where they learn from soft targets. Defaults to the
+            arguments of the model's `forward` with "label" in their name.
         detached (`bool`, *optional*, defaults to `True`):
             Runs the passes that don't synchronize on detached copies of the weights (see [`~SlimmableModel.subnetwork`]),
             which is faster. Turn it off where hooks on the parameters must see every pass.
 
     Raises:
-        `TypeError`, `ValueError`: If the model can't have sub-networks (see [`make_slimmable`]) or is not for
-        single-label classification.
+        `TypeError`, `ValueError`: If the model can't have sub-networks (see [`make_slimmable`]), or is not for
+        single-label classification and `settings.subnetwork_targets` is `"soft"`.
 
     Example:
 
@@ -246,19 +140,29 @@ class GradAug:
         self.targets: Tensor | None = None
         self._checked_sizes: set[tuple[int, int]] = set()
 
-        problem_type = getattr(model.config, "problem_type", None)
-        if problem_type not in (None, "single_label_classification") or model.config.num_labels < 2:
-            raise ValueError(
-                "GradAug's soft targets are class probabilities, so it trains models for single-label classification, but "
-                f"`config.problem_type` is {problem_type!r} and `config.num_labels` is {model.config.num_labels}."
-            )
-        # What the head itself does when it sees the first labels, unless they are soft: it takes those for multi-label.
-        model.config.problem_type = "single_label_classification"
+        if self.settings.subnetwork_targets == "soft":
+            self._check_is_classifier()
+            # What the head itself does when it sees the first labels. Soft ones it would take for multi-label.
+            model.config.problem_type = "single_label_classification"
         # With random depth there are too many sub-networks to compile each.
         self._compiled = self.settings.width_choices is not None and not self.settings.draws_depth
         if self._compiled:
             _allow_graphs(self.settings)
         _check_smallest(self)
+
+    def _check_is_classifier(self) -> None:
+        config, loss_type = self.model.config, getattr(self.model, "loss_type", None)
+        problem_type = getattr(config, "problem_type", None)
+        if (
+            loss_type not in (None, "ForImageClassification")
+            or problem_type not in (None, "single_label_classification")
+            or config.num_labels < 2
+        ):
+            raise ValueError(
+                "GradAug's soft targets are class probabilities of models for single-label classification, but this is "
+                f"a {type(self.model).__name__}, `config.problem_type` is {problem_type!r} and `config.num_labels` is "
+                f"{config.num_labels}.{SOFT_TARGETS_ADVICE}"
+            )
 
     def subnetwork(self, width: float, kept_blocks: KeptBlocks | None = None, *, detached: bool = False):
         """The context manager in which the model runs the sub-network of this width multiplier, with these blocks."""
@@ -291,7 +195,8 @@ class GradAug:
             [`GradAugPass`]: To be run, its backward included, before the next one is asked for.
 
         Raises:
-            `ValueError`: If there are no images, or they become smaller than the model can take.
+            `ValueError`: If there are no images, they become smaller than the model can take, or labels hold masks or
+                boxes and `settings.rotations` would turn the images.
         """
         settings, name = self.settings, getattr(self.model, "main_input_name", "pixel_values")
         if not isinstance(inputs, Mapping) or name not in inputs:
@@ -305,23 +210,47 @@ class GradAug:
         if transform is None:
             transform = random_transform(settings.scales, settings.rotations)
 
+        learns_from_labels = settings.subnetwork_targets == "labels"
+        if learns_from_labels and self.transform is None and settings.rotations is not None:
+            self._check_rotations(inputs, size)
+
         n = settings.num_subnetworks if step % settings.subnetwork_every == 0 else 0
-        soft_labels = get_soft_labels(inputs)
+        is_single_label = getattr(self.model.config, "problem_type", None) == "single_label_classification"
+        soft_labels = get_soft_labels(inputs) if is_single_label else None
         full_inputs = {k: v for k, v in inputs.items() if soft_labels is None or v is not soft_labels}
         yield GradAugPass(
             self, full_inputs, width=1.0, is_full=True, is_last=n == 0, size=size, soft_labels=soft_labels
         )
         for index, (width, blocks) in enumerate(self._draw_subnetworks(n, step), start=1):
-            sub_inputs = {key: value for key, value in inputs.items() if key not in self.label_names}
+            sub_inputs = {k: v for k, v in full_inputs.items() if learns_from_labels or k not in self.label_names}
+            sub_soft_labels = soft_labels if learns_from_labels else None
             rows = self._share_of_batch(images, index)
             if rows is not None:
-                sub_inputs = {key: _select_rows(value, rows, len(images)) for key, value in sub_inputs.items()}
-            sub_inputs[name] = transform(sub_inputs[name], step_generator(self.seed, step, index))
-            self._check_size(images, size := tuple(sub_inputs[name].shape[-2:]))
+                sub_inputs = {key: select_rows(value, rows, len(images)) for key, value in sub_inputs.items()}
+                sub_soft_labels = None if sub_soft_labels is None else sub_soft_labels[rows]
+            transformed = transform(sub_inputs.pop(name), step_generator(self.seed, step, index))
+            sub_size = tuple(transformed.shape[-2:])
+            self._check_size(images, sub_size)
             yield GradAugPass(
-                self, sub_inputs, width, is_full=False, is_last=index == n, size=size, kept_blocks=blocks, rows=rows
+                self,
+                {name: transformed, **resize_like_images(sub_inputs, size, sub_size)},
+                width,
+                is_full=False,
+                is_last=index == n,
+                size=sub_size,
+                kept_blocks=blocks,
+                soft_labels=sub_soft_labels,
+                rows=rows,
+                share=1.0 if rows is None else len(rows) / len(images),
             )
         self.targets = None
+
+    def _check_rotations(self, inputs: Mapping[str, Any], size: tuple[int, int]) -> None:
+        if dense := [name for name in self.label_names if has_masks_or_boxes(inputs.get(name), size)]:
+            raise ValueError(
+                f"`rotations` must be None where labels hold masks or boxes, as {dense} do, but is "
+                f"{self.settings.rotations}."
+            )
 
     def _share_of_batch(self, images: Tensor, index: int) -> Tensor | None:
         """Which rows of the batch sub-network `index` (from 1) sees; `None` for all."""

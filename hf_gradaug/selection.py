@@ -70,11 +70,13 @@ def select(
 
 
 def _parts(config: PreTrainedConfig, name: str) -> dict[int, int | Sequence[int]]:
-    family = FAMILIES.get(config.model_type)
-    for pattern, dims in family.parts.items() if family else ():
-        if match := re.search(rf"(?:^|\.){pattern}$", name):
-            numbers = [int(group) for group in match.groups()]
-            return {dim: parts if isinstance(parts, int) else parts(config, *numbers) for dim, parts in dims.items()}
+    # A detector's or segmenter's own layers, and those of its backbone, which is of another family.
+    for part in filter(None, (config, getattr(config, "backbone_config", None))):
+        family = FAMILIES.get(part.model_type)
+        for pattern, dims in family.parts.items() if family else ():
+            if match := re.search(rf"(?:^|\.){pattern}$", name):
+                numbers = [int(group) for group in match.groups()]
+                return {dim: sizes if isinstance(sizes, int) else sizes(part, *numbers) for dim, sizes in dims.items()}
     return {}
 
 

@@ -14,6 +14,7 @@ from .transforms import RandomRotation, RandomScale
 
 SubnetworkKind = Literal["width", "depth", "width_depth"]
 NonFiniteLoss = Literal["stop", "skip"]
+SubnetworkTargets = Literal["soft", "labels"]
 SETTINGS_NAME = "gradaug_config.json"
 
 
@@ -45,6 +46,10 @@ class GradAugSettings:
             and 128 pixels at 224. One is drawn for each sub-network.
         rotations (`list[float]`, *optional*):
             Angles in degrees, counter-clockwise. One is drawn for each sub-network. Not given: no rotation.
+        subnetwork_targets (`str`, *optional*, defaults to `"soft"`):
+            What the sub-networks learn from: `"soft"` is the full network's predictions, the paper's method for
+            single-label classification. `"labels"` is the batch's labels, with the model's own loss, for every other
+            model that has one: detectors and segmenters, whose queries answer for other objects in each network.
         subnetwork_loss_weight (`float`, *optional*, defaults to `1.0`):
             Weight of each sub-network's loss, 0 or more; the full network's is 1.
         temperature (`float`, *optional*, defaults to `1.0`):
@@ -111,6 +116,13 @@ class GradAugSettings:
             "help": "Angles in degrees, counter-clockwise. One is drawn for each sub-network. Not given: no rotation."
         },
     )
+    subnetwork_targets: SubnetworkTargets = field(
+        default="soft",
+        metadata={
+            "help": "What the sub-networks learn from: 'soft' is the full network's predictions, for single-label "
+            "classification; 'labels' is the batch's labels, for every other model."
+        },
+    )
     subnetwork_loss_weight: float = field(
         default=1.0, metadata={"help": "Weight of each sub-network's loss, 0 or more; the full network's is 1."}
     )
@@ -166,8 +178,11 @@ class GradAugSettings:
             raise ValueError(f"`temperature` must be above 0, but is {self.temperature}.")
         if not self.subnetwork_loss_weight >= 0:
             raise ValueError(f"`subnetwork_loss_weight` must be 0 or more, but is {self.subnetwork_loss_weight}.")
-        if self.nonfinite_loss not in get_args(NonFiniteLoss):
-            raise ValueError(f"`nonfinite_loss` must be 'stop' or 'skip', but is {self.nonfinite_loss!r}.")
+        for name, options in (("subnetwork_targets", SubnetworkTargets), ("nonfinite_loss", NonFiniteLoss)):
+            value = getattr(self, name)
+            if value not in get_args(options):
+                first, second = get_args(options)
+                raise ValueError(f"`{name}` must be {first!r} or {second!r}, but is {value!r}.")
         RandomScale(self.scales)
         if self.rotations is not None:
             RandomRotation(self.rotations)

@@ -17,11 +17,12 @@ def build_skeleton(config: PreTrainedConfig, build: Build) -> nn.Module:
     """Builds a model of the config on the meta device."""
     with torch.device("meta"), no_init_weights():
         skeleton = build(config)
-    if not all(parameter.is_meta for parameter in skeleton.parameters()):
+    if not any(parameter.is_meta for parameter in skeleton.parameters()):
         raise ValueError(
             "`build` must return a new model without loading weights or naming a device: it runs on the meta device."
         )
-    skeleton.to("meta")  # LeViT names a device for some of its buffers
+    # LeViT names a device for some of its buffers, and Mask2Former makes embeddings in a way that follows none.
+    skeleton.to("meta")
     return skeleton
 
 

@@ -1,0 +1,281 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""Detection and instance segmentation for the example scripts: data in COCO's format, average precision by its protocol."""
+
+import contextlib
+import copy
+import io
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import BaseImageProcessor
+from transformers.backbone_utils import BackboneMixin
+
+from .dense_inputs import resize_like_images
+from .digit_scenes import ANNOTATIONS, IMAGES, write_digit_scenes
+
+
+_EXTRA = "Detection and instance segmentation need {}: pip install 'hf_gradaug[detection]'."
+
+
+@dataclass
+class CocoArguments:
+    """Pictures and annotations to train on and to evaluate with. Without any, the embedded scenes of digits."""
+
+    train_dir: str | None = field(default=None, metadata={"help": "Folder with the training pictures."})
+    train_annotations: str | None = field(
+        default=None, metadata={"help": "Their annotations, COCO's instances (.json)."}
+    )
+    validation_dir: str | None = field(default=None, metadata={"help": "Folder with the validation pictures."})
+    validation_annotations: str | None = field(default=None, metadata={"help": "Their annotations, likewise."})
+    image_square_size: int = field(
+        default=640, metadata={"help": "Height and width in pixels to which a picture is resized for a new model."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "At most so many training pictures."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "At most so many validation pictures."})
+    num_scenes: int = field(
+        default=1500, metadata={"help": "Embedded scenes to train on; a fifth as many to validate."}
+    )
+
+    def __post_init__(self):
+        for split in ("train", "validation"):
+            folder, annotations = getattr(self, f"{split}_dir"), getattr(self, f"{split}_annotations")
+            if (folder is None) != (annotations is None):
+                raise ValueError(
+                    f"`{split}_dir` and `{split}_annotations` go together, but are {folder!r} and {annotations!r}."
+                )
+        if self.num_scenes < 5:
+            raise ValueError(f"`num_scenes` must be 5 or more, but is {self.num_scenes}.")
+
+    @property
+    def names_dataset(self) -> bool:
+        return self.train_dir is not None or self.validation_dir is not None
+
+    def paths(self, split: str, output_dir: str) -> tuple[str, str] | None:
+        """Folder of pictures and file of annotations of a split, if there is one; embedded scenes are written first."""
+        if self.names_dataset:
+            folder = getattr(self, f"{split}_dir")
+            return None if folder is None else (folder, getattr(self, f"{split}_annotations"))
+        folder = os.path.join(output_dir, "scenes", split)
+        write_digit_scenes(folder, split, self.num_scenes if split == "train" else self.num_scenes // 5)
+        return os.path.join(folder, IMAGES), os.path.join(folder, ANNOTATIONS)
+
+
+class CocoDataset(Dataset):
+    """
+    Pictures and their instances, as inputs of a model.
+
+    Args:
+        folder (`str`):
+            The folder that the annotations' file names are relative to.
+        annotations (`str`):
+            A file in COCO's format for instances.
+        processor (`BaseImageProcessor`):
+            That of the model.
+        with_masks (`bool`, *optional*, defaults to `False`):
+            Gives `mask_labels` and `class_labels` for MaskFormer and Mask2Former, and not `labels` for a detector.
+        with_targets (`bool`, *optional*, defaults to `False`):
+            Adds `targets`, the truth for [`CocoEvaluationMixin`] in the picture's own pixels.
+        max_samples (`int`, *optional*):
+            Keeps the first pictures only.
+
+    Raises:
+        `ValueError`: If the file isn't in that format.
+        `ImportError`: If pycocotools is missing.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        annotations: str,
+        processor: BaseImageProcessor,
+        with_masks: bool = False,
+        with_targets: bool = False,
+        max_samples: int | None = None,
+    ):
+        try:
+            from pycocotools.coco import COCO
+        except ImportError as error:
+            raise ImportError(_EXTRA.format("pycocotools")) from error
+        with contextlib.redirect_stdout(io.StringIO()):  # it tells how long it takes
+            self.coco = COCO(annotations)
+        if missing := [key for key in ("images", "annotations", "categories") if key not in self.coco.dataset]:
+            raise ValueError(f"'{annotations}' must hold instances in COCO's format, but has no {missing}.")
+        self.folder, self.processor = folder, processor
+        self.with_masks, self.with_targets = with_masks, with_targets
+        # COCO's own category numbers have gaps.
+        self.categories = sorted(self.coco.getCatIds())
+        self.class_names = [category["name"] for category in self.coco.loadCats(self.categories)]
+        self._labels = {category: label for label, category in enumerate(self.categories)}
+        self._ids = sorted(self.coco.getImgIds())[:max_samples]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def read(self, index: int) -> tuple[Image.Image, list[dict[str, Any]]]:
+        """A picture and its annotations, whose `category_id` is the label, from 0 without gaps."""
+        (entry,) = self.coco.loadImgs(self._ids[index])
+        with Image.open(os.path.join(self.folder, entry["file_name"])) as file:
+            picture = file.convert("RGB")
+        found = self.coco.loadAnns(self.coco.getAnnIds(entry["id"]))
+        return picture, [{**item, "category_id": self._labels[item["category_id"]]} for item in found]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        picture, annotations = self.read(index)
+        objects = [item for item in annotations if not item.get("iscrowd")]
+        if self.with_masks:
+            inputs = self.processor(images=picture, return_tensors="pt")
+            example = {name: inputs[name][0] for name in ("pixel_values", "pixel_mask") if name in inputs}
+            example["class_labels"] = torch.tensor([item["category_id"] for item in objects], dtype=torch.long)
+            masks = self._masks(objects, picture)
+            old_size, new_size = tuple(masks.shape[-2:]), tuple(example["pixel_values"].shape[-2:])
+            example["mask_labels"] = resize_like_images(masks, old_size, new_size).float()
+        else:
+            record = {"image_id": self._ids[index], "annotations": objects}
+            inputs = self.processor(images=picture, annotations=record, return_tensors="pt")
+            example = {name: inputs[name][0] for name in ("pixel_values", "pixel_mask", "labels") if name in inputs}
+        if self.with_targets:
+            example["targets"] = self._targets(annotations, picture)
+        return example
+
+    def _masks(self, annotations: list[dict[str, Any]], picture: Image.Image) -> Tensor:
+        masks = [self.coco.annToMask(item) for item in annotations]
+        return torch.from_numpy(np.stack(masks)) if masks else torch.zeros(0, picture.height, picture.width)
+
+    def _targets(self, annotations: list[dict[str, Any]], picture: Image.Image) -> dict[str, Tensor]:
+        boxes = torch.tensor([item["bbox"] for item in annotations], dtype=torch.float).view(-1, 4)
+        targets = {
+            "boxes": torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1),
+            "labels": torch.tensor([item["category_id"] for item in annotations], dtype=torch.long),
+            "iscrowd": torch.tensor([item.get("iscrowd", 0) for item in annotations], dtype=torch.long),
+            "area": torch.tensor([item["area"] for item in annotations], dtype=torch.float),
+            "size": torch.tensor([picture.height, picture.width]),
+        }
+        if self.with_masks:
+            targets["masks"] = self._masks(annotations, picture).bool()
+        return targets
+
+
+def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch of examples whose pictures have one size: these in tensors, all else in lists, an entry a picture."""
+    batch: dict[str, Any] = {name: [example[name] for example in examples] for name in examples[0]}
+    for name in ("pixel_values", "pixel_mask"):
+        if name in batch:
+            batch[name] = torch.stack(batch[name])
+    return batch
+
+
+class CocoEvaluationMixin:
+    """
+    Gives a Trainer average precision by COCO's protocol: `class MyTrainer(CocoEvaluationMixin, GradAugTrainer)`.
+
+    The metrics are torchmetrics': `map` over IoU thresholds 0.5 to 0.95, `map_50`, `map_75`, by size of the objects, and
+    recall; -1 where there are no such objects.
+
+    Args:
+        *args, **kwargs:
+            The Trainer's. `processing_class` has to be the model's image processor, and the evaluation data to hold
+            `targets`.
+        with_masks (`bool`, *optional*, defaults to `False`):
+            Compares masks, and not boxes.
+
+    Raises:
+        `ImportError`: If torchmetrics or pycocotools is missing.
+    """
+
+    def __init__(self, *args, with_masks: bool = False, **kwargs):
+        try:
+            from torchmetrics.detection import MeanAveragePrecision
+
+            self._average_precision = MeanAveragePrecision(iou_type="segm" if with_masks else "bbox")
+        except ImportError as error:
+            raise ImportError(_EXTRA.format("torchmetrics and pycocotools")) from error
+        super().__init__(*args, **kwargs)
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        self._average_precision.reset()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        metrics = self._average_precision.compute()
+        names = [name for name in metrics if not name.endswith("_per_class") and name != "classes"]
+        output.metrics.update({f"{metric_key_prefix}_{name}": metrics[name].item() for name in names})
+        return output
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        targets = inputs.pop("targets")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**self._prepare_inputs(inputs))
+        predictions = predict_objects(self.processing_class, outputs, [target.pop("size") for target in targets])
+        self._average_precision.update(predictions, targets)
+        return outputs["loss"].detach().mean(), None, None
+
+
+def predict_objects(
+    processor: BaseImageProcessor, outputs: Any, sizes: list[Tensor], threshold: float = 0.0
+) -> list[dict[str, Tensor]]:
+    """
+    What a model found in each picture.
+
+    Args:
+        processor (`BaseImageProcessor`):
+            That of the model.
+        outputs (`ModelOutput`):
+            The model's.
+        sizes (`list[torch.Tensor]`):
+            Height and width of each picture in pixels.
+        threshold (`float`, *optional*, defaults to `0.0`):
+            The least score.
+
+    Returns:
+        `list[dict[str, torch.Tensor]]`: On the CPU, `scores` and `labels` of shape `(n,)`, and `boxes`, `(n, 4)` as left,
+        top, right, bottom in pixels, or `masks`, `(n, height, width)` booleans.
+    """
+    outputs = type(outputs)(
+        {name: value.detach().float().cpu() for name, value in outputs.items() if isinstance(value, Tensor)}
+    )
+    sizes = [tuple(size.tolist()) for size in sizes]
+    if "masks_queries_logits" not in outputs:
+        return processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes)
+    found = processor.post_process_instance_segmentation(
+        outputs, threshold=threshold, target_sizes=sizes, return_binary_maps=True
+    )
+    predictions = []
+    for size, result in zip(sizes, found, strict=True):
+        segments = result["segments_info"]
+        masks = result["segmentation"].bool() if segments else torch.zeros(0, *size, dtype=torch.bool)
+        scores = torch.tensor([segment["score"] for segment in segments])
+        labels = torch.tensor([segment["label_id"] for segment in segments], dtype=torch.long)
+        predictions.append({"scores": scores, "labels": labels, "masks": masks})
+    return predictions
+
+
+def load_backbone_weights(model: nn.Module, name: str, **hub: Any) -> None:
+    """
+    Starts the backbone of a detector or segmenter with the weights of a classifier, such as one that GradAug trained.
+
+    Args:
+        model (`nn.Module`):
+            The model, whose config has the classifier's config as `backbone_config`.
+        name (`str`):
+            Name or folder of the classifier.
+        hub:
+            Arguments of `from_pretrained`.
+
+    Raises:
+        `ValueError`: If the classifier hasn't the weights of this backbone.
+    """
+    (backbone,) = [module for module in model.modules() if isinstance(module, BackboneMixin)]
+    # A copy of the config, because it becomes the loaded model's.
+    loaded, info = type(backbone).from_pretrained(
+        name, config=copy.deepcopy(backbone.config), output_loading_info=True, ignore_mismatched_sizes=True, **hub
+    )
+    # Norms of the feature maps are a backbone's own.
+    lacking = {key for key in info["missing_keys"] if "hidden_states_norms" not in key}
+    lacking |= {key for key, *_ in info["mismatched_keys"]}
+    if lacking:
+        raise ValueError(f"`backbone` {name!r} lacks weights of the model's backbone: {sorted(lacking)[:5]}.")
+    backbone.load_state_dict(loaded.state_dict(), strict=False)  # frozen BatchNorm doesn't count batches

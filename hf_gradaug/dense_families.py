@@ -1,0 +1,79 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""
+How detectors and segmenters narrow: their backbone does, by its own family's narrowing.
+
+What follows the backbone keeps its width, but for the layers that read the backbone's feature maps: the models make
+these as narrow as the backbone by themselves.
+"""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedConfig
+
+from .registry import FAMILIES, Narrow, register_narrowing
+
+
+@register_narrowing("detr", "conditional_detr", "deformable_detr", "maskformer", "mask2former")
+def _(config: PreTrainedConfig, narrow: Narrow) -> None:
+    _narrow_backbone(config, narrow)
+
+
+@register_narrowing("rt_detr", "d_fine")
+def _(config: PreTrainedConfig, narrow: Narrow) -> None:
+    # The models build by the backbone itself and count these only, but a config should say what is so.
+    is_backbones_own = list(config.encoder_in_channels) == _feature_channels(config.backbone_config)
+    _narrow_backbone(config, narrow)
+    if is_backbones_own:
+        config.encoder_in_channels = _feature_channels(config.backbone_config)
+
+
+def _pooled(config: PreTrainedConfig) -> list[int]:
+    # The last feature map, and what each pooling makes of it.
+    return [_feature_channels(config.backbone_config)[-1]] + [config.hidden_size] * len(config.pool_scales)
+
+
+def _auxiliary(config: PreTrainedConfig) -> list[int]:
+    # The third feature map, and what the auxiliary head made of it.
+    return [_feature_channels(config.backbone_config)[2], config.auxiliary_channels]
+
+
+@register_narrowing(
+    "upernet",
+    parts={
+        r"decode_head\.bottleneck\.conv\.weight": {1: _pooled},
+        r"auxiliary_head\.conv_cat\.conv\.weight": {1: _auxiliary},
+    },
+)
+def _(config: PreTrainedConfig, narrow: Narrow) -> None:
+    _narrow_backbone(config, narrow)
+    if config.auxiliary_in_channels is not None:
+        config.auxiliary_in_channels = _feature_channels(config.backbone_config)[2]
+
+
+@register_narrowing("rt_detr_resnet")
+def _(config: PreTrainedConfig, narrow: Narrow) -> None:
+    # The stem begins with half of its count, and a bottleneck has a quarter inside.
+    minimum = 4 if config.layer_type == "bottleneck" else 2
+    config.embedding_size, *config.hidden_sizes = narrow(
+        [config.embedding_size, *config.hidden_sizes], minimum=minimum
+    )
+
+
+def _narrow_backbone(config: PreTrainedConfig, narrow: Narrow) -> None:
+    backbone = config.backbone_config
+    if backbone.model_type not in FAMILIES:
+        raise TypeError(
+            f"The backbone of this {config.model_type} can't be narrowed: `config.backbone_config` is of model type "
+            f"{backbone.model_type!r}, but must be of one with a narrowing, {sorted(FAMILIES)}. In the place of a timm "
+            "backbone, give the config a `backbone_config` of transformers, such as `ResNetConfig`."
+        )
+    FAMILIES[backbone.model_type].narrowing(backbone, narrow)
+
+
+def _feature_channels(backbone: PreTrainedConfig) -> Sequence[int]:
+    """Channels of the feature maps that a backbone hands over."""
+    if hasattr(backbone, "hidden_sizes"):
+        stages = list(backbone.hidden_sizes)
+    else:  # such as Swin
+        stages = [backbone.embed_dim * 2**stage for stage in range(len(backbone.depths))]
+    return [stages[index - 1] for index in backbone.out_indices]

@@ -1,0 +1,72 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""
+Batches of which more than the images has a size or a batch dimension: masks, padding, lists with an entry an image.
+
+What detectors and segmenters take lies in nested dictionaries and lists. Whatever in there has the images' height and
+width is scaled with them. All else has no size in pixels: classes, boxes relative to the image, masks of another
+resolution, which the models read at relative places.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def resize_like_images(value: Any, old_size: tuple[int, int], new_size: tuple[int, int]) -> Any:
+    """
+    Resizes the masks of a batch as [`RandomScale`] does the images: corners aligned, but the nearest pixel.
+
+    Args:
+        value (`Any`):
+            A tensor, or dictionaries, lists and tuples with tensors inside. Tensors of shape `(..., height, width)`, with
+            one dimension more at the least, are masks.
+        old_size, new_size (`tuple[int, int]`):
+            Height and width in pixels of the images, before and after.
+
+    Returns:
+        `Any`: The same structure, with new tensors in the place of masks, of the same type.
+    """
+    if old_size == new_size:
+        return value
+    rows, columns = (_nearest(old, new) for old, new in zip(old_size, new_size, strict=True))
+
+    def resize(tensor: Tensor) -> Tensor:
+        if tensor.ndim < 3 or tuple(tensor.shape[-2:]) != tuple(old_size):
+            return tensor
+        return tensor[..., rows.to(tensor.device)[:, None], columns.to(tensor.device)]
+
+    return _map_tensors(value, resize)
+
+
+def has_masks_or_boxes(value: Any, size: tuple[int, int]) -> bool:
+    """Whether labels say where in the images something is: as dictionaries, lists, or maps of the images' size."""
+    if isinstance(value, Tensor):
+        return value.ndim > 2 and tuple(value.shape[-2:]) == tuple(size)
+    return isinstance(value, (Mapping, list, tuple))
+
+
+def select_rows(value: Any, rows: Tensor, batch_size: int) -> Any:
+    """The entries of the images `rows` in what has one for each image, tensor, list or tuple; else `value` itself."""
+    if isinstance(value, Tensor):
+        return value[rows] if value.ndim > 0 and len(value) == batch_size else value
+    if isinstance(value, (list, tuple)) and len(value) == batch_size:
+        return type(value)(value[row] for row in rows.tolist())
+    return value
+
+
+def _nearest(old: int, new: int) -> Tensor:
+    # Pixel i of the new side lies at i * (old - 1) / (new - 1) of the old one; in whole numbers, halves rounded up.
+    steps = max(new - 1, 1)
+    return (torch.arange(new) * 2 * (old - 1) + steps) // (2 * steps)
+
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {name: _map_tensors(item, function) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_map_tensors(item, function) for item in value)
+    return value

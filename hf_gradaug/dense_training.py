@@ -1,0 +1,252 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""What the example scripts for detection and for instance segmentation share: arguments, training, and a picture."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from accelerate import PartialState
+from PIL import Image, ImageDraw
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    BaseImageProcessor,
+    HfArgumentParser,
+    PreTrainedConfig,
+    PreTrainedModel,
+    set_seed,
+)
+
+from .coco import (
+    CocoArguments,
+    CocoDataset,
+    CocoEvaluationMixin,
+    collate,
+    load_backbone_weights,
+    predict_objects,
+)
+from .gradaug_config import GradAugConfig
+from .gradaug_trainer import GradAugTrainer
+
+
+logger = logging.getLogger(__name__)
+
+PICTURE = "predictions.png"
+_COLOURS = ["#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#f032e6", "#42d4f4", "#ffffff"]
+
+
+@dataclass
+class DenseModelArguments:
+    """Which model, pretrained or from scratch, and whether GradAug trains it."""
+
+    gradaug: bool = field(default=False, metadata={"help": "Train with GradAug; without it, the plain baseline."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Pretrained model: a Hub name or folder."})
+    config_name: str | None = field(
+        default=None, metadata={"help": "Train from scratch by this config, not by the small one of the script."}
+    )
+    backbone: str | None = field(
+        default=None,
+        metadata={"help": "A classifier, by Hub name or folder, whose weights the new model's backbone starts with."},
+    )
+    ignore_mismatched_sizes: bool = field(
+        default=False, metadata={"help": "Start with a new head if the pretrained one has other classes."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
+    token: str | None = field(default=None, metadata={"help": "Hub token for private models."})
+
+    def __post_init__(self):
+        given = [name for name in ("model_name_or_path", "config_name", "backbone") if getattr(self, name)]
+        if len(given) > 1:
+            values = {name: getattr(self, name) for name in given}
+            raise ValueError(
+                f"Of `model_name_or_path`, `config_name` and `backbone` one can be given, but are {values}."
+            )
+
+
+@dataclass(frozen=True)
+class DenseTask:
+    """
+    What differs between the scripts.
+
+    Args:
+        name (`str`): the Hub's name of the task.
+        auto_class (`type`): loads and builds the models.
+        with_masks (`bool`): whether objects are masks, and not boxes.
+        new_processor (`Callable[[int], BaseImageProcessor]`): image processor of a new model, by the images' size.
+        new_backbone (`Callable[[], PreTrainedConfig]`): config of the small model's backbone.
+        new_model (`Callable[[PreTrainedConfig, dict], PreTrainedModel]`): the small model, by its backbone and labels.
+        defaults (`dict[str, Any]`): arguments for the embedded scenes, where the command doesn't give others.
+    """
+
+    name: str
+    auto_class: type
+    with_masks: bool
+    new_processor: Callable[[int], BaseImageProcessor]
+    new_backbone: Callable[[], PreTrainedConfig]
+    new_model: Callable[[PreTrainedConfig, dict[str, Any]], PreTrainedModel]
+    defaults: dict[str, Any]
+
+
+class DenseTrainer(CocoEvaluationMixin, GradAugTrainer):
+    """[`GradAugTrainer`] with average precision."""
+
+
+def parse_arguments(
+    task: DenseTask, args: list[str] | None
+) -> tuple[DenseModelArguments, CocoArguments, GradAugConfig]:
+    """Flags, with the task's defaults if no data is named."""
+    parser = HfArgumentParser((DenseModelArguments, CocoArguments, GradAugConfig))
+    parser.set_defaults(subnetwork_targets="labels")
+    args = sys.argv[1:] if args is None else args
+    flags, _ = parser.parse_known_args(args)
+    if flags.train_dir is None and flags.validation_dir is None:
+        logger.info("No data is named: the embedded scenes of digits.")
+        parser.set_defaults(**task.defaults)
+    model_args, data_args, training_args = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
+    if not model_args.gradaug:
+        training_args.num_subnetworks = 0
+    training_args.remove_unused_columns = False  # the collator knows what is needed
+    return model_args, data_args, training_args
+
+
+def build_model(task: DenseTask, args: DenseModelArguments, class_names: list[str]) -> PreTrainedModel:
+    """The model, pretrained or new."""
+    hub = {"cache_dir": args.cache_dir, "revision": args.model_revision, "token": args.token}
+    labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
+    if args.model_name_or_path:
+        return task.auto_class.from_pretrained(
+            args.model_name_or_path, ignore_mismatched_sizes=args.ignore_mismatched_sizes, **labels, **hub
+        )
+    logger.info("A new model is trained from scratch.")
+    if args.config_name:
+        return task.auto_class.from_config(AutoConfig.from_pretrained(args.config_name, **labels, **hub))
+    if args.backbone is None:
+        return task.new_model(task.new_backbone(), labels)
+    model = task.new_model(AutoConfig.from_pretrained(args.backbone, **hub), labels)
+    load_backbone_weights(model, args.backbone, **hub)
+    return model
+
+
+def run(
+    task: DenseTask, model_args: DenseModelArguments, data_args: CocoArguments, training_args: GradAugConfig
+) -> dict[str, float]:
+    """Trains and evaluates as the arguments say; returns the last metrics."""
+    set_seed(training_args.seed)
+    evaluates = training_args.do_eval or training_args.eval_strategy != "no"
+    wanted = [split for split, use in (("train", training_args.do_train), ("validation", evaluates)) if use]
+    if not wanted:
+        raise ValueError("Nothing to do: give `do_train`, `do_eval` or both.")
+    if source := model_args.model_name_or_path:
+        side = data_args.image_square_size
+        processor = AutoImageProcessor.from_pretrained(source, size={"height": side, "width": side}, do_pad=False)
+    else:
+        processor = task.new_processor(data_args.image_square_size)
+    with training_args.main_process_first(desc="write the scenes"):
+        paths = {split: data_args.paths(split, training_args.output_dir) for split in wanted}
+    if lacking := [split for split, path in paths.items() if path is None]:
+        raise ValueError(f"Data is missing: give `{lacking[0]}_dir` and `{lacking[0]}_annotations`.")
+    limits = {"train": data_args.max_train_samples, "validation": data_args.max_eval_samples}
+    datasets = {
+        split: CocoDataset(*path, processor, task.with_masks, split == "validation", limits[split])
+        for split, path in paths.items()
+    }
+    first, *others = (dataset.class_names for dataset in datasets.values())
+    if others and others[0] != first:
+        raise ValueError(f"The categories to train on are {first}, but those to validate with are {others[0]}.")
+    model = build_model(task, model_args, first)
+    trainer = DenseTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=datasets.get("train"),
+        eval_dataset=datasets.get("validation"),
+        data_collator=collate,
+        processing_class=processor,
+        with_masks=task.with_masks,
+    )
+    metrics: dict[str, float] = {}
+    if training_args.do_train:
+        checkpoint = training_args.resume_from_checkpoint
+        result = trainer.train(resume_from_checkpoint=True if checkpoint == "true" else checkpoint)
+        if not training_args.push_to_hub:  # with it, `train` has saved the model, and `save_model` would push it
+            trainer.save_model()
+        trainer.log_metrics("train", result.metrics)
+        trainer.save_metrics("train", result.metrics)
+    if training_args.do_eval:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+        if trainer.is_world_process_zero():
+            picture = draw_predictions(model, processor, datasets["validation"])
+            picture.save(os.path.join(training_args.output_dir, PICTURE))
+    if training_args.do_train:
+        trainer.save_state()
+        name = data_args.train_annotations or "scenes of handwritten digits (scikit-learn)"
+        card = {"tasks": task.name, "dataset": os.path.basename(name), "tags": ["vision"]}
+        card["finetuned_from"] = model_args.model_name_or_path
+        if training_args.push_to_hub:
+            trainer.push_to_hub(**card)
+        else:
+            trainer.create_model_card(**card)
+    return metrics
+
+
+def draw_predictions(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    dataset: CocoDataset,
+    count: int = 12,
+    threshold: float = 0.5,
+    side: int = 224,
+) -> Image.Image:
+    """The first pictures of a data set, six in a row, with what the model finds in them and how sure it is."""
+    count = min(count, len(dataset))
+    sheet = Image.new("RGB", (side * min(6, count), side * -(-count // 6)))
+    model.eval()
+    for index in range(count):
+        picture, _ = dataset.read(index)
+        inputs = processor(images=picture, return_tensors="pt").to(model.device)
+        with torch.no_grad():
+            outputs = model(**inputs)
+        (found,) = predict_objects(processor, outputs, [torch.tensor([side, side])], threshold)
+        tile = _draw_objects(picture.resize((side, side)), found, dataset.class_names)
+        sheet.paste(tile, (side * (index % 6), side * (index // 6)))
+    return sheet
+
+
+def _draw_objects(picture: Image.Image, found: dict[str, torch.Tensor], names: list[str]) -> Image.Image:
+    for i, (score, label) in enumerate(zip(found["scores"].tolist(), found["labels"].tolist())):
+        colour = _COLOURS[i % len(_COLOURS)]
+        if "masks" in found:
+            mask = found["masks"][i].numpy()
+            picture.paste(Image.new("RGB", picture.size, colour), mask=Image.fromarray((mask * 150).astype(np.uint8)))
+            rows, columns = np.nonzero(mask)
+            left, top, right, bottom = columns.min(), rows.min(), columns.max(), rows.max()
+        else:
+            left, top, right, bottom = found["boxes"][i].tolist()
+        draw = ImageDraw.Draw(picture)
+        if "boxes" in found:
+            draw.rectangle((left, top, right, bottom), outline=colour, width=2)
+        text, place = f"{names[label]}: {score:.0%}", (max(left, 0), max(top - 12, 0))
+        draw.rectangle(draw.textbbox(place, text), fill="black")
+        draw.text(place, text, fill=colour)
+    return picture
+
+
+def main(task: DenseTask, args: list[str] | None = None) -> dict[str, float]:
+    """Parses the arguments and runs the task."""
+    logging.basicConfig(format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", level=logging.WARNING)
+    logging.getLogger("hf_gradaug").setLevel(logging.INFO if int(os.environ.get("RANK", 0)) == 0 else logging.WARNING)
+    model_args, data_args, training_args = parse_arguments(task, args)
+    if training_args.should_log:
+        transformers.utils.logging.set_verbosity_info()
+    try:
+        return run(task, model_args, data_args, training_args)
+    finally:
+        PartialState().destroy_process_group()  # gloo aborts at exit otherwise
