@@ -16,7 +16,8 @@ from hf_gradaug.registry import FAMILIES as FAMILIES_OF_WIDTH
 
 LABELS = torch.tensor([0, 1, 2, 0])
 WITH_DEPTH = [family for family in FAMILIES if family_config(family).model_type in DEPTHS]
-# Where the blocks are, read off the models: before the index of the stage, between the two, after that of the block.
+# What the names of the blocks have before their own parts, read off the models: the first number is the stage, the second the
+# block.
 PLACES = {
     **dict.fromkeys(("swin", "swinv2", "pvt_v2"), "layers.{}.blocks.{}."),
     **dict.fromkeys(("vit", "deit", "beit"), "layers.{1}."),
@@ -157,6 +158,18 @@ def test_what_goes_by_a_blocks_place_stays(family):
     assert (
         len({id(model.subnetwork(1.0, kept_blocks=kept_blocks(model, s)).subnetwork) for s in ((0, 1), (0, 5))}) == 1
     )
+
+
+@pytest.mark.parametrize("family", ["resnet-basic", "convnext"])
+def test_blocks_of_several_stages(family):
+    model = make_slimmable(tiny_model(family, depths=[4, 3, 2]).eval())
+    independent = copy.deepcopy(model)
+    stages = independent.base_model.encoder.stages
+    del stages[0].layers[3], stages[0].layers[1], stages[1].layers[1], stages[2].layers[1]
+    with torch.no_grad(), model.subnetwork(1.0, kept_blocks=[[0, 2], [0, 2], [0]]) as skeleton:
+        expected = independent(pixel_values=tiny_images()).logits
+        torch.testing.assert_close(model(pixel_values=tiny_images()).logits, expected)
+    assert skeleton.config.depths == [2, 2, 1]
 
 
 def test_nested_with_one_skeleton():
