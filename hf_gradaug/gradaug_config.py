@@ -16,8 +16,9 @@ class GradAugConfig(GradAugSettings, TrainingArguments):
     All fields parse from the command line, a `.json` and a `.yaml` file with `HfArgumentParser`.
 
     Args:
-        num_subnetworks (`int`, *optional*, defaults to `3`), subnetwork_kind, min_survival, min_width, width_choices, scales,
-        rotations, subnetwork_loss_weight, temperature, width_divisor, subnetwork_batch_fraction, subnetwork_every, nonfinite_loss:
+        num_subnetworks (`int`, *optional*, defaults to `3`), subnetwork_kind, min_survival, min_width, width_choices,
+        scales, rotations, subnetwork_loss_weight, temperature, width_divisor, subnetwork_batch_fraction,
+        subnetwork_every, nonfinite_loss:
             See [`GradAugSettings`].
         output_dir (`str`) and all others:
             See `TrainingArguments`.

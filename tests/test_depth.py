@@ -16,8 +16,7 @@ from hf_gradaug.registry import FAMILIES as FAMILIES_OF_WIDTH
 
 LABELS = torch.tensor([0, 1, 2, 0])
 WITH_DEPTH = [family for family in FAMILIES if family_config(family).model_type in DEPTHS]
-# What the names of the blocks have before their own parts, read off the models: the first number is the stage, the second the
-# block.
+# Parts of the names of the blocks, read off the models: the first number is the stage, the second the block.
 PLACES = {
     **dict.fromkeys(("swin", "swinv2", "pvt_v2"), "layers.{}.blocks.{}."),
     **dict.fromkeys(("vit", "deit", "beit"), "layers.{1}."),
@@ -61,7 +60,7 @@ def kept_blocks(model, last_stage) -> tuple[tuple[int, ...], ...]:
 
 
 def copied_into_a_shallower_model(family: str, model, last_stage: tuple[int, ...]):
-    """A plain model of a config with fewer blocks, the kept ones' weights copied in; and the names that they have in `model`."""
+    """A plain model of a config with fewer blocks, the kept ones' weights copied in; and their names in `model`."""
     config = with_last_stage(copy.deepcopy(model.config), len(last_stage))
     shallower = model_class(family)(config).double().train(model.training)
     stage = len(stages_of(config)) - 1
