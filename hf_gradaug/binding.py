@@ -23,8 +23,8 @@ class Subnetwork:
         selections (`dict[str, Selection]`):
             What it uses of the parameters and buffers, by their names in the full network.
         block_settings (`dict[str, dict]`, *optional*):
-            Of a skeleton with fewer blocks: the settings of the modules of all blocks, by their names in the full network.
-            Drop path rates and shifted windows go by a block's place, which is that in the full network.
+            Of a skeleton with fewer blocks: the settings of the modules of all blocks, by their names in the full
+            network. Drop path rates and shifted windows go by a block's place, which is that in the full network.
     """
 
     def __init__(
@@ -38,16 +38,17 @@ class Subnetwork:
     @torch.compiler.disable
     def bind(self, model: nn.Module, detached: bool = False, kept_blocks: KeptBlocks | None = None) -> None:
         """
-        Makes the skeleton compute with the model's weights, until [`unbind`]; with those of `kept_blocks` where it has fewer.
+        Makes the skeleton compute with the model's weights, until [`unbind`]. If it has fewer blocks, with those of
+        `kept_blocks`.
 
-        `torch.func.functional_call` would unbind when the forward returns, and gradient checkpointing, which runs parts
-        of the forward again in the backward, would find a skeleton without weights.
+        `torch.func.functional_call` would unbind when the forward returns, and gradient checkpointing, which runs
+        parts of the forward again in the backward, would find a skeleton without weights.
         """
         modules = dict(model.named_modules())
         names = kept_names(modules, model.config.model_type, kept_blocks).values()
         for prefix, narrow, (parameters, buffers) in zip(names, self.skeleton.modules(), self.unbound, strict=True):
             full = modules[prefix]
-            # A forward may change its modules: Swin's sets its windows by the size of the images, LeViT's keeps biases.
+            # A forward may change its modules: Swin's has the windows fit the images, LeViT's keeps biases.
             vars(narrow).update(_copied(self.settings[prefix]))
             narrow.training = full.training
             for flag in ("gradient_checkpointing", "_gradient_checkpointing_func"):
@@ -86,8 +87,8 @@ def select_entries(tensor: Tensor, selection: Selection, like: Tensor, name: str
     selected = selection.take(tensor)
     if selected.shape != like.shape:
         raise ValueError(
-            f"The model was changed after `make_slimmable`: {name!r} has shape {tuple(tensor.shape)}, and its sub-network "
-            f"needs {tuple(like.shape)}. Change the model first."
+            f"The model was changed after `make_slimmable`: {name!r} has shape {tuple(tensor.shape)}, and its "
+            f"sub-network needs {tuple(like.shape)}. Change the model first."
         )
     return selected
 
@@ -96,8 +97,8 @@ def _leaf(parameter: nn.Parameter, selected: Tensor, selection: Selection) -> Te
     """
     A dense leaf in the memory format of the parameter, whose gradient is added to the parameter's as it is computed.
 
-    Autograd answers a view with a gradient as large as the whole parameter, mostly zeros, for each pass, and kernels of
-    convolutions and linear layers are slower on the strided weights.
+    Autograd answers a view with a gradient as large as the whole parameter, mostly zeros, for each pass, and kernels
+    of convolutions and linear layers are slower on the strided weights.
     """
     # What is dense already, such as biases and whole layers, need not be copied.
     dense = selected.is_contiguous() or selected.shape == parameter.shape

@@ -37,8 +37,8 @@ def register_depth(*model_types: str, field: str, blocks: str) -> None:
     """
     Registers where the residual blocks of a model family are, so that sub-networks can drop some.
 
-    The first block of each stage, which may change size and channels, is never dropped. Every other one must return what has
-    the shape of its input, and the sum of both.
+    The first block of each stage, which may change size and channels, is never dropped. Every other one must be a
+    residual block, whose output has the shape of its input.
 
     Args:
         model_types (`str`):
@@ -46,8 +46,8 @@ def register_depth(*model_types: str, field: str, blocks: str) -> None:
         field (`str`):
             Field of the config with the number of blocks: one number, or one for each stage.
         blocks (`str`):
-            Pattern (a regular expression) for the names of the blocks. Its last group matches the index of the block, and the
-            one before, where there are stages, that of the stage.
+            Pattern (a regular expression) for the names of the blocks. Its last group matches the index of the block,
+            and the one before, where there are stages, that of the stage.
 
     Example:
 
@@ -67,8 +67,9 @@ def depths_of(config: PreTrainedConfig) -> list[int]:
     """
     if config.model_type not in DEPTHS:
         raise TypeError(
-            f"It isn't known which blocks of model type {config.model_type!r} can be dropped. `subnetwork_kind` 'depth' and "
-            f"'width_depth', and `kept_blocks`, are for: {sorted(DEPTHS)}. To add yours, see `hf_gradaug.register_depth`."
+            f"It isn't known which blocks of model type {config.model_type!r} can be dropped. `subnetwork_kind` "
+            f"'depth' and 'width_depth', and `kept_blocks`, are for: {sorted(DEPTHS)}. To add yours, see "
+            "`hf_gradaug.register_depth`."
         )
     depths = getattr(config, DEPTHS[config.model_type].field)
     return [depths] if isinstance(depths, int) else list(depths)
@@ -148,8 +149,9 @@ def dropped_parameters(model: PreTrainedModel, kept_blocks: KeptBlocks) -> list[
     return [parameter for name, parameter in parameters.items() if name not in kept and parameter.requires_grad]
 
 
-# Left out: mobilenet_v1, mobilenet_v2 and mobilevit, whose configs don't have the number of blocks; efficientnet, levit and
-# swiftformer, whose lists have layers between that change the size; cvt, which can't be built with fewer blocks than stages.
+# Left out: mobilenet_v1, mobilenet_v2 and mobilevit, whose configs don't have the number of blocks; efficientnet,
+# levit and swiftformer, whose lists have layers between that change the size; cvt, which can't be built with
+# fewer blocks than stages.
 register_depth(
     *("resnet", "regnet", "bit", "convnext", "convnextv2", "focalnet", "hiera"),
     field="depths",

@@ -79,8 +79,8 @@ class NonFiniteLossGuard:
             height, width = bad_pass.size
             blocks = "" if bad_pass.kept_blocks is None else f"residual blocks {bad_pass.kept_blocks}, "
             what = (
-                f"The loss of {name} (width multiplier {bad_pass.width:.4g}, {blocks}images of {height} x {width} pixels) is "
-                f"not finite in optimizer step {step}."
+                f"The loss of {name} (width multiplier {bad_pass.width:.4g}, {blocks}images of {height} x {width} "
+                f"pixels) is not finite in optimizer step {step}."
             )
             if action == "stop":
                 raise FloatingPointError(f"{what} `nonfinite_loss='skip'` leaves such steps out.")

@@ -106,10 +106,11 @@ def draw_widths(
 
 def survival_probabilities(num_blocks: int, min_survival: float) -> list[float]:
     """
-    How likely a sub-network keeps each residual block: from 1 for the first falling linearly to `min_survival` for the last.
+    How likely a sub-network keeps each residual block: falling linearly from 1 for the first to `min_survival` for the
+    last.
 
-    So it is in the authors' code. Stochastic depth (Huang et al. 2016, arXiv 1603.09382) takes a first step down before the
-    first block.
+    So it is in the authors' code. Stochastic depth (Huang et al. 2016, arXiv 1603.09382) takes a first step down
+    before the first block.
 
     Args:
         num_blocks (`int`):
@@ -128,8 +129,8 @@ def draw_blocks(depths: Sequence[int], min_survival: float, generator: torch.Gen
     """
     The residual blocks that a sub-network keeps.
 
-    Each is kept with its probability of survival, by itself. The first block of a stage, which may change size and channels,
-    is kept always. There is no counterpart of the sandwich rule, as there is none in the authors' code.
+    Each is kept with its probability of survival, by itself. The first block of a stage, which may change size and
+    channels, is kept always. There is no counterpart of the sandwich rule, as there is none in the authors' code.
 
     Args:
         depths (`Sequence[int]`):

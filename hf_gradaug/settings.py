@@ -29,12 +29,13 @@ class GradAugSettings:
         num_subnetworks (`int`, *optional*, defaults to `3`):
             Sub-networks trained in each optimizer step beside the full network. 0 turns GradAug off.
         subnetwork_kind (`str`, *optional*, defaults to `"width"`):
-            What sub-networks have less of: `"width"` channels, `"depth"` residual blocks, `"width_depth"` both. The full
-            network has all of its blocks, in training and in evaluation, and so no output of a block is ever scaled by its
-            probability of survival.
+            What sub-networks have less of: `"width"` channels, `"depth"` residual blocks, `"width_depth"` both. The
+            full network runs all of its blocks, in training and in evaluation, so that no output of a block is scaled
+            by its probability of survival.
         min_survival (`float`, *optional*, defaults to `0.5`):
-            With depth: the probability with which a sub-network keeps the last residual block, in (0, 1]. It falls linearly
-            over the blocks from 1 for the first. The first block of a stage is kept always. The authors' code for CIFAR has 0.8.
+            With depth: the probability with which a sub-network keeps the last residual block, in (0, 1]. It falls
+            linearly over the blocks from 1 for the first. The first block of a stage is kept always. The authors' code
+            for CIFAR has 0.8.
         min_width (`float`, *optional*, defaults to `0.9`):
             Smallest width multiplier, in (0, 1]. One sub-network of each step has it, the others are drawn uniformly from
             `[min_width, 1]`.
@@ -85,8 +86,8 @@ class GradAugSettings:
     min_survival: float = field(
         default=0.5,
         metadata={
-            "help": "With depth: the probability with which a sub-network keeps the last residual block, in (0, 1]. It falls "
-            "linearly over the blocks from 1 for the first."
+            "help": "With depth: the probability with which a sub-network keeps the last residual block, in (0, 1]. "
+            "It falls linearly over the blocks from 1 for the first."
         },
     )
     min_width: float = field(

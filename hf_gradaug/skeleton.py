@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Skeletons: models of a config without weights, and how they are checked against the network that they are parts of."""
+"""Skeletons, which are models of a config without weights, and their checks against the full network."""
 
 import itertools
 from collections.abc import Callable

@@ -134,9 +134,9 @@ class SlimmableModel:
             width_divisor (`int`, *optional*, defaults to `1`):
                 Channel counts are rounded to multiples of it.
             kept_blocks (`Sequence[Sequence[int]]`, *optional*):
-                For each stage, the indices of the residual blocks that run, ascending from 0: `((0, 2), (0,))` for a model
-                with two stages. A model without stages has one. Not given: all blocks. If `detached` is `False`, `backward`
-                gives the others' parameters a gradient of 0.
+                For each stage, the indices of the residual blocks that run, ascending from 0: `((0, 2), (0,))` for a
+                model with two stages. A model without stages has one. Not given: all blocks. If `detached` is `False`,
+                `backward` gives the others' parameters a gradient of 0.
             detached (`bool`, *optional*, defaults to `False`):
                 Computes with dense copies of the weights, whose gradients `backward` adds to `parameter.grad` itself.
                 Faster, and the sums are the same, but hooks on the parameters, those of DistributedDataParallel among
@@ -149,7 +149,7 @@ class SlimmableModel:
 
         Raises:
             `ValueError`: If `width` is outside (0, 1], `width_divisor` below 1, or `kept_blocks` unfit.
-            `TypeError`: If `kept_blocks` are given and those of the model's family aren't known (see [`register_depth`]).
+            `TypeError`: If `kept_blocks` are given and the blocks of the family aren't known (see [`register_depth`]).
 
         Example:
 
@@ -311,7 +311,8 @@ def _reaching(parameters: list[nn.Parameter], outputs: Any) -> Any:
     """
     Has the backward of the outputs give these parameters a gradient of 0.
 
-    DistributedDataParallel waits for a gradient of every parameter, and the sub-network doesn't reach those of dropped blocks.
+    DistributedDataParallel waits for a gradient of every parameter, and the sub-network doesn't reach those of dropped
+    blocks. In the outputs, because it may look through them for what is not reached.
     """
     if not parameters:
         return outputs

@@ -16,7 +16,7 @@ from hf_gradaug.registry import FAMILIES as FAMILIES_OF_WIDTH
 
 LABELS = torch.tensor([0, 1, 2, 0])
 WITH_DEPTH = [family for family in FAMILIES if family_config(family).model_type in DEPTHS]
-# Where the blocks are, read off the models: before the index of the stage, between the two, after that of the block.
+# Parts of the names of the blocks, read off the models: the first number is the stage, the second the block.
 PLACES = {
     **dict.fromkeys(("swin", "swinv2", "pvt_v2"), "layers.{}.blocks.{}."),
     **dict.fromkeys(("vit", "deit", "beit"), "layers.{1}."),
@@ -60,7 +60,7 @@ def kept_blocks(model, last_stage) -> tuple[tuple[int, ...], ...]:
 
 
 def copied_into_a_shallower_model(family: str, model, last_stage: tuple[int, ...]):
-    """A plain model of a config with fewer blocks, the kept ones' weights copied in; and the names that they have in `model`."""
+    """A plain model of a config with fewer blocks, the kept ones' weights copied in; and their names in `model`."""
     config = with_last_stage(copy.deepcopy(model.config), len(last_stage))
     shallower = model_class(family)(config).double().train(model.training)
     stage = len(stages_of(config)) - 1
@@ -157,6 +157,18 @@ def test_what_goes_by_a_blocks_place_stays(family):
     assert (
         len({id(model.subnetwork(1.0, kept_blocks=kept_blocks(model, s)).subnetwork) for s in ((0, 1), (0, 5))}) == 1
     )
+
+
+@pytest.mark.parametrize("family", ["resnet-basic", "convnext"])
+def test_blocks_of_several_stages(family):
+    model = make_slimmable(tiny_model(family, depths=[4, 3, 2]).eval())
+    independent = copy.deepcopy(model)
+    stages = independent.base_model.encoder.stages
+    del stages[0].layers[3], stages[0].layers[1], stages[1].layers[1], stages[2].layers[1]
+    with torch.no_grad(), model.subnetwork(1.0, kept_blocks=[[0, 2], [0, 2], [0]]) as skeleton:
+        expected = independent(pixel_values=tiny_images()).logits
+        torch.testing.assert_close(model(pixel_values=tiny_images()).logits, expected)
+    assert skeleton.config.depths == [2, 2, 1]
 
 
 def test_nested_with_one_skeleton():

@@ -61,7 +61,7 @@ LAUNCHES = {
             "two with nan": job(4, kind="nan"),
             "two with batchnorm": job(4, family="resnet-basic"),
             "two with depth": job(2, 2, **DEPTH),
-            # The Trainer has DistributedDataParallel look for parameters that were not reached, loops of one's own don't.
+            # The Trainer has DistributedDataParallel look for parameters that aren't reached, other loops don't.
             "two with width and depth": job(
                 4, **DEPTH | {"subnetwork_kind": "width_depth", "ddp_find_unused_parameters": False}
             ),

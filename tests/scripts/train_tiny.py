@@ -4,9 +4,9 @@ Trains tiny models, in one process or in several started by `torchrun`, and save
 
     torchrun --nproc_per_node 2 tests/scripts/train_tiny.py '[{"output": "out", "per_device_train_batch_size": 4}]'
 
-The only argument is a list of jobs, which run one after the other. A job has the folder `output`, `family` (of `tiny.FAMILIES`,
-by default convnext), its `depths`, `kind`, and arguments of the Trainer. The kind is `plain`, `own_loss` (with `compute_loss_func`), `nan`
-(not a number in the last process alone) or `fsdp` (FSDP2).
+The only argument is a list of jobs, which run one after the other. A job has the folder `output`, `family` (of
+`tiny.FAMILIES`, by default convnext), its `depths`, `kind`, and arguments of the Trainer. The kind is `plain`,
+`own_loss` (with `compute_loss_func`), `nan` (not a number in the last process alone) or `fsdp` (FSDP2).
 """
 
 import json
