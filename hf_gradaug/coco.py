@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -198,7 +199,7 @@ class CocoEvaluationMixin:
         super().__init__(*args, **kwargs)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
-        self._average_precision.reset()
+        self._average_precision.to(self.args.device).reset()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         metrics = self._average_precision.compute()
         names = [name for name in metrics if not name.endswith("_per_class") and name != "classes"]
@@ -210,7 +211,8 @@ class CocoEvaluationMixin:
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**self._prepare_inputs(inputs))
         predictions = predict_objects(self.processing_class, outputs, [target.pop("size") for target in targets])
-        self._average_precision.update(predictions, targets)
+        # Where the processes can exchange them.
+        self._average_precision.update(*send_to_device((predictions, targets), self.args.device))
         return outputs["loss"].detach().mean(), None, None
 
 
