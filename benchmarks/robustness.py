@@ -68,7 +68,7 @@ def get_figures(
     return {
         **{key: value for key, value in accuracy.items() if key == "clean" or key.startswith("fgsm/")},
         **{name: 1 - statistics.mean(values) for name, values in errors(accuracy).items()},
-        "mean_corruption_error": mean_corruption_error(errors(accuracy)),
+        "unnormalized_mce": mean_corruption_error(errors(accuracy)),
         "mce": mean_corruption_error(errors(accuracy), errors(baseline)),
     }
 

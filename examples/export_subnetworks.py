@@ -27,11 +27,14 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoImageProcessor, AutoModelForImageClassification, HfArgumentParser, PreTrainedModel
+from transformers.utils import cached_file
 
 from hf_gradaug import create_subnetwork_card, evaluate_widths, export_subnetwork, format_widths, plot_widths
+from hf_gradaug.class_names import check_class_names
 from hf_gradaug.data import ImageData, load_image_data
 from hf_gradaug.data_arguments import DataArguments
 from hf_gradaug.image_transforms import ImageCollator, get_eval_transform
+from hf_gradaug.settings import SETTINGS_NAME
 
 
 logger = logging.getLogger(__name__)
@@ -74,8 +77,7 @@ def load_batches(
 ) -> tuple[DataLoader, DataLoader | None, int]:
     """Batches to evaluate on, and to calibrate on, with the number of those images."""
     names = list(model.config.id2label.values())
-    if names != data.class_names:
-        raise ValueError(f"The classes of the model are {names}, but those of {data.name} are {data.class_names}.")
+    check_class_names(model.name_or_path, names, data.name, data.class_names)
     options = {"collate_fn": ImageCollator(len(names)), "num_workers": args.num_workers}
     eval_batches = DataLoader(data.get_dataset("validation", transform), args.batch_size, **options)
     if not args.calibration_samples:
@@ -124,6 +126,9 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     data = load_image_data(data_args, args.seed)
     eval_batches, calibration_batches, count = load_batches(args, data, get_eval_transform(image_processor), model)
 
+    settings = cached_file(positional.model, SETTINGS_NAME, _raise_exceptions_for_missing_entries=False)
+    is_gradaug = settings is not None  # the trainer leaves them beside the weights
+
     # The last row is the full network. It is measured as it is, recalibrated or not, but not exported.
     widths = [*sorted({width for width in args.widths if width != 1}), 1.0]
     rows = evaluate_widths(model, widths, eval_batches, calibration_batches, args.width_divisor)
@@ -143,7 +148,7 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
             f"top-1 accuracy on {data.name}": (f"{full['accuracy']:.2%}", f"{accuracy:.2%}"),
             "MFLOPs of an image": (f"{full['flops'] / 1e6:,.1f}", f"{row['flops'] / 1e6:,.1f}"),
         }
-        metadata = {"pipeline_tag": "image-classification", "datasets": data_args.dataset_name}
+        metadata = {"pipeline_tag": "image-classification", "tags": ["gradaug"] if is_gradaug else []}
         card = create_subnetwork_card(network, model, row["width"], count if recalibrated else 0, measured, **metadata)
         folder = output_dir / f"width-{row['width']:g}"
         network.save_pretrained(folder)

@@ -45,6 +45,7 @@ __all__ = [
     "plot_training_curves",
     "plot_widths",
     "recalibrate_batchnorm",
+    "register_depth",
     "register_narrowing",
     "soft_label_cross_entropy",
     "soft_target_loss",
@@ -57,6 +58,7 @@ __all__ = [
 if TYPE_CHECKING:
     from .calibration import recalibrate_batchnorm
     from .conversion import convert_authors_checkpoint, to_authors_state_dict
+    from .depth import register_depth
     from .export import create_subnetwork_card, export_subnetwork
     from .gradaug_config import GradAugConfig
     from .gradaug_trainer import GradAugMixin, GradAugTrainer
@@ -120,6 +122,7 @@ _MODULES = {
     "plot_training_curves": "training_curves",
     "plot_widths": "width_curve",
     "recalibrate_batchnorm": "calibration",
+    "register_depth": "depth",
     "register_narrowing": "narrowing",
     "soft_label_cross_entropy": "losses",
     "soft_target_loss": "losses",

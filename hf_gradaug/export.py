@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from .calibration import batchnorm_layers, recalibrate_batchnorm
+from .hub_names import is_hub_name
 from .subnetwork import SlimmableModel, make_slimmable, subnetwork_state_dict
 
 
@@ -128,15 +127,16 @@ def create_subnetwork_card(
             The number of images that BatchNorm's statistics were computed from; 0 if they are the parent's.
         measured (`Mapping[str, tuple[str, str]]`, *optional*):
             Rows to add to the card's table: a name, and the value for the parent and for the sub-network.
-        metadata (`Any`, *optional*):
-            Further fields of [`~huggingface_hub.ModelCardData`], such as `license` or `pipeline_tag`.
+        **metadata (`Any`):
+            Further fields of [`~huggingface_hub.ModelCardData`], such as `license`, `pipeline_tag` or `tags`.
 
     Returns:
         [`~huggingface_hub.ModelCard`]: The card; `card.save(folder / "README.md")` writes it.
     """
-    hub_name = _hub_name(parent.name_or_path)
+    hub_name = parent.name_or_path if parent.name_or_path and is_hub_name(parent.name_or_path) else None
     # Of the Hub's relations to a base model (adapter, finetune, merge, quantized) none fits, so none is given.
-    data = ModelCardData(base_model=hub_name, library_name="transformers", tags=["gradaug", "sub-network"], **metadata)
+    tags = ["sub-network", *metadata.pop("tags", [])]
+    data = ModelCardData(base_model=hub_name, library_name="transformers", tags=tags, **metadata)
     rows = {
         "width multiplier": ("1", f"{width:g}"),
         **{f"`{name}`": values for name, values in narrowed_fields(parent.config, model.config).items()},
@@ -158,13 +158,3 @@ def create_subnetwork_card(
         has_batchnorm=bool(batchnorm_layers(model)),
         calibration_images=calibration_images,
     )
-
-
-def _hub_name(name: str) -> str | None:
-    if not name or os.path.exists(name):
-        return None
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return None
-    return name

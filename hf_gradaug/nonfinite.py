@@ -75,9 +75,11 @@ class NonFiniteLossGuard:
         bad = [index for index, flag in enumerate(not_finite.tolist()) if flag]
         if bad:
             name = "the full network" if bad[0] == 0 else f"sub-network {bad[0]}"
-            height, width = passes[bad[0]].size
+            bad_pass = passes[bad[0]]
+            height, width = bad_pass.size
+            blocks = "" if bad_pass.kept_blocks is None else f"residual blocks {bad_pass.kept_blocks}, "
             what = (
-                f"The loss of {name} (width multiplier {passes[bad[0]].width:.4g}, images of {height} x {width} pixels) is "
+                f"The loss of {name} (width multiplier {bad_pass.width:.4g}, {blocks}images of {height} x {width} pixels) is "
                 f"not finite in optimizer step {step}."
             )
             if action == "stop":

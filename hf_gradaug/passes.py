@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import find_labels
 
-from .dense_inputs import has_masks_or_boxes, resize_like_images, select_rows
+from .dense_inputs import check_rotations, select_rows, transform_images
+from .depth import KeptBlocks, depths_of
 from .image_size import check_image_size
 from .losses import (
-    SOFT_TARGETS_ADVICE,
+    check_has_soft_targets,
     get_logits,
     get_soft_labels,
     soft_label_cross_entropy,
@@ -34,7 +35,7 @@ from .losses import (
     soft_targets,
 )
 from .narrowing import narrow_config
-from .sampling import draw_widths, step_generator
+from .sampling import draw_blocks, draw_widths, step_generator
 from .settings import GradAugSettings
 from .subnetwork import Build, make_slimmable
 from .transforms import Transform, random_transform, scaled_size
@@ -60,6 +61,8 @@ class GradAugPass:
             Whether gradients have to be synchronized between processes in this pass; in no other they have to.
         size (`tuple[int, int]`):
             Height and width of the images in pixels.
+        kept_blocks (`tuple[tuple[int, ...], ...]`, *optional*):
+            For each stage, the indices of the residual blocks that a sub-network keeps, where it drops some.
         soft_labels (`torch.Tensor`, *optional*):
             Class probabilities of shape `(batch_size, num_labels)`, where the batch has such labels and not numbers, in
             the passes that learn from labels.
@@ -77,6 +80,7 @@ class GradAugPass:
     is_full: bool
     is_last: bool
     size: tuple[int, int]
+    kept_blocks: KeptBlocks | None = None
     soft_labels: Tensor | None = field(default=None, repr=False)
     rows: Tensor | None = field(default=None, repr=False)
     share: float = 1.0
@@ -84,11 +88,18 @@ class GradAugPass:
     def __post_init__(self):
         self.network: nn.Module = self.gradaug.model
 
+    @property
+    def depth(self) -> float:
+        """Share of the residual blocks that run."""
+        if self.kept_blocks is None:
+            return 1.0
+        return sum(map(len, self.kept_blocks)) / sum(depths_of(self.gradaug.model.config))
+
     def __enter__(self) -> "GradAugPass":
         if not self.is_full:
             # The pass that synchronizes goes through the parameters, on which DistributedDataParallel has its hooks.
             detached = self.gradaug.detached and not (self.is_last and _has_several_processes())
-            self._activation = self.gradaug.subnetwork(self.width, detached=detached)
+            self._activation = self.gradaug.subnetwork(self.width, self.kept_blocks, detached=detached)
             self.network = self._activation.__enter__()
         return self
 
@@ -100,18 +111,6 @@ class GradAugPass:
     def learns_from_labels(self) -> bool:
         """Whether the loss is that of the labels, as always for the full network, or of soft targets."""
         return self.is_full or self.gradaug.settings.subnetwork_targets == "labels"
-
-    def with_labels(
-        self, num_items_in_batch: Tensor | int | None = None
-    ) -> tuple[dict[str, Any], Tensor | float | None]:
-        """What a Trainer's step takes: the inputs, soft labels too, and the number of items among all labels of a step."""
-        inputs = dict(self.inputs)
-        if self.soft_labels is not None:
-            inputs["labels"] = self.soft_labels
-        if num_items_in_batch is None or not self.learns_from_labels:
-            return inputs, None
-        # The items of other processes and micro-batches are in the number, so that it can't be counted here.
-        return inputs, num_items_in_batch if self.share == 1 else num_items_in_batch * self.share
 
     def loss(self, outputs: Any, label_loss: Tensor | None = None) -> Tensor:
         """
@@ -149,6 +148,22 @@ def _allow_graphs(settings: GradAugSettings) -> None:
     graphs = len({*settings.width_choices, settings.min_width}) * len(settings.scales) + 8
     dynamo.recompile_limit = max(dynamo.recompile_limit, graphs)
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 4 * graphs)
+
+
+def _check_smallest(gradaug: "GradAug") -> None:
+    # A family that can't have it fails here.
+    config, settings, blocks = gradaug.model.config, gradaug.settings, None
+    if settings.draws_depth:
+        depths = depths_of(config)
+        if max(depths) == 1:
+            raise ValueError(
+                f"`subnetwork_kind` is {settings.subnetwork_kind!r}, but this {config.model_type} has no block to drop: its "
+                f"stages have {depths} blocks, and the first of each is kept."
+            )
+        blocks = [[0]] * len(depths)
+    gradaug.subnetwork(settings.min_width if settings.draws_width else 1.0, blocks)
+    if settings.draws_width:
+        _warn_if_as_wide(config, settings)
 
 
 def _warn_if_as_wide(config: PreTrainedConfig, settings: GradAugSettings) -> None:
@@ -232,36 +247,31 @@ class GradAug:
         self._checked_sizes: set[tuple[int, int]] = set()
 
         if self.settings.subnetwork_targets == "soft":
-            self._check_is_classifier()
+            check_has_soft_targets(self.model)
             # What the head itself does when it sees the first labels. Soft ones it would take for multi-label.
             model.config.problem_type = "single_label_classification"
-        if self.settings.width_choices is not None:
+        # With random depth there are too many sub-networks to compile each.
+        self._compiled = self.settings.width_choices is not None and not self.settings.draws_depth
+        if self._compiled:
             _allow_graphs(self.settings)
-        self.subnetwork(self.settings.min_width)  # a narrowing that can't make the smallest one fails here
-        _warn_if_as_wide(self.model.config, self.settings)
+        _check_smallest(self)
 
-    def _check_is_classifier(self) -> None:
-        config, loss_type = self.model.config, getattr(self.model, "loss_type", None)
-        problem_type = getattr(config, "problem_type", None)
-        if (
-            loss_type not in (None, "ForImageClassification")
-            or problem_type not in (None, "single_label_classification")
-            or config.num_labels < 2
-        ):
-            raise ValueError(
-                "GradAug's soft targets are class probabilities of models for single-label classification, but this is "
-                f"a {type(self.model).__name__}, `config.problem_type` is {problem_type!r} and `config.num_labels` is "
-                f"{config.num_labels}.{SOFT_TARGETS_ADVICE}"
-            )
-
-    def subnetwork(self, width: float, detached: bool = False):
-        """The context manager in which the model runs the sub-network of this width multiplier."""
+    def subnetwork(self, width: float, kept_blocks: KeptBlocks | None = None, *, detached: bool = False):
+        """The context manager in which the model runs the sub-network of this width multiplier, with these blocks."""
         return self.model.subnetwork(
-            width,
-            width_divisor=self.settings.width_divisor,
-            detached=detached,
-            compiled=self.settings.width_choices is not None,
+            width, self.settings.width_divisor, kept_blocks, detached=detached, compiled=self._compiled
         )
+
+    def _draw_subnetworks(self, count: int, step: int) -> list[tuple[float, KeptBlocks | None]]:
+        """Width multiplier and blocks of each sub-network of a step."""
+        settings, generator = self.settings, step_generator(self.seed, step)
+        widths, blocks = [1.0] * count, [None] * count
+        if settings.draws_width:
+            widths = draw_widths(count, settings.min_width, generator, settings.width_choices)
+        if settings.draws_depth:
+            depths = depths_of(self.model.config)
+            blocks = [draw_blocks(depths, settings.min_survival, generator) for _ in range(count)]
+        return list(zip(widths, blocks, strict=True))
 
     def passes(self, inputs: Mapping[str, Any], step: int) -> Iterator[GradAugPass]:
         """
@@ -293,8 +303,8 @@ class GradAug:
             transform = random_transform(settings.scales, settings.rotations)
 
         learns_from_labels = settings.subnetwork_targets == "labels"
-        if learns_from_labels and self.transform is None and settings.rotations is not None:
-            self._check_rotations(inputs, size)
+        if learns_from_labels and self.transform is None:
+            check_rotations(settings.rotations, {name: inputs.get(name) for name in self.label_names}, size)
 
         n = settings.num_subnetworks if step % settings.subnetwork_every == 0 else 0
         is_single_label = getattr(self.model.config, "problem_type", None) == "single_label_classification"
@@ -303,29 +313,20 @@ class GradAug:
         yield GradAugPass(
             self, full_inputs, width=1.0, is_full=True, is_last=n == 0, size=size, soft_labels=soft_labels
         )
-        widths = draw_widths(n, settings.min_width, step_generator(self.seed, step), settings.width_choices)
-        for index, width in enumerate(widths, start=1):
+        for index, (width, blocks) in enumerate(self._draw_subnetworks(n, step), start=1):
             sub_inputs = {k: v for k, v in full_inputs.items() if learns_from_labels or k not in self.label_names}
             sub_soft_labels = soft_labels if learns_from_labels else None
-            rows = self._share_of_batch(images, index)
+            rows, share = self._share_of_batch(images, index), 1.0
             if rows is not None:
+                share = len(rows) / len(images)
                 sub_inputs = {key: select_rows(value, rows, len(images)) for key, value in sub_inputs.items()}
                 sub_soft_labels = None if sub_soft_labels is None else sub_soft_labels[rows]
-            transformed = transform(sub_inputs.pop(name), step_generator(self.seed, step, index))
-            sub_size = tuple(transformed.shape[-2:])
-            self._check_size(images, sub_size)
-            sub_inputs = {name: transformed, **resize_like_images(sub_inputs, size, sub_size)}
-            share = 1.0 if rows is None else len(rows) / len(images)
-            is_last = index == n
-            yield GradAugPass(self, sub_inputs, width, False, is_last, sub_size, sub_soft_labels, rows, share)
-        self.targets = None
-
-    def _check_rotations(self, inputs: Mapping[str, Any], size: tuple[int, int]) -> None:
-        if dense := [name for name in self.label_names if has_masks_or_boxes(inputs.get(name), size)]:
-            raise ValueError(
-                f"`rotations` must be None where labels hold masks or boxes, as {dense} do, but is "
-                f"{self.settings.rotations}."
+            sub_inputs = transform_images(sub_inputs, name, transform, step_generator(self.seed, step, index))
+            self._check_size(images, size := tuple(sub_inputs[name].shape[-2:]))
+            yield GradAugPass(
+                self, sub_inputs, width, False, index == n, size, blocks, sub_soft_labels, rows=rows, share=share
             )
+        self.targets = None
 
     def _share_of_batch(self, images: Tensor, index: int) -> Tensor | None:
         """Which rows of the batch sub-network `index` (from 1) sees; `None` for all."""

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from transformers.utils import logging as transformers_logging
 
+from .class_names import check_class_names
 from .data import ImageData
 from .image_transforms import ImageCollator
 from .pixel_classifier import PixelClassifier, import_library
@@ -92,17 +93,7 @@ class _ToPixels:
 
 
 def _check_classifier(name: str, classifier: PixelClassifier, data: ImageData, settings: RobustnessSettings) -> None:
-    classes, expected = classifier.class_names, data.class_names
-    if len(classes) != len(expected):
-        raise ValueError(f"'{name}' has {len(classes)} classes, but {data.name} has {len(expected)}.")
-    numbers = [str(label) for label in range(len(expected))]
-    nameless = (numbers, [f"LABEL_{number}" for number in numbers])
-    # Of classes without names, the number is all that can be compared.
-    if classes not in nameless and expected not in nameless and classes != expected:
-        label = next(label for label, name in enumerate(expected) if classes[label] != name)
-        raise ValueError(
-            f"Class {label} of '{name}' is '{classes[label]}', but that of {data.name} is '{expected[label]}'."
-        )
+    check_class_names(name, classifier.class_names, data.name, data.class_names)
     if settings.corruptions and min(classifier.image_size) < _MIN_CORRUPTED_SIZE:
         raise ValueError(
             f"'{name}' takes images of {classifier.image_size} pixels, but the corruptions need "
@@ -180,7 +171,8 @@ def evaluate_robustness(
         "seed": seed,
     }
     fingerprints = {name: classifier.fingerprint for name, classifier in classifiers.items()}
-    results = RobustnessResults(settings, fingerprints, description, baseline, path)
+    device = next(iter(classifiers.values())).device.type
+    results = RobustnessResults(settings, fingerprints, description, baseline, path, device)
 
     groups: dict[str, list[str]] = {}  # classifiers that see the same pixels
     for name, classifier in classifiers.items():

@@ -8,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .machine import describe_machine, describe_versions
 from .robustness_settings import Condition, RobustnessSettings
 
@@ -25,7 +23,8 @@ def mean_corruption_error(
     The mean corruption error (Hendrycks and Dietterich 2019, arXiv 1903.12261).
 
     With a baseline, the errors of each corruption, summed over its severities, are divided by those of the baseline,
-    and the ratios are averaged over the corruptions. Without one, the errors themselves are averaged. The relative
+    and the ratios are averaged over the corruptions; published figures have AlexNet as the baseline. Without one, the
+    errors themselves are averaged, which is the unnormalized mean corruption error. The relative
     mean corruption error is the same of errors from which each model's error on clean images was subtracted.
 
     Args:
@@ -61,7 +60,10 @@ class RobustnessResults:
         baseline (`str`, *optional*):
             The model whose errors those of all are divided by.
         path (`str` or `os.PathLike`, *optional*):
-            A JSON file, written with each addition. If it is there, its accuracies are taken over.
+            A JSON file, written with each addition. If it is there, its accuracies are taken over. It keeps other models that
+            it holds, but sums up those of this run alone.
+        device (`str`, *optional*, defaults to `"cpu"`):
+            The type of device that computes, for the file.
 
     Attributes:
         accuracy (`dict[str, dict[str, float]]`):
@@ -78,7 +80,9 @@ class RobustnessResults:
         description: Mapping[str, Any],
         baseline: str | None = None,
         path: str | os.PathLike | None = None,
+        device: str = "cpu",
     ):
+        self.device = device
         self.settings = settings
         self.fingerprints = dict(fingerprints)
         self.description = dict(description)
@@ -141,7 +145,7 @@ class RobustnessResults:
         content = {
             "settings": self.description,
             "versions": describe_versions(*packages),
-            "hardware": describe_machine("cuda" if torch.cuda.is_available() else "cpu"),
+            "hardware": describe_machine(self.device),
             "conditions": asdict(self.settings),
             "baseline": self.baseline,
             "summary": self.summarize(),
@@ -180,7 +184,7 @@ class RobustnessResults:
 
         Returns:
             `dict[str, dict[str, float | None]]`: by model, `clean_accuracy`; with corruptions,
-            `mean_corruption_error`; and with a baseline besides, `mce` and `relative_mce`, ratios to the baseline (see
+            `unnormalized_mce`; and with a baseline besides, `mce` and `relative_mce`, ratios to the baseline (see
             [`mean_corruption_error`]). Empty until every model was measured under every condition.
         """
         if not self.is_complete:
@@ -191,7 +195,7 @@ class RobustnessResults:
             summary[name] = {"clean_accuracy": clean[name]}
             if not self.settings.corruptions:
                 continue
-            summary[name]["mean_corruption_error"] = mean_corruption_error(self._errors(name))
+            summary[name]["unnormalized_mce"] = mean_corruption_error(self._errors(name))
             if self.baseline is not None:
                 summary[name]["mce"] = mean_corruption_error(self._errors(name), self._errors(self.baseline))
                 summary[name]["relative_mce"] = mean_corruption_error(
@@ -212,7 +216,7 @@ class RobustnessResults:
             means = [1 - sum(errors[name][corruption]) / len(self.settings.severities) for name in self.accuracy]
             rows.append((corruption.replace("_", " "), [_percent(mean) for mean in means]))
         titles = {
-            "mean_corruption_error": "mean corruption error, %",
+            "unnormalized_mce": "unnormalized mCE, %",
             "mce": f"mCE, % of {self.labels.get(self.baseline)}",
             "relative_mce": f"relative mCE, % of {self.labels.get(self.baseline)}",
         }

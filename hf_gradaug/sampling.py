@@ -24,7 +24,7 @@ def step_generator(seed: int, step: int, index: int = 0) -> torch.Generator:
         step (`int`):
             Index of the optimizer step, 0 or more.
         index (`int`, *optional*, defaults to `0`):
-            Which stream of the step: 0 for the widths, i for the transformation of sub-network i.
+            Which stream of the step: 0 for the sub-networks, i for the transformation of sub-network i.
 
     Returns:
         `torch.Generator`: Independent of every other `(seed, step, index)` and of PyTorch's global generator.
@@ -102,3 +102,47 @@ def draw_widths(
         drawn = torch.randint(len(choices), (num_subnetworks - 1,), generator=generator)
         others = [choices[index] for index in drawn.tolist()]
     return sorted(others, reverse=True) + [min_width]
+
+
+def survival_probabilities(num_blocks: int, min_survival: float) -> list[float]:
+    """
+    How likely a sub-network keeps each residual block: from 1 for the first falling linearly to `min_survival` for the last.
+
+    So it is in the authors' code. Stochastic depth (Huang et al. 2016, arXiv 1603.09382) takes a first step down before the
+    first block.
+
+    Args:
+        num_blocks (`int`):
+            Residual blocks of the full network, over all stages.
+        min_survival (`float`):
+            The last block's probability, in (0, 1].
+
+    Returns:
+        `list[float]`: One for each block.
+    """
+    steps = max(num_blocks - 1, 1)
+    return [1 - (1 - min_survival) * block / steps for block in range(num_blocks)]
+
+
+def draw_blocks(depths: Sequence[int], min_survival: float, generator: torch.Generator) -> tuple[tuple[int, ...], ...]:
+    """
+    The residual blocks that a sub-network keeps.
+
+    Each is kept with its probability of survival, by itself. The first block of a stage, which may change size and channels,
+    is kept always. There is no counterpart of the sandwich rule, as there is none in the authors' code.
+
+    Args:
+        depths (`Sequence[int]`):
+            Numbers of residual blocks of the full network, by stage.
+        min_survival (`float`):
+            See [`survival_probabilities`].
+        generator (`torch.Generator`):
+            Source of the draws.
+
+    Returns:
+        `tuple[tuple[int, ...], ...]`: For each stage, the indices of the blocks that are kept, ascending.
+    """
+    probabilities = survival_probabilities(sum(depths), min_survival)
+    drawn = torch.rand(sum(depths), generator=generator, dtype=torch.float64).tolist()
+    survives = iter([value < probability for value, probability in zip(drawn, probabilities)])
+    return tuple(tuple(block for block in range(depth) if next(survives) or block == 0) for depth in depths)

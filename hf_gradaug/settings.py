@@ -12,6 +12,7 @@ from .narrowing import check_width
 from .transforms import RandomRotation, RandomScale
 
 
+SubnetworkKind = Literal["width", "depth", "width_depth"]
 NonFiniteLoss = Literal["stop", "skip"]
 SubnetworkTargets = Literal["soft", "labels"]
 SETTINGS_NAME = "gradaug_config.json"
@@ -27,12 +28,19 @@ class GradAugSettings:
     Args:
         num_subnetworks (`int`, *optional*, defaults to `3`):
             Sub-networks trained in each optimizer step beside the full network. 0 turns GradAug off.
+        subnetwork_kind (`str`, *optional*, defaults to `"width"`):
+            What sub-networks have less of: `"width"` channels, `"depth"` residual blocks, `"width_depth"` both. The full
+            network has all of its blocks, in training and in evaluation, and so no output of a block is ever scaled by its
+            probability of survival.
+        min_survival (`float`, *optional*, defaults to `0.5`):
+            With depth: the probability with which a sub-network keeps the last residual block, in (0, 1]. It falls linearly
+            over the blocks from 1 for the first. The first block of a stage is kept always. The authors' code for CIFAR has 0.8.
         min_width (`float`, *optional*, defaults to `0.9`):
             Smallest width multiplier, in (0, 1]. One sub-network of each step has it, the others are drawn uniformly from
             `[min_width, 1]`.
         width_choices (`list[float]`, *optional*):
             Width multipliers to draw the others from, each in [`min_width`, 1]. With such a bounded set `torch.compile`
-            compiles the sub-networks too. Not given: the whole interval.
+            compiles the sub-networks too, if their kind is `"width"`. Not given: the whole interval.
         scales (`list[float]`, *optional*, defaults to `[1.0, 6 / 7, 5 / 7, 4 / 7]`):
             Image sizes for the sub-networks, as fractions of the batch's own height and width, each in (0, 1]; 224, 192, 160
             and 128 pixels at 224. One is drawn for each sub-network.
@@ -67,6 +75,19 @@ class GradAugSettings:
     num_subnetworks: int = field(
         default=3,
         metadata={"help": "Sub-networks trained in each optimizer step beside the full network. 0 turns GradAug off."},
+    )
+    subnetwork_kind: SubnetworkKind = field(
+        default="width",
+        metadata={
+            "help": "What sub-networks have less of: 'width' channels, 'depth' residual blocks, 'width_depth' both."
+        },
+    )
+    min_survival: float = field(
+        default=0.5,
+        metadata={
+            "help": "With depth: the probability with which a sub-network keeps the last residual block, in (0, 1]. It falls "
+            "linearly over the blocks from 1 for the first."
+        },
     )
     min_width: float = field(
         default=0.9,
@@ -133,7 +154,17 @@ class GradAugSettings:
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise ValueError(f"`{name}` must be a whole number, {low} or more, but is {value}.")
         check_width(self.min_width, "min_width")
+        if self.subnetwork_kind not in get_args(SubnetworkKind):
+            raise ValueError(
+                f"`subnetwork_kind` must be 'width', 'depth' or 'width_depth', but is {self.subnetwork_kind!r}."
+            )
+        if not 0 < self.min_survival <= 1:
+            raise ValueError(f"`min_survival` is a probability and must be in (0, 1], but is {self.min_survival}.")
         choices = self.width_choices
+        if choices is not None and not self.draws_width:
+            raise ValueError(
+                f"`width_choices` must not be given where `subnetwork_kind` is 'depth', but is {choices}."
+            )
         if choices is not None and not (choices and all(self.min_width <= width <= 1 for width in choices)):
             raise ValueError(
                 f"`width_choices` must be one or more width multipliers in [min_width, 1], which is [{self.min_width}, 1], but "
@@ -155,6 +186,14 @@ class GradAugSettings:
         RandomScale(self.scales)
         if self.rotations is not None:
             RandomRotation(self.rotations)
+
+    @property
+    def draws_width(self) -> bool:
+        return self.subnetwork_kind != "depth"
+
+    @property
+    def draws_depth(self) -> bool:
+        return self.subnetwork_kind != "width"
 
 
 def settings_as_dict(settings: GradAugSettings) -> dict[str, Any]:

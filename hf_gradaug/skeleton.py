@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Skeletons: models of a config without weights, checked against the network that they are parts of."""
+"""Skeletons: models of a config without weights, and how they are checked against the network that they are parts of."""
 
 import itertools
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from transformers.initialization import no_init_weights
 Build = Callable[[PreTrainedConfig], nn.Module]
 
 
-def build_skeleton(model: nn.Module, config: PreTrainedConfig, build: Build, width: float) -> nn.Module:
-    """Builds a model of the narrower config on the meta device, and checks that the full network contains it."""
+def build_skeleton(config: PreTrainedConfig, build: Build) -> nn.Module:
+    """Builds a model of the config on the meta device."""
     with torch.device("meta"), no_init_weights():
         skeleton = build(config)
     if not any(parameter.is_meta for parameter in skeleton.parameters()):
@@ -23,7 +23,6 @@ def build_skeleton(model: nn.Module, config: PreTrainedConfig, build: Build, wid
         )
     # LeViT names a device for some of its buffers, and Mask2Former makes embeddings in a way that follows none.
     skeleton.to("meta")
-    check_same("parameter or buffer", shapes_of(model), shapes_of(skeleton), width)
     return skeleton
 
 
@@ -55,3 +54,7 @@ def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
 def module_settings(module: nn.Module) -> dict[str, str]:
     # With the settings that a module shows, such as a stride or a dropout probability.
     return {name: f"{type(child).__name__}({child.extra_repr()})" for name, child in module.named_modules()}
+
+
+def module_types(module: nn.Module) -> dict[str, str]:
+    return {name: type(child).__name__ for name, child in module.named_modules()}

@@ -13,8 +13,9 @@ class StepLog:
 
     def __init__(self):
         self.losses: Tensor | None = None  # of the full network, of the sub-networks, and the steps that they are of
-        self.width = self.size = 0.0
+        self.width = self.depth = self.size = 0.0
         self.subnetworks = 0
+        self.draws_depth = False
 
     def __bool__(self) -> bool:
         return self.losses is not None
@@ -26,6 +27,8 @@ class StepLog:
             values = torch.where(torch.isfinite(values).all(), values, torch.zeros_like(values))
         self.losses = values if self.losses is None else self.losses + values
         self.width += sum(p.width for p in passes[1:])
+        self.depth += sum(p.depth for p in passes[1:])
+        self.draws_depth |= any(p.kept_blocks is not None for p in passes)
         self.size += sum(sum(p.size) / 2 for p in passes[1:])
         self.subnetworks += len(passes) - 1
 
@@ -35,5 +38,7 @@ class StepLog:
         means = {"loss_full": full / steps, "loss_subnetworks": subnetworks / steps} if steps > 0 else {}
         if self.subnetworks > 0:
             means["subnetwork_width"] = self.width / self.subnetworks
+            if self.draws_depth:
+                means["subnetwork_depth"] = self.depth / self.subnetworks
             means["subnetwork_size"] = self.size / self.subnetworks
         return means

@@ -10,107 +10,25 @@ so what the model saves is a plain checkpoint.
 import copy
 import functools
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .binding import Subnetwork, select_entries
+from .depth import DEPTHS, KeptBlocks, dropped_parameters, kept_names, shallower_config
 from .image_size import size_arguments
 from .narrowing import narrow_config
-from .selection import Selection, select
-from .skeleton import Build, build_skeleton, check_same, module_settings, shapes_of
+from .selection import select
+from .skeleton import Build, build_skeleton, check_same, module_settings, module_types, shapes_of
 
 
 _STATE = "_subnetworks"
-_MISSING = object()
 # Fields of a config that no sub-network depends on. The first save writes the last three.
 _NOT_OF_THE_NETWORK = ("id2label", "label2id", "architectures", "auto_map", "dtype")
-
-
-class _Subnetwork:
-    """A skeleton, and what it takes to have it compute with the full network's weights."""
-
-    def __init__(self, skeleton: nn.Module, selections: dict[str, Selection]):
-        self.skeleton = skeleton
-        self.selections = selections
-        self.unbound = [
-            (dict(module._parameters), dict(module._buffers), _settings(module)) for module in skeleton.modules()
-        ]
-
-    @torch.compiler.disable
-    def bind(self, model: nn.Module, detached: bool = False) -> None:
-        """
-        Makes the skeleton compute with the model's weights, until [`unbind`].
-
-        `torch.func.functional_call` would unbind when the forward returns, and gradient checkpointing, which runs
-        parts of the forward again in the backward, would find a skeleton without weights.
-        """
-        modules = zip(model.named_modules(), self.skeleton.modules(), self.unbound, strict=True)
-        for (prefix, full), narrow, (parameters, buffers, settings) in modules:
-            # A forward may change its modules: Swin's has the windows fit the images, LeViT's keeps biases.
-            vars(narrow).update(_copied(settings))
-            narrow.training = full.training
-            for flag in ("gradient_checkpointing", "_gradient_checkpointing_func"):
-                if (value := getattr(full, flag, _MISSING)) is not _MISSING:
-                    setattr(narrow, flag, value)
-            prefix = f"{prefix}." if prefix else ""
-            for name, like in parameters.items():
-                if like is not None:
-                    parameter, selection = full._parameters[name], self.selections[prefix + name]
-                    selected = _select(parameter.detach() if detached else parameter, selection, like, prefix + name)
-                    narrow._parameters[name] = _leaf(parameter, selected, selection) if detached else selected
-            for name, like in buffers.items():
-                if like is not None:
-                    # A copy, because a sub-network in train mode writes running statistics, and only the full
-                    # network's count (paper, section 3).
-                    selection = self.selections[prefix + name]
-                    narrow._buffers[name] = _select(full._buffers[name], selection, like, prefix + name).clone()
-
-    def unbind(self) -> None:
-        for module, (parameters, buffers, _) in zip(self.skeleton.modules(), self.unbound, strict=True):
-            module._parameters.update(parameters)
-            module._buffers.update(buffers)
-
-
-def _settings(module: nn.Module) -> dict:
-    return _copied({name: value for name, value in vars(module).items() if not name.startswith("_")})
-
-
-def _copied(settings: dict) -> dict:
-    return {name: dict(value) if type(value) is dict else value for name, value in settings.items()}
-
-
-def _select(tensor: Tensor, selection: Selection, like: Tensor, name: str) -> Tensor:
-    selected = selection.take(tensor)
-    if selected.shape != like.shape:
-        raise ValueError(
-            f"The model was changed after `make_slimmable`: {name!r} has shape {tuple(tensor.shape)}, and its "
-            f"sub-network needs {tuple(like.shape)}. Change the model first."
-        )
-    return selected
-
-
-def _leaf(parameter: nn.Parameter, selected: Tensor, selection: Selection) -> Tensor:
-    """
-    A dense leaf in the memory format of the parameter, whose gradient is added to the parameter's as it is computed.
-
-    Autograd answers a view with a gradient as large as the whole parameter, mostly zeros, for each pass, and kernels
-    of convolutions and linear layers are slower on the strided weights.
-    """
-    # What is dense already, such as biases and whole layers, need not be copied.
-    dense = selected.is_contiguous() or selected.shape == parameter.shape
-    leaf = selected if dense else selected.clone()
-    if not (parameter.requires_grad and torch.is_grad_enabled()):
-        return leaf
-    leaf.requires_grad_().register_post_accumulate_grad_hook(functools.partial(_add_gradient, parameter, selection))
-    return leaf
-
-
-def _add_gradient(parameter: nn.Parameter, selection: Selection, leaf: Tensor) -> None:
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    selection.add_to(parameter.grad, leaf.grad)
-    leaf.grad = None
 
 
 class _Subnetworks:
@@ -123,32 +41,60 @@ class _Subnetworks:
     def __init__(self, model_class: type[nn.Module], build: Build | None):
         self.model_class = model_class
         self.build = build
-        self.cache: OrderedDict[str, _Subnetwork] = OrderedDict()
+        self.cache: OrderedDict[str, Subnetwork] = OrderedDict()
         self.active: list[_Activation] = []
 
-    def get(self, model: nn.Module, width: float, divisor: int) -> _Subnetwork:
+    def get(self, model: nn.Module, width: float, divisor: int, kept_blocks: KeptBlocks | None = None) -> Subnetwork:
         config = narrow_config(model.config, width, divisor)
+        subnetwork = self._cached(config, lambda: self._make(model, config, width))
+        if kept_blocks is None:
+            return subnetwork
+        shallower = shallower_config(config, kept_blocks)
+        return self._cached(shallower, lambda: self._make_shallower(subnetwork, shallower, kept_blocks, width))
+
+    def _cached(self, config: PreTrainedConfig, make: Callable[[], Subnetwork]) -> Subnetwork:
         key = str([config.num_labels, {k: v for k, v in vars(config).items() if k not in _NOT_OF_THE_NETWORK}])
         if key not in self.cache:
-            self.cache[key] = self._make(model, config, width)
+            self.cache[key] = make()
             if len(self.cache) > self.cache_size:
                 self.cache.popitem(last=False)
         self.cache.move_to_end(key)
         return self.cache[key]
 
-    def _make(self, model: nn.Module, config: PreTrainedConfig, width: float) -> _Subnetwork:
-        skeleton = build_skeleton(model, config, self.build or self.model_class, width)
+    def _make(self, model: nn.Module, config: PreTrainedConfig, width: float) -> Subnetwork:
+        skeleton = build_skeleton(config, self.build or self.model_class)
         full, narrow = shapes_of(model), shapes_of(skeleton)
-        return _Subnetwork(
+        check_same("parameter or buffer", full, narrow, width)
+        return Subnetwork(
             skeleton, {name: select(name, full[name], narrow[name], model.config, config) for name in narrow}
         )
+
+    def _make_shallower(
+        self, whole: Subnetwork, config: PreTrainedConfig, kept_blocks: KeptBlocks, width: float
+    ) -> Subnetwork:
+        skeleton = build_skeleton(config, self.build or self.model_class)
+        for what, found_in in (("parameter or buffer", shapes_of), ("module", module_types)):
+            full = found_in(whole.skeleton)
+            names = kept_names(full, config.model_type, kept_blocks)
+            kept = {name: full[full_name] for name, full_name in names.items()}
+            check_same(what, kept, found_in(skeleton), width)
+        find_block = DEPTHS[config.model_type].find
+        block_settings = {name: settings for name, settings in whole.settings.items() if find_block(name)}
+        return Subnetwork(skeleton, whole.selections, block_settings)
 
 
 class _Activation:
     """The context manager of [`SlimmableModel.subnetwork`]; it can be nested and entered again."""
 
-    def __init__(self, active: list["_Activation"], subnetwork: _Subnetwork, detached: bool, compiled: bool):
-        self.active, self.subnetwork = active, subnetwork
+    def __init__(
+        self,
+        active: list["_Activation"],
+        subnetwork: Subnetwork,
+        kept_blocks: KeptBlocks | None,
+        detached: bool,
+        compiled: bool,
+    ):
+        self.active, self.subnetwork, self.kept_blocks = active, subnetwork, kept_blocks
         self.detached, self.compiled = detached, compiled
 
     def __enter__(self) -> nn.Module:
@@ -165,7 +111,13 @@ class SlimmableModel:
     """What [`make_slimmable`] adds to the class of a model."""
 
     def subnetwork(
-        self, width: float, width_divisor: int = 1, *, detached: bool = False, compiled: bool = False
+        self,
+        width: float,
+        width_divisor: int = 1,
+        kept_blocks: KeptBlocks | None = None,
+        *,
+        detached: bool = False,
+        compiled: bool = False,
     ) -> _Activation:
         """
         Runs a sub-network instead of the full network inside a `with` block.
@@ -181,6 +133,10 @@ class SlimmableModel:
                 Width multiplier, in (0, 1].
             width_divisor (`int`, *optional*, defaults to `1`):
                 Channel counts are rounded to multiples of it.
+            kept_blocks (`Sequence[Sequence[int]]`, *optional*):
+                For each stage, the indices of the residual blocks that run, ascending from 0: `((0, 2), (0,))` for a model
+                with two stages. A model without stages has one. Not given: all blocks. If `detached` is `False`, `backward`
+                gives the others' parameters a gradient of 0.
             detached (`bool`, *optional*, defaults to `False`):
                 Computes with dense copies of the weights, whose gradients `backward` adds to `parameter.grad` itself.
                 Faster, and the sums are the same, but hooks on the parameters, those of DistributedDataParallel among
@@ -192,7 +148,8 @@ class SlimmableModel:
             A context manager, which gives the sub-network's skeleton: a model of the narrower config without weights.
 
         Raises:
-            `ValueError`: If `width` is outside (0, 1] or `width_divisor` below 1.
+            `ValueError`: If `width` is outside (0, 1], `width_divisor` below 1, or `kept_blocks` unfit.
+            `TypeError`: If `kept_blocks` are given and those of the model's family aren't known (see [`register_depth`]).
 
         Example:
 
@@ -202,7 +159,8 @@ class SlimmableModel:
         ```
         """
         state: _Subnetworks = self.__dict__[_STATE]
-        return _Activation(state.active, state.get(self, width, width_divisor), detached, compiled)
+        subnetwork = state.get(self, width, width_divisor, kept_blocks)
+        return _Activation(state.active, subnetwork, kept_blocks, detached, compiled)
 
     def __deepcopy__(self, memo: dict) -> nn.Module:
         state: _Subnetworks = self.__dict__[_STATE]
@@ -267,7 +225,8 @@ def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTra
             f"`model` is a {type(model).__name__} and not a `PreTrainedModel`: give `make_slimmable` or the trainer "
             "`build=...`, a function from a config to a new model. A compiled or PEFT model can't be made slimmable."
         )
-    skeleton = build_skeleton(model, narrow_config(model.config, width=1.0), build or type(model), width=1.0)
+    skeleton = build_skeleton(narrow_config(model.config, width=1.0), build or type(model))
+    check_same("parameter or buffer", shapes_of(model), shapes_of(skeleton), width=1.0)
     check_same("module", module_settings(model), module_settings(skeleton), width=1.0)
     return _swap_class(model, build)
 
@@ -307,7 +266,9 @@ def subnetwork_state_dict(
         narrow_config(model.config, width, width_divisor)
     )  # its names of labels are the model's own
     return config, {
-        name: _select(full[name], subnetwork.selections[name], like, name).clone(memory_format=torch.contiguous_format)
+        name: select_entries(full[name], subnetwork.selections[name], like, name).clone(
+            memory_format=torch.contiguous_format
+        )
         for name, like in subnetwork.skeleton.state_dict().items()
     }
 
@@ -338,9 +299,25 @@ def _slimmable_class(model_class: type[nn.Module]) -> type[nn.Module]:
 @functools.partial(torch.compiler.disable, recursive=False)
 def _forward_subnetwork(model: nn.Module, activation: _Activation, args: tuple, kwargs: dict):
     skeleton = activation.subnetwork.skeleton
-    activation.subnetwork.bind(model, activation.detached)
+    activation.subnetwork.bind(model, activation.detached, activation.kept_blocks)
     kwargs = {**size_arguments(skeleton, *args, **kwargs), **kwargs}
-    return skeleton(*args, **kwargs) if activation.compiled else _forward_eagerly(skeleton, args, kwargs)
+    outputs = skeleton(*args, **kwargs) if activation.compiled else _forward_eagerly(skeleton, args, kwargs)
+    if activation.kept_blocks is None or activation.detached:
+        return outputs
+    return _reaching(dropped_parameters(model, activation.kept_blocks), outputs)
+
+
+def _reaching(parameters: list[nn.Parameter], outputs: Any) -> Any:
+    """
+    Has the backward of the outputs give these parameters a gradient of 0.
+
+    DistributedDataParallel waits for a gradient of every parameter, and the sub-network doesn't reach those of dropped blocks.
+    """
+    if not parameters:
+        return outputs
+    # A sum over no entries is 0 whatever the weights are, and reads none.
+    zero = sum(parameter.flatten()[:0].sum() for parameter in parameters)
+    return tree_map_only(Tensor, lambda output: output + zero if output.requires_grad else output, outputs)
 
 
 @torch.compiler.disable

@@ -148,9 +148,9 @@ def model_class(family: str) -> type[PreTrainedModel]:
     return _find(f"{name}ForImageClassification")
 
 
-def family_model(family: str, seed: int = 0) -> PreTrainedModel:
-    """With random weights that keep the size of signals, so that no activation dies and no attention saturates."""
-    model = model_class(family)(family_config(family))
+def family_model(family: str, seed: int = 0, config: PreTrainedConfig | None = None) -> PreTrainedModel:
+    """With random weights that keep signals of the same size, so that no activation dies and no attention saturates."""
+    model = model_class(family)(family_config(family) if config is None else config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in model.state_dict().values():

@@ -58,7 +58,7 @@ def test_summary():
         results.add(condition, dict(zip("ab", accuracies)))
     figures = results.summarize()["a"]
     assert figures.pop("clean_accuracy") == 0.9
-    assert figures.pop("mean_corruption_error") == pytest.approx((0.2 + 0.3 + 0.4 + 0.5) / 4)
+    assert figures.pop("unnormalized_mce") == pytest.approx((0.2 + 0.3 + 0.4 + 0.5) / 4)
     assert figures.pop("mce") == pytest.approx(((0.2 + 0.3) / (0.3 + 0.5) + (0.4 + 0.5) / (0.6 + 0.8)) / 2)
     assert figures.pop("relative_mce") == pytest.approx(((0.1 + 0.2) / (0.1 + 0.3) + (0.3 + 0.4) / (0.4 + 0.6)) / 2)
     assert not figures

@@ -35,6 +35,9 @@ SAVES = {"save_strategy": "steps", "save_steps": 1}
 SHARDED = {"kind": "fsdp", "optim_args": "momentum=0.9", "max_steps": 2, **SAVES}
 FOUR_STEPS = {"max_steps": 4, "lr_scheduler_type": "constant", **SAVES}
 
+# With a low survival, the synchronizing pass drops blocks in each of the steps.
+DEPTH = {"subnetwork_kind": "depth", "min_survival": 0.01, "depths": [2, 3, 3]}
+
 # Trainings by the launch that makes them, one after the other: processes take far longer to start than to train.
 LAUNCHES = {
     "one": (
@@ -44,6 +47,8 @@ LAUNCHES = {
             "one with momentum": job(12, optim_args="momentum=0.9", max_steps=2),
             "one with own loss": job(8, kind="own_loss"),
             "one, four steps": job(8, **FOUR_STEPS),
+            "one with depth": job(8, **DEPTH),
+            "one with width and depth": job(8, **DEPTH | {"subnetwork_kind": "width_depth"}),
         },
     ),
     "two": (
@@ -55,6 +60,11 @@ LAUNCHES = {
             "two with own loss": job(2, 2, kind="own_loss"),
             "two with nan": job(4, kind="nan"),
             "two with batchnorm": job(4, family="resnet-basic"),
+            "two with depth": job(2, 2, **DEPTH),
+            # The Trainer has DistributedDataParallel look for parameters that were not reached, loops of one's own don't.
+            "two with width and depth": job(
+                4, **DEPTH | {"subnetwork_kind": "width_depth", "ddp_find_unused_parameters": False}
+            ),
             "two, from one": job(4, resume_from_checkpoint="{one, four steps}/checkpoint-2", **FOUR_STEPS),
         },
     ),
@@ -139,6 +149,19 @@ def test_two_processes_are_one(trained):
     assert plain["synchronizations"] > 0
     # As many as plain training: one synchronization an optimizer step, whatever the passes and the accumulation.
     assert together["synchronizations"] == accumulated["synchronizations"] == plain["synchronizations"]
+
+
+@pytest.mark.parametrize("kind", ["depth", "width and depth"])
+def test_two_processes_with_dropped_blocks_are_one(trained, kind):
+    one, alone, _ = trained(f"one with {kind}")
+    two, together, _ = trained(f"two with {kind}")
+    assert largest_difference(two, one) < 1e-7
+    shares = [
+        [line["subnetwork_depth"] for line in result["log"] if "loss_full" in line] for result in (alone, together)
+    ]
+    assert shares[0] == shares[1] and len(shares[0]) == 3 and max(shares[0]) < 1
+    _, plain, _ = trained("two, without sub-networks")
+    assert together["synchronizations"] == plain["synchronizations"]
 
 
 def test_sharded_is_one(trained):

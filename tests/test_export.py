@@ -190,3 +190,9 @@ def test_card_names_the_parent(tmp_path):
     convnext = tiny_model("convnext")
     card = create_subnetwork_card(export_subnetwork(convnext, 0.5), convnext, 0.5)
     assert "has no BatchNorm" in card.content and "ConvNextForImageClassification at width 0.5" in card.content
+
+
+def test_card_takes_tags_of_the_caller():
+    parent = tiny_model("convnext")
+    card = create_subnetwork_card(export_subnetwork(parent, 0.5), parent, 0.5, tags=["vision"])
+    assert card.data.tags == ["sub-network", "vision"]

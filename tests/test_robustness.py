@@ -159,7 +159,7 @@ def test_accuracies(classifier, trained, data):
         name: [1 - accuracy[f"{name}/{severity}"] for severity in (1, 3)] for name in ("gaussian_noise", "glass_blur")
     }
     assert results.summarize() == {
-        "trained": {"clean_accuracy": accuracy["clean"], "mean_corruption_error": mean_corruption_error(errors)}
+        "trained": {"clean_accuracy": accuracy["clean"], "unnormalized_mce": mean_corruption_error(errors)}
     }
 
 
@@ -280,7 +280,7 @@ def test_script(script, folders, tmp_path, capsys):
     assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
     table = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in table] == [
-        "accuracy, %", "clean", "FGSM, 0/255", "FGSM, 1/255", "fog", "contrast", "mean corruption error, %",
+        "accuracy, %", "clean", "FGSM, 0/255", "FGSM, 1/255", "fog", "contrast", "unnormalized mCE, %",
         "mCE, % of random", "relative mCE, % of random",
     ]  # fmt: skip
     assert table[0].split()[-2:] == ["trained", "random"]
@@ -308,7 +308,7 @@ def test_errors_come_before_anything_is_measured(script, folders, tmp_path, monk
         (folders[:1], ["--split", "test"], "There is no test split"),
         (folders[:1], ["--baseline", "other"], r"baseline is 'other', but must be one of the models \['.*trained'\]"),
         (folders[:1], photos, "'.*trained' has 10 classes, but photos has 3"),
-        ([order], photos, "Class 0 of '.*order' is 'dog', but that of photos is 'cat'"),
+        ([order], photos, "Class 0 of photos is 'cat', which is class 1 of '.*order': give the data its order"),
         ([bare], photos, "'.*bare' is no image classifier with an image processor"),
         ([str(tmp_path / "none")], [], "'.*none' is no image classifier"),
         ([headless], [], r"'.*headless' has no weights for \['classifier"),

@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from hf_gradaug.sampling import draw_widths, example_seed, seeded, step_generator
+from hf_gradaug.sampling import (
+    draw_blocks,
+    draw_widths,
+    example_seed,
+    seeded,
+    step_generator,
+    survival_probabilities,
+)
 
 
 def draws(seed, step, index=0):
@@ -64,3 +71,22 @@ def test_widths_from_choices():
     assert {choice: others.count(choice) for choice in choices} == pytest.approx(
         dict.fromkeys(choices, 400 / 3), rel=0.2
     )
+
+
+def test_survival_falls_linearly():
+    assert survival_probabilities(5, 0.5) == pytest.approx([1, 0.875, 0.75, 0.625, 0.5])
+    assert survival_probabilities(3, 1.0) == [1, 1, 1]
+    assert survival_probabilities(1, 0.5) == [1]
+
+
+def test_blocks_survive_as_often_as_they_should():
+    depths = [2, 3, 4]
+    drawn = [draw_blocks(depths, 0.2, step_generator(0, step)) for step in range(3000)]
+    assert all(len(kept) == 3 and list(blocks) == sorted(blocks) for kept in drawn for blocks in kept)
+    places = [(stage, block) for stage, depth in enumerate(depths) for block in range(depth)]
+    survives = {place: torch.tensor([float(place[1] in kept[place[0]]) for kept in drawn]) for place in places}
+    for (stage, block), probability in zip(places, [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2], strict=True):
+        expected = 1 if block == 0 else probability  # the first of a stage is kept always
+        assert survives[stage, block].mean().item() == pytest.approx(expected, abs=0.03), (stage, block)
+    # Each by itself: whether the last two are kept has nothing to do with one another.
+    assert abs(torch.corrcoef(torch.stack([survives[2, 2], survives[2, 3]]))[0, 1]) < 0.06

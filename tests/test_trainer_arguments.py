@@ -62,6 +62,8 @@ def test_refuses_models_before_anything_is_written(tmp_path):
 
 SETTINGS = {
     "num_subnetworks": 2,
+    "subnetwork_kind": "width_depth",
+    "min_survival": 0.8,
     "min_width": 0.75,
     "scales": [1.0, 0.5],
     "rotations": [0.0, 90.0],
@@ -93,6 +95,9 @@ def test_settings_parse(tmp_path, source):
         ("num_subnetworks", -1),
         ("min_width", 0.0),
         ("min_width", 1.1),
+        ("subnetwork_kind", "height"),
+        ("min_survival", 0.0),
+        ("min_survival", 1.5),
         ("scales", []),
         ("scales", [2.0]),
         ("rotations", []),

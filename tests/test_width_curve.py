@@ -195,7 +195,7 @@ def test_script_without_calibration(script, flags, tmp_path):
         (["--batch_size", "1"], "batch_size is 1, but it must be 2 or more"),
         (["--repetitions", "0"], "repetitions is 0, but it must be 1 or more"),
         (["--streaming"], "streaming is on, but"),
-        (["--train_dir", "{two}", "--validation_dir", "{two}"], "The classes of the model are"),
+        (["--train_dir", "{two}", "--validation_dir", "{two}"], "has 3 classes, but two has 2"),
     ],
 )  # fmt: skip
 def test_errors_of_the_script_leave_nothing_behind(script, flags, tmp_path, extra, message):

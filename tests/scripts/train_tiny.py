@@ -5,7 +5,7 @@ Trains tiny models, in one process or in several started by `torchrun`, and save
     torchrun --nproc_per_node 2 tests/scripts/train_tiny.py '[{"output": "out", "per_device_train_batch_size": 4}]'
 
 The only argument is a list of jobs, which run one after the other. A job has the folder `output`, `family` (of `tiny.FAMILIES`,
-by default convnext), `kind`, and arguments of the Trainer. The kind is `plain`, `own_loss` (with `compute_loss_func`), `nan`
+by default convnext), its `depths`, `kind`, and arguments of the Trainer. The kind is `plain`, `own_loss` (with `compute_loss_func`), `nan`
 (not a number in the last process alone) or `fsdp` (FSDP2).
 """
 
@@ -84,7 +84,7 @@ def use_fsdp() -> None:
     PartialState.__init__ = start_as_accelerators
 
 
-def train(output: str, family: str = "convnext", kind: str = "plain", **args) -> None:
+def train(output: str, family: str = "convnext", kind: str = "plain", depths: list[int] | None = None, **args) -> None:
     counter = CountSynchronizations()
     trainer_kwargs = {"callbacks": [counter]}
     if kind == "own_loss":
@@ -93,7 +93,7 @@ def train(output: str, family: str = "convnext", kind: str = "plain", **args) ->
         trainer_kwargs["data_collator"] = lambda examples: spoil(default_data_collator(examples))
     trainer = tiny_trainer(
         output,
-        tiny_model(family),
+        tiny_model(family, **({} if depths is None else {"depths": depths})),
         trainer_kwargs=trainer_kwargs,
         nonfinite_loss="skip" if kind == "nan" else "stop",
         max_grad_norm=0.0,

@@ -1,0 +1,161 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""
+Sub-networks with fewer residual blocks, the second kind of the paper.
+
+The config of such a sub-network has fewer blocks, and its names are mapped to those of the blocks that it keeps.
+"""
+
+import copy
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+
+# For each stage, the indices of the blocks that a sub-network keeps.
+KeptBlocks = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Depth:
+    """What [`register_depth`] was told about a family."""
+
+    field: str
+    blocks: str
+
+    def find(self, name: str) -> re.Match | None:
+        """The block that a name belongs to: its groups are the stage, if there are stages, and the block."""
+        return re.search(rf"(?:^|\.){self.blocks}(?=\.|$)", name)
+
+
+DEPTHS: dict[str, Depth] = {}
+
+
+def register_depth(*model_types: str, field: str, blocks: str) -> None:
+    """
+    Registers where the residual blocks of a model family are, so that sub-networks can drop some.
+
+    The first block of each stage, which may change size and channels, is never dropped. Every other one must return what has
+    the shape of its input, and the sum of both.
+
+    Args:
+        model_types (`str`):
+            Values of `config.model_type`. They need a narrowing too (see [`register_narrowing`]).
+        field (`str`):
+            Field of the config with the number of blocks: one number, or one for each stage.
+        blocks (`str`):
+            Pattern (a regular expression) for the names of the blocks. Its last group matches the index of the block, and the
+            one before, where there are stages, that of the stage.
+
+    Example:
+
+    ```python
+    register_depth("my_model", field="depths", blocks=r"stages\\.(\\d+)\\.layers\\.(\\d+)")
+    ```
+    """
+    DEPTHS.update(dict.fromkeys(model_types, Depth(field, blocks)))
+
+
+def depths_of(config: PreTrainedConfig) -> list[int]:
+    """
+    Numbers of residual blocks, by stage; a model without stages counts as one.
+
+    Raises:
+        `TypeError`: If it isn't registered where the blocks of the family are.
+    """
+    if config.model_type not in DEPTHS:
+        raise TypeError(
+            f"It isn't known which blocks of model type {config.model_type!r} can be dropped. `subnetwork_kind` 'depth' and "
+            f"'width_depth', and `kept_blocks`, are for: {sorted(DEPTHS)}. To add yours, see `hf_gradaug.register_depth`."
+        )
+    depths = getattr(config, DEPTHS[config.model_type].field)
+    return [depths] if isinstance(depths, int) else list(depths)
+
+
+def shallower_config(config: PreTrainedConfig, kept_blocks: KeptBlocks) -> PreTrainedConfig:
+    """
+    The config of a sub-network with some of the blocks.
+
+    Args:
+        config (`PreTrainedConfig`):
+            Config with all blocks; it is left alone.
+        kept_blocks (`Sequence[Sequence[int]]`):
+            For each stage, the indices of the blocks to keep, ascending, the first one always.
+
+    Returns:
+        `PreTrainedConfig`: A copy with fewer blocks.
+
+    Raises:
+        `ValueError`: If `kept_blocks` doesn't fit the config.
+        `TypeError`: If it isn't registered where the blocks of the family are.
+    """
+    depths, kept = depths_of(config), [list(blocks) for blocks in kept_blocks]
+    fits = len(kept) == len(depths) and all(
+        blocks[:1] == [0] and blocks == sorted(set(blocks)) and blocks[-1] < depth
+        for blocks, depth in zip(kept, depths)
+    )
+    if not fits:
+        raise ValueError(
+            "`kept_blocks` must have indices of blocks, ascending from 0, for each of the stages, which have "
+            f"{depths} blocks, but is {kept}."
+        )
+    field = DEPTHS[config.model_type].field
+    lengths = [len(blocks) for blocks in kept]
+    # The kinds of numbers and lists are those of the config, whose own checks run at the assignment.
+    depths = getattr(config, field)
+    config = copy.copy(config)
+    setattr(config, field, lengths[0] if isinstance(depths, int) else type(depths)(lengths))
+    return config
+
+
+def kept_names(names: Iterable[str], model_type: str, kept_blocks: KeptBlocks | None) -> dict[str, str]:
+    """
+    Which names of modules, parameters or buffers of the full network a sub-network has, and how it calls them.
+
+    Args:
+        names (`Iterable[str]`):
+            Names in the full network.
+        model_type (`str`):
+            Of its config. Its blocks must be registered if `kept_blocks` are given.
+        kept_blocks (`Sequence[Sequence[int]]`, *optional*):
+            For each stage, the indices of the blocks that the sub-network keeps. Not given: all.
+
+    Returns:
+        `dict[str, str]`: From its own names to those of the full network, in their order.
+    """
+    if kept_blocks is None:
+        return {name: name for name in names}
+    kept = {}
+    for name in names:
+        block = DEPTHS[model_type].find(name)
+        if block is None:
+            kept[name] = name
+            continue
+        *stage, index = (int(group) for group in block.groups())
+        blocks = list(kept_blocks[stage[0] if stage else 0])
+        if index in blocks:
+            start, end = block.span(block.lastindex)
+            kept[f"{name[:start]}{blocks.index(index)}{name[end:]}"] = name
+    return kept
+
+
+def dropped_parameters(model: PreTrainedModel, kept_blocks: KeptBlocks) -> list[nn.Parameter]:
+    """The trainable parameters of the full network that a sub-network with these blocks has no part of."""
+    parameters = dict(model.named_parameters())
+    kept = set(kept_names(parameters, model.config.model_type, kept_blocks).values())
+    return [parameter for name, parameter in parameters.items() if name not in kept and parameter.requires_grad]
+
+
+# Left out: mobilenet_v1, mobilenet_v2 and mobilevit, whose configs don't have the number of blocks; efficientnet, levit and
+# swiftformer, whose lists have layers between that change the size; cvt, which can't be built with fewer blocks than stages.
+register_depth(
+    *("resnet", "regnet", "bit", "convnext", "convnextv2", "focalnet", "hiera"),
+    field="depths",
+    blocks=r"stages\.(\d+)\.layers\.(\d+)",
+)
+register_depth("swin", "swinv2", "pvt_v2", field="depths", blocks=r"layers\.(\d+)\.blocks\.(\d+)")
+register_depth("hgnet_v2", field="stage_num_blocks", blocks=r"stages\.(\d+)\.blocks\.(\d+)")
+register_depth("poolformer", "segformer", field="depths", blocks=r"(?:block|stages)\.(\d+)\.(?:blocks\.)?(\d+)")
+register_depth("vit", "deit", "beit", "dinov2", field="num_hidden_layers", blocks=r"layers?\.(\d+)")
