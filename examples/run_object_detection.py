@@ -20,7 +20,9 @@ As in the paper's transfer experiment, a new detector starts on the weights of a
 
 from typing import Any
 
+import torch
 from transformers import (
+    AutoBackbone,
     AutoModelForObjectDetection,
     PreTrainedConfig,
     PreTrainedModel,
@@ -53,13 +55,16 @@ def new_backbone() -> ResNetConfig:
 
 
 def new_model(backbone_config: PreTrainedConfig, labels: dict[str, Any]) -> PreTrainedModel:
-    """A small RT-DETR on the feature maps with strides 8 and 16."""
-    backbone_config.out_indices = [2, 3]
+    """A small RT-DETR on the last two feature maps of the backbone, each half as large as the one before."""
+    last = len(backbone_config.depths)
+    backbone_config.out_indices = [last - 1, last]
+    with torch.device("meta"):
+        channels = AutoBackbone.from_config(backbone_config).channels
     config = RTDetrConfig(
         backbone_config=backbone_config,
         freeze_backbone_batch_norms=False,
-        encoder_in_channels=backbone_config.hidden_sizes[1:3],
-        feat_strides=[8, 16],
+        encoder_in_channels=channels,
+        feat_strides=[2**last, 2 ** (last + 1)],
         encode_proj_layers=[1],
         num_feature_levels=2,
         d_model=64,

@@ -61,7 +61,6 @@ if TYPE_CHECKING:
     from .depth import register_depth
     from .export import create_subnetwork_card, export_subnetwork
     from .gradaug_config import GradAugConfig
-    from .gradaug_pass import GradAugPass
     from .gradaug_trainer import GradAugMixin, GradAugTrainer
     from .hub import HubMixin, HubPushError
     from .losses import soft_label_cross_entropy, soft_target_loss, soft_targets
@@ -74,7 +73,7 @@ if TYPE_CHECKING:
         WideResNetModel,
     )
     from .narrowing import narrow_config, register_narrowing, supported_model_types
-    from .passes import GradAug
+    from .passes import GradAug, GradAugPass
     from .pixel_classifier import PixelClassifier
     from .preemption import StopOnSignal
     from .robustness import corrupt_image, evaluate_robustness
@@ -93,7 +92,7 @@ _MODULES = {
     "GradAug": "passes",
     "GradAugConfig": "gradaug_config",
     "GradAugMixin": "gradaug_trainer",
-    "GradAugPass": "gradaug_pass",
+    "GradAugPass": "passes",
     "GradAugSettings": "settings",
     "GradAugTrainer": "gradaug_trainer",
     "HubMixin": "hub",

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Detection and instance segmentation for the example scripts: data in COCO's format, average precision by its protocol."""
+"""For the example scripts of detection and instance segmentation: data in COCO's format, and average precision."""
 
 import contextlib
 import copy
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -57,7 +58,7 @@ class CocoArguments:
         return self.train_dir is not None or self.validation_dir is not None
 
     def paths(self, split: str, output_dir: str) -> tuple[str, str] | None:
-        """Folder of pictures and file of annotations of a split, if there is one; embedded scenes are written first."""
+        """Pictures' folder and annotations' file of a split, if there is one; embedded scenes are written first."""
         if self.names_dataset:
             folder = getattr(self, f"{split}_dir")
             return None if folder is None else (folder, getattr(self, f"{split}_annotations"))
@@ -174,8 +175,8 @@ class CocoEvaluationMixin:
     """
     Gives a Trainer average precision by COCO's protocol: `class MyTrainer(CocoEvaluationMixin, GradAugTrainer)`.
 
-    The metrics are torchmetrics': `map` over IoU thresholds 0.5 to 0.95, `map_50`, `map_75`, by size of the objects, and
-    recall; -1 where there are no such objects.
+    The metrics are torchmetrics': `map` over IoU thresholds 0.5 to 0.95, `map_50`, `map_75`, by size of the objects,
+    and recall; -1 where there are no such objects.
 
     Args:
         *args, **kwargs:
@@ -198,7 +199,7 @@ class CocoEvaluationMixin:
         super().__init__(*args, **kwargs)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
-        self._average_precision.reset()
+        self._average_precision.to(self.args.device).reset()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         metrics = self._average_precision.compute()
         names = [name for name in metrics if not name.endswith("_per_class") and name != "classes"]
@@ -210,7 +211,8 @@ class CocoEvaluationMixin:
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**self._prepare_inputs(inputs))
         predictions = predict_objects(self.processing_class, outputs, [target.pop("size") for target in targets])
-        self._average_precision.update(predictions, targets)
+        # Where the processes can exchange them.
+        self._average_precision.update(*send_to_device((predictions, targets), self.args.device))
         return outputs["loss"].detach().mean(), None, None
 
 
@@ -231,8 +233,8 @@ def predict_objects(
             The least score.
 
     Returns:
-        `list[dict[str, torch.Tensor]]`: On the CPU, `scores` and `labels` of shape `(n,)`, and `boxes`, `(n, 4)` as left,
-        top, right, bottom in pixels, or `masks`, `(n, height, width)` booleans.
+        `list[dict[str, torch.Tensor]]`: On the CPU, `scores` and `labels` of shape `(n,)`, and `boxes`, `(n, 4)` as
+        left, top, right, bottom in pixels, or `masks`, `(n, height, width)` booleans.
     """
     outputs = type(outputs)(
         {name: value.detach().float().cpu() for name, value in outputs.items() if isinstance(value, Tensor)}

@@ -7,11 +7,13 @@ width is scaled with them. All else has no size in pixels: classes, boxes relati
 resolution, which the models read at relative places.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .transforms import Transform
 
 
 def resize_like_images(value: Any, old_size: tuple[int, int], new_size: tuple[int, int]) -> Any:
@@ -20,8 +22,8 @@ def resize_like_images(value: Any, old_size: tuple[int, int], new_size: tuple[in
 
     Args:
         value (`Any`):
-            A tensor, or dictionaries, lists and tuples with tensors inside. Tensors of shape `(..., height, width)`, with
-            one dimension more at the least, are masks.
+            A tensor, or dictionaries, lists and tuples with tensors inside. Tensors of shape `(..., height, width)`,
+            with one dimension more at the least, are masks.
         old_size, new_size (`tuple[int, int]`):
             Height and width in pixels of the images, before and after.
 
@@ -40,11 +42,30 @@ def resize_like_images(value: Any, old_size: tuple[int, int], new_size: tuple[in
     return _map_tensors(value, resize)
 
 
-def has_masks_or_boxes(value: Any, size: tuple[int, int]) -> bool:
-    """Whether labels say where in the images something is: as dictionaries, lists, or maps of the images' size."""
-    if isinstance(value, Tensor):
-        return value.ndim > 2 and tuple(value.shape[-2:]) == tuple(size)
-    return isinstance(value, (Mapping, list, tuple))
+def transform_images(
+    inputs: Mapping[str, Any], name: str, transform: Transform, generator: torch.Generator
+) -> dict[str, Any]:
+    """A batch with its images, which are under `name`, transformed, and all masks in their new size."""
+    images = inputs[name]
+    transformed = transform(images, generator)
+    others = {key: value for key, value in inputs.items() if key != name}
+    return {name: transformed, **resize_like_images(others, tuple(images.shape[-2:]), tuple(transformed.shape[-2:]))}
+
+
+def check_rotations(rotations: Sequence[float] | None, labels: Mapping[str, Any], size: tuple[int, int]) -> None:
+    """
+    Raises a `ValueError` if images are to be rotated whose labels say where in them something is: as dictionaries,
+    lists, or maps of the images' `size`.
+    """
+
+    def has_places(value: Any) -> bool:
+        is_map = isinstance(value, Tensor) and value.ndim > 2 and tuple(value.shape[-2:]) == size
+        return is_map or isinstance(value, (Mapping, list, tuple))
+
+    if rotations is not None and (dense := [name for name, value in labels.items() if has_places(value)]):
+        raise ValueError(
+            f"`rotations` must be None where labels hold masks or boxes, as {dense} do, but is {rotations}."
+        )
 
 
 def select_rows(value: Any, rows: Tensor, batch_size: int) -> Any:

@@ -24,11 +24,11 @@ def write_digit_scenes(
     Writes scenes as a folder of pictures and their annotations: `images/*.png` and `annotations.json`.
 
     Each scene has 1 to `max_digits` light digits of different sizes, colours and contrast on a dark, shaded background
-    with noise and a few lines. They are composed of the digits of [`load_digits_dataset`], of which the splits have none
-    in common. The same arguments give the same scenes.
+    with noise and a few lines. They are composed of the digits of [`load_digits_dataset`], of which the splits have
+    none in common. The same arguments give the same scenes.
 
-    The annotations are those of COCO's instances: `bbox` is `[left, top, width, height]` in pixels, and `segmentation` a
-    mask as uncompressed run lengths, column by column.
+    The annotations are those of COCO's instances: `bbox` is `[left, top, width, height]` in pixels, and `segmentation`
+    a mask as uncompressed run lengths, column by column.
 
     Args:
         folder (`str` or `os.PathLike`):

@@ -17,9 +17,9 @@ class GradAugConfig(GradAugSettings, TrainingArguments):
     All fields parse from the command line, a `.json` and a `.yaml` file with `HfArgumentParser`.
 
     Args:
-        num_subnetworks (`int`, *optional*, defaults to `3`), subnetwork_kind, min_survival, min_width, width_choices, scales,
-        rotations, subnetwork_targets, subnetwork_loss_weight, temperature, width_divisor, subnetwork_batch_fraction,
-        subnetwork_every, nonfinite_loss:
+        num_subnetworks (`int`, *optional*, defaults to `3`), subnetwork_kind, min_survival, min_width, width_choices,
+        scales, rotations, subnetwork_targets, subnetwork_loss_weight, temperature, width_divisor,
+        subnetwork_batch_fraction, subnetwork_every, nonfinite_loss:
             See [`GradAugSettings`].
         lr_milestones (`list[float]`, *optional*):
             Shares of the training, each in (0, 1): after each of them the learning rate is a tenth of what it was before. They

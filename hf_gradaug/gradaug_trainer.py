@@ -171,8 +171,7 @@ class GradAugMixin(ModelCardMixin, MilestonesMixin, HubMixin, FaultToleranceMixi
                 self._gradaug_pass = gradaug_pass
                 sync = contextlib.nullcontext() if gradaug_pass.is_last else no_sync(self.accelerator, model)
                 with sync, gradaug_pass:
-                    trained = gradaug_pass.with_labels(num_items_in_batch)
-                    losses.append(super().training_step(model, *trained))
+                    losses.append(super().training_step(model, *_with_labels(gradaug_pass, num_items_in_batch)))
                     if not gradaug_pass.is_full:
                         flops += self._subnetwork_floating_point_ops(gradaug_pass)
                 passes.append(gradaug_pass)
@@ -257,6 +256,19 @@ class GradAugMixin(ModelCardMixin, MilestonesMixin, HubMixin, FaultToleranceMixi
     def _save_beside_weights(self, folder: str) -> None:
         super()._save_beside_weights(folder)
         save_settings(self.gradaug_settings, folder)
+
+
+def _with_labels(
+    gradaug_pass: GradAugPass, num_items_in_batch: Tensor | int | None
+) -> tuple[dict[str, Tensor | Any], Tensor | float | None]:
+    """What the Trainer's step takes: the inputs of a pass, soft labels too, and the number of items among the labels."""
+    inputs = dict(gradaug_pass.inputs)
+    if gradaug_pass.soft_labels is not None:
+        inputs["labels"] = gradaug_pass.soft_labels
+    if num_items_in_batch is None or not gradaug_pass.learns_from_labels:
+        return inputs, None
+    # The items of other processes and micro-batches are in the number, so that it can't be counted here.
+    return inputs, num_items_in_batch if gradaug_pass.share == 1 else num_items_in_batch * gradaug_pass.share
 
 
 def _count_parameters(module: nn.Module) -> int:

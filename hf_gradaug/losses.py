@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 # Where there are no such logits as soft targets need.
-SOFT_TARGETS_ADVICE = " Sub-networks of other models learn from labels: set `subnetwork_targets` to 'labels'."
+_ADVICE = " Sub-networks of other models learn from labels: set `subnetwork_targets` to 'labels'."
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ def get_logits(outputs: Any) -> Tensor:
         if "logits" not in outputs:
             raise ValueError(
                 f"The model must return `logits` of shape (batch_size, num_labels), but returned {[*outputs]}."
-                f"{SOFT_TARGETS_ADVICE}"
+                f"{_ADVICE}"
             )
         logits = outputs["logits"]
     else:  # return_dict=False: the loss, if there is one, has no dimension
@@ -102,6 +102,22 @@ def get_logits(outputs: Any) -> Tensor:
     if logits.ndim != 2:
         raise ValueError(
             f"The model's logits must have shape (batch_size, num_labels), but have shape {tuple(logits.shape)}."
-            f"{SOFT_TARGETS_ADVICE}"
+            f"{_ADVICE}"
         )
     return logits
+
+
+def check_has_soft_targets(model: nn.Module) -> None:
+    """Raises a `ValueError` if the model is one whose predictions can't be soft targets."""
+    config, loss_type = model.config, getattr(model, "loss_type", None)
+    problem_type = getattr(config, "problem_type", None)
+    if (
+        loss_type not in (None, "ForImageClassification")
+        or problem_type not in (None, "single_label_classification")
+        or config.num_labels < 2
+    ):
+        raise ValueError(
+            "GradAug's soft targets are class probabilities of models for single-label classification, but this is a "
+            f"{type(model).__name__}, `config.problem_type` is {problem_type!r} and `config.num_labels` is "
+            f"{config.num_labels}.{_ADVICE}"
+        )

@@ -15,20 +15,24 @@ Each pass runs its backward before the next one starts, so that the activations 
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import find_labels
 
-from .dense_inputs import has_masks_or_boxes, resize_like_images, select_rows
+from .dense_inputs import check_rotations, select_rows, transform_images
 from .depth import KeptBlocks, depths_of
-from .gradaug_pass import GradAugPass
 from .image_size import check_image_size
 from .losses import (
-    SOFT_TARGETS_ADVICE,
+    check_has_soft_targets,
+    get_logits,
     get_soft_labels,
+    soft_label_cross_entropy,
+    soft_target_loss,
+    soft_targets,
 )
 from .narrowing import narrow_config
 from .sampling import draw_blocks, draw_widths, step_generator
@@ -38,6 +42,103 @@ from .transforms import Transform, random_transform, scaled_size
 
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class GradAugPass:
+    """
+    One forward and backward of one network. As a context manager it makes the network the active one of the model.
+
+    Attributes:
+        inputs (`dict`):
+            What to call the model with: for the full network the batch, but for soft labels; for a sub-network its
+            transformation, without labels unless it learns from them.
+        width (`float`):
+            Width multiplier, 1.0 for the full network.
+        is_full (`bool`):
+            Whether this is the full network's pass, the first one of a step.
+        is_last (`bool`):
+            Whether gradients have to be synchronized between processes in this pass; in no other they have to.
+        size (`tuple[int, int]`):
+            Height and width of the images in pixels.
+        kept_blocks (`tuple[tuple[int, ...], ...]`, *optional*):
+            For each stage, the indices of the residual blocks that a sub-network keeps, where it drops some.
+        soft_labels (`torch.Tensor`, *optional*):
+            Class probabilities of shape `(batch_size, num_labels)`, where the batch has such labels and not numbers, in
+            the passes that learn from labels.
+        rows (`torch.Tensor`, *optional*):
+            Indices of the images that a sub-network sees, where that is a share of the batch.
+        share (`float`):
+            That share, 1.0 for the whole batch.
+        network (`nn.Module`):
+            The full network; inside of the `with` block of a sub-network, a model of its narrower config without weights.
+    """
+
+    gradaug: "GradAug" = field(repr=False)
+    inputs: dict[str, Any] = field(repr=False)
+    width: float
+    is_full: bool
+    is_last: bool
+    size: tuple[int, int]
+    kept_blocks: KeptBlocks | None = None
+    soft_labels: Tensor | None = field(default=None, repr=False)
+    rows: Tensor | None = field(default=None, repr=False)
+    share: float = 1.0
+
+    def __post_init__(self):
+        self.network: nn.Module = self.gradaug.model
+
+    @property
+    def depth(self) -> float:
+        """Share of the residual blocks that run."""
+        if self.kept_blocks is None:
+            return 1.0
+        return sum(map(len, self.kept_blocks)) / sum(depths_of(self.gradaug.model.config))
+
+    def __enter__(self) -> "GradAugPass":
+        if not self.is_full:
+            # The pass that synchronizes goes through the parameters, on which DistributedDataParallel has its hooks.
+            detached = self.gradaug.detached and not (self.is_last and _has_several_processes())
+            self._activation = self.gradaug.subnetwork(self.width, self.kept_blocks, detached=detached)
+            self.network = self._activation.__enter__()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if not self.is_full:
+            self._activation.__exit__(*exception)
+
+    @property
+    def learns_from_labels(self) -> bool:
+        """Whether the loss is that of the labels, as always for the full network, or of soft targets."""
+        return self.is_full or self.gradaug.settings.subnetwork_targets == "labels"
+
+    def loss(self, outputs: Any, label_loss: Tensor | None = None) -> Tensor:
+        """
+        The pass's loss, whose gradient adds to those of the step's other passes.
+
+        Args:
+            outputs (`ModelOutput` or `tuple`):
+                What the model returned.
+            label_loss (`torch.Tensor`, *optional*):
+                A loss of your own with the labels, where the pass learns from them.
+
+        Returns:
+            `torch.Tensor`: A scalar. For the full network `outputs.loss`, or cross-entropy with soft labels; for a
+            sub-network the same or the loss with the soft targets, weighted.
+        """
+        settings = self.gradaug.settings
+        if self.is_full and settings.subnetwork_targets == "soft":
+            self.gradaug.targets = soft_targets(get_logits(outputs), settings.temperature)
+        if not self.learns_from_labels:
+            targets = self.gradaug.targets if self.rows is None else self.gradaug.targets[self.rows]
+            loss = soft_target_loss(get_logits(outputs), targets, settings.temperature)
+        elif label_loss is not None:
+            loss = label_loss
+        elif self.soft_labels is not None:
+            loss = soft_label_cross_entropy(get_logits(outputs), self.soft_labels)
+        else:
+            loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]
+        return loss if self.is_full else settings.subnetwork_loss_weight * loss
 
 
 def _allow_graphs(settings: GradAugSettings) -> None:
@@ -56,8 +157,8 @@ def _check_smallest(gradaug: "GradAug") -> None:
         depths = depths_of(config)
         if max(depths) == 1:
             raise ValueError(
-                f"`subnetwork_kind` is {settings.subnetwork_kind!r}, but this {config.model_type} has no block to "
-                f"drop: its stages have {depths} blocks, and the first of each is kept."
+                f"`subnetwork_kind` is {settings.subnetwork_kind!r}, but this {config.model_type} has no block to drop: its "
+                f"stages have {depths} blocks, and the first of each is kept."
             )
         blocks = [[0]] * len(depths)
     gradaug.subnetwork(settings.min_width if settings.draws_width else 1.0, blocks)
@@ -73,6 +174,11 @@ def _warn_if_as_wide(config: PreTrainedConfig, settings: GradAugSettings) -> Non
             f"`min_width` {width} rounds to the full network: this {config.model_type} has no narrower sub-network so "
             "close to it. Sub-networks will differ in their images alone; a smaller `min_width` makes them narrower."
         )
+
+
+def _has_several_processes() -> bool:
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 class GradAug:
@@ -141,7 +247,7 @@ class GradAug:
         self._checked_sizes: set[tuple[int, int]] = set()
 
         if self.settings.subnetwork_targets == "soft":
-            self._check_is_classifier()
+            check_has_soft_targets(self.model)
             # What the head itself does when it sees the first labels. Soft ones it would take for multi-label.
             model.config.problem_type = "single_label_classification"
         # With random depth there are too many sub-networks to compile each.
@@ -149,20 +255,6 @@ class GradAug:
         if self._compiled:
             _allow_graphs(self.settings)
         _check_smallest(self)
-
-    def _check_is_classifier(self) -> None:
-        config, loss_type = self.model.config, getattr(self.model, "loss_type", None)
-        problem_type = getattr(config, "problem_type", None)
-        if (
-            loss_type not in (None, "ForImageClassification")
-            or problem_type not in (None, "single_label_classification")
-            or config.num_labels < 2
-        ):
-            raise ValueError(
-                "GradAug's soft targets are class probabilities of models for single-label classification, but this is "
-                f"a {type(self.model).__name__}, `config.problem_type` is {problem_type!r} and `config.num_labels` is "
-                f"{config.num_labels}.{SOFT_TARGETS_ADVICE}"
-            )
 
     def subnetwork(self, width: float, kept_blocks: KeptBlocks | None = None, *, detached: bool = False):
         """The context manager in which the model runs the sub-network of this width multiplier, with these blocks."""
@@ -211,8 +303,8 @@ class GradAug:
             transform = random_transform(settings.scales, settings.rotations)
 
         learns_from_labels = settings.subnetwork_targets == "labels"
-        if learns_from_labels and self.transform is None and settings.rotations is not None:
-            self._check_rotations(inputs, size)
+        if learns_from_labels and self.transform is None:
+            check_rotations(settings.rotations, {name: inputs.get(name) for name in self.label_names}, size)
 
         n = settings.num_subnetworks if step % settings.subnetwork_every == 0 else 0
         is_single_label = getattr(self.model.config, "problem_type", None) == "single_label_classification"
@@ -224,33 +316,17 @@ class GradAug:
         for index, (width, blocks) in enumerate(self._draw_subnetworks(n, step), start=1):
             sub_inputs = {k: v for k, v in full_inputs.items() if learns_from_labels or k not in self.label_names}
             sub_soft_labels = soft_labels if learns_from_labels else None
-            rows = self._share_of_batch(images, index)
+            rows, share = self._share_of_batch(images, index), 1.0
             if rows is not None:
+                share = len(rows) / len(images)
                 sub_inputs = {key: select_rows(value, rows, len(images)) for key, value in sub_inputs.items()}
                 sub_soft_labels = None if sub_soft_labels is None else sub_soft_labels[rows]
-            transformed = transform(sub_inputs.pop(name), step_generator(self.seed, step, index))
-            sub_size = tuple(transformed.shape[-2:])
-            self._check_size(images, sub_size)
+            sub_inputs = transform_images(sub_inputs, name, transform, step_generator(self.seed, step, index))
+            self._check_size(images, size := tuple(sub_inputs[name].shape[-2:]))
             yield GradAugPass(
-                self,
-                {name: transformed, **resize_like_images(sub_inputs, size, sub_size)},
-                width,
-                is_full=False,
-                is_last=index == n,
-                size=sub_size,
-                kept_blocks=blocks,
-                soft_labels=sub_soft_labels,
-                rows=rows,
-                share=1.0 if rows is None else len(rows) / len(images),
+                self, sub_inputs, width, False, index == n, size, blocks, sub_soft_labels, rows=rows, share=share
             )
         self.targets = None
-
-    def _check_rotations(self, inputs: Mapping[str, Any], size: tuple[int, int]) -> None:
-        if dense := [name for name in self.label_names if has_masks_or_boxes(inputs.get(name), size)]:
-            raise ValueError(
-                f"`rotations` must be None where labels hold masks or boxes, as {dense} do, but is "
-                f"{self.settings.rotations}."
-            )
 
     def _share_of_batch(self, images: Tensor, index: int) -> Tensor | None:
         """Which rows of the batch sub-network `index` (from 1) sees; `None` for all."""
