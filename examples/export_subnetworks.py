@@ -6,7 +6,7 @@ Of a model that was trained on the embedded digits by run_image_classification.p
 
     python examples/export_subnetworks.py out/gradaug --widths 0.5 0.75 0.9 --output_dir out/widths
 
-Of a checkpoint of the Hub, on your own images in one folder a class, named as the model's classes are:
+Of a checkpoint of the Hub, on your own images in one folder a class, whose order is that of the model's classes:
 
     python examples/export_subnetworks.py microsoft/resnet-50 --widths 0.9 --output_dir out/widths \
         --train_dir photos/train --validation_dir photos/validation --num_workers 8
@@ -30,7 +30,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Hf
 from transformers.utils import cached_file
 
 from hf_gradaug import create_subnetwork_card, evaluate_widths, export_subnetwork, format_widths, plot_widths
-from hf_gradaug.class_names import check_class_names
+from hf_gradaug.class_names import check_class_names, get_class_names
 from hf_gradaug.data import ImageData, load_image_data
 from hf_gradaug.data_arguments import DataArguments
 from hf_gradaug.image_transforms import ImageCollator, get_eval_transform
@@ -76,7 +76,7 @@ def load_batches(
     args: ExportArguments, data: ImageData, transform: Any, model: PreTrainedModel
 ) -> tuple[DataLoader, DataLoader | None, int]:
     """Batches to evaluate on, and to calibrate on, with the number of those images."""
-    names = list(model.config.id2label.values())
+    names = get_class_names(model.config)
     check_class_names(model.name_or_path, names, data.name, data.class_names)
     options = {"collate_fn": ImageCollator(len(names)), "num_workers": args.num_workers}
     eval_batches = DataLoader(data.get_dataset("validation", transform), args.batch_size, **options)

@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from . import models  # noqa: F401  registers them with the Auto classes
+from .class_names import get_class_names
 from .image_transforms import get_eval_crop, get_image_size, get_normalization
 
 
@@ -55,7 +56,7 @@ class PixelClassifier:
 
     def __init__(self, model: PreTrainedModel, image_processor: Any, device: str | torch.device = "cpu"):
         foolbox = import_library("foolbox")
-        self.class_names = [model.config.id2label[label] for label in range(model.config.num_labels)]
+        self.class_names = get_class_names(model.config)
         self.crop = get_eval_crop(image_processor)
         self.image_size = get_image_size(image_processor)
         self.device = torch.device(device)
