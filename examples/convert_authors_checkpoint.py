@@ -20,22 +20,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForImageClassification, PreTrainedModel
 
-from hf_gradaug import convert_authors_checkpoint, to_authors_state_dict
+from hf_gradaug import convert_authors_checkpoint, load_classifier, to_authors_state_dict
 
 
 logger = logging.getLogger(__name__)
-
-
-def load_model(name: str) -> PreTrainedModel:
-    """A pretrained model that lacks nothing: a checkpoint without a head would get a random one."""
-    model, info = AutoModelForImageClassification.from_pretrained(
-        name, trust_remote_code=False, output_loading_info=True
-    )
-    if info["missing_keys"]:
-        raise ValueError(f"FILE is '{name}', but that checkpoint has no {sorted(info['missing_keys'])}.")
-    return model
 
 
 @contextlib.contextmanager
@@ -66,7 +55,7 @@ def main(args: list[str] | None = None) -> None:
         raise ValueError(f"--model_card is '{args.model_card}', but it {reason}.")
 
     if args.to_authors:
-        state = to_authors_state_dict(load_model(args.file))
+        state = to_authors_state_dict(load_classifier(args.file))
         with written_whole(args.out) as path:
             torch.save({"model": state}, path)
     else:

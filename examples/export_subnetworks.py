@@ -11,8 +11,8 @@ Of a checkpoint of the Hub, on your own images in one folder a class, whose orde
     python examples/export_subnetworks.py microsoft/resnet-50 --widths 0.9 --output_dir out/widths \
         --train_dir photos/train --validation_dir photos/validation --num_workers 8
 
-Each width has a folder of its own, with weights, config, image processor and model card, which `from_pretrained`
-loads. Beside them lie widths.json, widths.md and widths.png.
+Each width has a folder of its own, with weights in float32, config, image processor and model card, which
+`from_pretrained` loads. Beside them lie widths.json, widths.md and widths.png.
 """
 
 import json
@@ -26,10 +26,17 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Subset
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoImageProcessor, AutoModelForImageClassification, HfArgumentParser, PreTrainedModel
+from transformers import AutoImageProcessor, HfArgumentParser, PreTrainedModel
 from transformers.utils import cached_file
 
-from hf_gradaug import create_subnetwork_card, evaluate_widths, export_subnetwork, format_widths, plot_widths
+from hf_gradaug import (
+    create_subnetwork_card,
+    evaluate_widths,
+    export_subnetwork,
+    format_widths,
+    load_classifier,
+    plot_widths,
+)
 from hf_gradaug.class_names import check_class_names, get_class_names
 from hf_gradaug.data import ImageData, load_image_data
 from hf_gradaug.data_arguments import DataArguments
@@ -121,8 +128,8 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     args, data_args, positional = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
     if data_args.streaming:
         raise ValueError("streaming is on, but images to calibrate on are drawn from all of them: leave it out.")
-    model = AutoModelForImageClassification.from_pretrained(positional.model).to(args.device).eval()
-    image_processor = AutoImageProcessor.from_pretrained(positional.model)
+    model = load_classifier(positional.model).to(args.device)
+    image_processor = AutoImageProcessor.from_pretrained(positional.model, trust_remote_code=False)
     data = load_image_data(data_args, args.seed)
     eval_batches, calibration_batches, count = load_batches(args, data, get_eval_transform(image_processor), model)
 

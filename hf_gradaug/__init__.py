@@ -38,6 +38,7 @@ __all__ = [
     "evaluate_widths",
     "export_subnetwork",
     "format_widths",
+    "load_classifier",
     "make_slimmable",
     "mean_corruption_error",
     "narrow_config",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from .gradaug_config import GradAugConfig
     from .gradaug_trainer import GradAugMixin, GradAugTrainer
     from .hub import HubMixin, HubPushError
+    from .loading import load_classifier
     from .losses import soft_label_cross_entropy, soft_target_loss, soft_targets
     from .models import (
         PyramidNetConfig,
@@ -115,6 +117,7 @@ _MODULES = {
     "evaluate_widths": "width_curve",
     "export_subnetwork": "export",
     "format_widths": "width_curve",
+    "load_classifier": "loading",
     "make_slimmable": "subnetwork",
     "mean_corruption_error": "robustness_results",
     "narrow_config": "narrowing",

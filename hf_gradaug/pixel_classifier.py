@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 from torchvision.transforms import v2
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoImageProcessor, PreTrainedModel
 
-from . import models  # noqa: F401  registers them with the Auto classes
 from .class_names import get_class_names
 from .image_transforms import get_eval_crop, get_image_size, get_normalization
+from .loading import load_classifier
 
 
 def import_library(name: str) -> ModuleType:
@@ -74,7 +74,7 @@ class PixelClassifier:
     @classmethod
     def from_pretrained(cls, name_or_path: str, device: str | torch.device = "cpu") -> "PixelClassifier":
         """
-        Load a model, in float32, and its image processor.
+        Load a model (see [`load_classifier`]) and its image processor.
 
         Args:
             name_or_path (`str`): a Hub name or a folder.
@@ -83,17 +83,11 @@ class PixelClassifier:
         Raises:
             ValueError: if it is no whole image-classification model with an image processor.
         """
-        # Said outright, or code from the Hub would be asked for at the keyboard.
-        options = {"trust_remote_code": False}
+        model = load_classifier(name_or_path)
         try:
-            image_processor = AutoImageProcessor.from_pretrained(name_or_path, **options)
-            model, info = AutoModelForImageClassification.from_pretrained(
-                name_or_path, dtype=torch.float32, output_loading_info=True, **options
-            )
+            image_processor = AutoImageProcessor.from_pretrained(name_or_path, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise ValueError(f"'{name_or_path}' is no image classifier with an image processor: {error}") from error
-        if info["missing_keys"]:  # transformers would draw them at random
-            raise ValueError(f"'{name_or_path}' has no weights for {sorted(info['missing_keys'])}.")
+            raise ValueError(f"'{name_or_path}' has no image processor: {error}") from error
         return cls(model, image_processor, device)
 
     @property

@@ -309,7 +309,7 @@ def test_errors_come_before_anything_is_measured(script, folders, tmp_path, monk
         (folders[:1], ["--baseline", "other"], r"baseline is 'other', but must be one of the models \['.*trained'\]"),
         (folders[:1], photos, "'.*trained' has 10 classes, but photos has 3"),
         ([order], photos, "Class 0 of photos is 'cat', which is class 1 of '.*order': give the data its order"),
-        ([bare], photos, "'.*bare' is no image classifier with an image processor"),
+        ([bare], photos, "'.*bare' has no image processor"),
         ([str(tmp_path / "none")], [], "'.*none' is no image classifier"),
         ([headless], [], r"'.*headless' has no weights for \['classifier"),
     ]  # fmt: skip
