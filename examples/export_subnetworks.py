@@ -31,8 +31,7 @@ from transformers.utils import cached_file
 
 from hf_gradaug import (
     create_subnetwork_card,
-    evaluate_widths,
-    export_subnetwork,
+    export_widths,
     format_widths,
     load_classifier,
     plot_widths,
@@ -40,6 +39,7 @@ from hf_gradaug import (
 from hf_gradaug.class_names import check_class_names, get_class_names
 from hf_gradaug.data import ImageData, load_image_data
 from hf_gradaug.data_arguments import DataArguments
+from hf_gradaug.hub_names import is_hub_name
 from hf_gradaug.image_transforms import ImageCollator, get_eval_transform
 from hf_gradaug.settings import SETTINGS_NAME
 
@@ -135,12 +135,12 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
 
     settings = cached_file(positional.model, SETTINGS_NAME, _raise_exceptions_for_missing_entries=False)
     is_gradaug = settings is not None  # the trainer leaves them beside the weights
+    base_model = positional.model if is_hub_name(positional.model) else None
 
-    # The last row is the full network. It is measured as it is, recalibrated or not, but not exported.
+    # The last is the full network, which is measured like the others, but not saved.
     widths = [*sorted({width for width in args.widths if width != 1}), 1.0]
-    rows = evaluate_widths(model, widths, eval_batches, calibration_batches, args.width_divisor)
-    models = [export_subnetwork(model, width, args.width_divisor, calibration_batches) for width in widths[:-1]]
-    models.append(model)
+    exports = export_widths(model, widths, eval_batches, calibration_batches, args.width_divisor)
+    models, rows = map(list, zip(*exports))
     images = next(iter(eval_batches))["pixel_values"].to(model.device)
     latencies = [measure_latency(models, batch, args.repetitions) for batch in (images[:1], images)]
     for row, network, one, whole in zip(rows, models, *latencies):
@@ -156,7 +156,8 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
             "MFLOPs of an image": (f"{full['flops'] / 1e6:,.1f}", f"{row['flops'] / 1e6:,.1f}"),
         }
         metadata = {"pipeline_tag": "image-classification", "tags": ["gradaug"] if is_gradaug else []}
-        card = create_subnetwork_card(network, model, row["width"], count if recalibrated else 0, measured, **metadata)
+        images_read = count if recalibrated else 0
+        card = create_subnetwork_card(network, model, row["width"], images_read, measured, base_model, **metadata)
         folder = output_dir / f"width-{row['width']:g}"
         network.save_pretrained(folder)
         image_processor.save_pretrained(folder)

@@ -37,6 +37,7 @@ __all__ = [
     "evaluate_robustness",
     "evaluate_widths",
     "export_subnetwork",
+    "export_widths",
     "format_widths",
     "load_classifier",
     "make_slimmable",
@@ -88,7 +89,7 @@ if TYPE_CHECKING:
     from .training_curves import plot_training_curves
     from .training_stream import TrainingStream
     from .transforms import Compose, RandomRotation, RandomScale
-    from .width_curve import evaluate_widths, format_widths, plot_widths
+    from .width_curve import evaluate_widths, export_widths, format_widths, plot_widths
 
 _MODULES = {
     "GradAug": "passes",
@@ -116,6 +117,7 @@ _MODULES = {
     "evaluate_robustness": "robustness",
     "evaluate_widths": "width_curve",
     "export_subnetwork": "export",
+    "export_widths": "width_curve",
     "format_widths": "width_curve",
     "load_classifier": "loading",
     "make_slimmable": "subnetwork",

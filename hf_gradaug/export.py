@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from .calibration import batchnorm_layers, recalibrate_batchnorm
-from .hub_names import is_hub_name
 from .subnetwork import SlimmableModel, make_slimmable, subnetwork_state_dict
 
 
@@ -111,32 +112,46 @@ def create_subnetwork_card(
     width: float,
     calibration_images: int = 0,
     measured: Mapping[str, tuple[str, str]] | None = None,
+    base_model: str | None = None,
     **metadata: Any,
 ) -> ModelCard:
     """
     A model card for an exported sub-network, which names its parent.
 
+    Where the parent is on the Hub is for the caller to say: that a model was loaded by a name doesn't mean that its
+    weights are still those.
+
     Args:
         model (`PreTrainedModel`):
             What [`export_subnetwork`] returned.
         parent (`PreTrainedModel`):
-            What it was exported from. If it was loaded by a Hub name, that is the card's `base_model`.
+            What it was exported from.
         width (`float`):
             The width multiplier.
         calibration_images (`int`, *optional*, defaults to `0`):
             The number of images that BatchNorm's statistics were computed from; 0 if they are the parent's.
         measured (`Mapping[str, tuple[str, str]]`, *optional*):
             Rows to add to the card's table: a name, and the value for the parent and for the sub-network.
+        base_model (`str`, *optional*):
+            The parent's name on the Hub. Without it, the card has the last part of the path that the parent was loaded
+            from, and no link.
         **metadata (`Any`):
             Further fields of [`~huggingface_hub.ModelCardData`], such as `license`, `pipeline_tag` or `tags`.
 
     Returns:
         [`~huggingface_hub.ModelCard`]: The card; `card.save(folder / "README.md")` writes it.
+
+    Raises:
+        `ValueError`: If `base_model` can't be a name on the Hub.
     """
-    hub_name = parent.name_or_path if parent.name_or_path and is_hub_name(parent.name_or_path) else None
+    if base_model is not None:
+        try:
+            validate_repo_id(base_model)
+        except HFValidationError as error:
+            raise ValueError(f"`base_model` is '{base_model}', but must be a name on the Hub: {error}") from error
     # Of the Hub's relations to a base model (adapter, finetune, merge, quantized) none fits, so none is given.
     tags = ["sub-network", *metadata.pop("tags", [])]
-    data = ModelCardData(base_model=hub_name, library_name="transformers", tags=tags, **metadata)
+    data = ModelCardData(base_model=base_model, library_name="transformers", tags=tags, **metadata)
     rows = {
         "width multiplier": ("1", f"{width:g}"),
         **{f"`{name}`": values for name, values in narrowed_fields(parent.config, model.config).items()},
@@ -146,9 +161,9 @@ def create_subnetwork_card(
     return ModelCard.from_template(
         data,
         template_path=str(_TEMPLATE),
-        hub_name=hub_name,
+        hub_name=base_model,
         # Of a folder, the last part is enough: the rest is about the machine where it was.
-        parent_name=hub_name or os.path.basename(os.path.normpath(parent.name_or_path or type(parent).__name__)),
+        parent_name=base_model or os.path.basename(os.path.normpath(parent.name_or_path or type(parent).__name__)),
         class_name=type(model).__name__,
         # A class that transformers doesn't have is saved with the model.
         load_class=model._auto_class or type(model).__name__,

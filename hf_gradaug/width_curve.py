@@ -33,15 +33,15 @@ _PANELS = {_KEPT: "Without recalibration", _RECALIBRATED: "BatchNorm recalibrate
 Rows = Sequence[Mapping[str, Any]]
 
 
-def evaluate_widths(
+def export_widths(
     model: PreTrainedModel,
     widths: Sequence[float],
     eval_data: Iterable[Mapping[str, Tensor]],
     calibration_data: Iterable[Mapping[str, Tensor]] | None = None,
     width_divisor: int = 1,
-) -> list[dict[str, Any]]:
+) -> Iterator[tuple[PreTrainedModel, dict[str, Any]]]:
     """
-    The accuracy-against-width curve of a model: that of each sub-network as exported, see [`export_subnetwork`].
+    Export the sub-network of each width, see [`export_subnetwork`], and measure the accuracy of the very model.
 
     Args:
         model (`PreTrainedModel`):
@@ -56,8 +56,8 @@ def evaluate_widths(
         width_divisor (`int`, *optional*, defaults to `1`):
             Channel counts are rounded to multiples of it.
 
-    Returns:
-        `list[dict]`: For each width, in the order given, a row with `width`, `parameters` (their number), `channels`
+    Yields:
+        `tuple[PreTrainedModel, dict]`: For each width, in the order given, the exported model, and a row with `width`, `parameters` (their number), `channels`
         (the fields of the config that are narrower, with their values), `accuracy` (top-1, in [0, 1]) with the full
         network's BatchNorm statistics, and `accuracy_recalibrated`, which is `None` without calibration data or
         without BatchNorm.
@@ -75,7 +75,6 @@ def evaluate_widths(
             raise TypeError(
                 f"`{name}` is read for each width: give a `DataLoader` or a list, not a {type(data).__name__}."
             )
-    rows = []
     for width in widths:
         subnetwork = copy_subnetwork(model, width, width_divisor)
         row = {
@@ -88,13 +87,32 @@ def evaluate_widths(
         if calibration_data is not None and batchnorm_layers(subnetwork):
             recalibrate_batchnorm(subnetwork, calibration_data)
             row[_RECALIBRATED] = measure_accuracy(subnetwork, eval_data)
-        rows.append(row)
-    return rows
+        yield subnetwork, row
+
+
+def evaluate_widths(
+    model: PreTrainedModel,
+    widths: Sequence[float],
+    eval_data: Iterable[Mapping[str, Tensor]],
+    calibration_data: Iterable[Mapping[str, Tensor]] | None = None,
+    width_divisor: int = 1,
+) -> list[dict[str, Any]]:
+    """
+    The accuracy-against-width curve of a model. One sub-network is in memory at a time.
+
+    Args:
+        model, widths, eval_data, calibration_data, width_divisor:
+            Those of [`export_widths`], as are the errors.
+
+    Returns:
+        `list[dict]`: The rows of [`export_widths`], in the order of `widths`.
+    """
+    return [row for _, row in export_widths(model, widths, eval_data, calibration_data, width_divisor)]
 
 
 @torch.no_grad()
 def measure_accuracy(model: PreTrainedModel, eval_data: Iterable[Mapping[str, Tensor]]) -> float:
-    """Top-1 accuracy, in [0, 1], of a model in eval mode; arguments and errors as of [`evaluate_widths`]."""
+    """Top-1 accuracy, in [0, 1], of a model in eval mode; arguments and errors as of [`export_widths`]."""
     correct = total = 0
     for batch in eval_data:
         images = read_images(batch, model, "eval_data")

@@ -167,9 +167,11 @@ def test_synchronized_batchnorm_is_exported_as_batchnorm():
 def test_card_names_the_parent(tmp_path):
     parent = tiny_model("resnet-basic")
     exported = export_subnetwork(parent, 0.5)
-    parent.name_or_path = "some-user/some-resnet"
+    base_model = "some-user/some-resnet"
     measured = {"top-1 accuracy": ("90.00%", "89.00%")}
-    card = create_subnetwork_card(exported, parent, 0.5, 1500, measured, pipeline_tag="image-classification")
+    card = create_subnetwork_card(
+        exported, parent, 0.5, 1500, measured, base_model, pipeline_tag="image-classification"
+    )
     assert card.data.base_model == "some-user/some-resnet"
     assert card.data.pipeline_tag == "image-classification" and card.data.library_name == "transformers"
     lines = card.content.splitlines()
@@ -182,7 +184,12 @@ def test_card_names_the_parent(tmp_path):
     assert "computed anew for this width, on 1,500 images" in card.content
     assert "They were not computed anew" in create_subnetwork_card(exported, parent, 0.5).content
 
-    # A folder is no name on the Hub, and where it was is nobody's business.
+    # A model's own name doesn't tell where its weights are from, and of a folder, where it was is nobody's business.
+    parent.name_or_path = base_model
+    card = create_subnetwork_card(exported, parent, 0.5)
+    assert card.data.base_model is None and "# some-resnet at width 0.5" in card.content.splitlines()
+    with pytest.raises(ValueError, match="`base_model` is '/home/x/y', but must be a name on the Hub"):
+        create_subnetwork_card(exported, parent, 0.5, base_model="/home/x/y")
     parent.name_or_path = str(tmp_path)
     card = create_subnetwork_card(exported, parent, 0.5)
     assert card.data.base_model is None

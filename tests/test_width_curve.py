@@ -6,16 +6,26 @@ import json
 import images
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, create_repo, upload_folder
 from tiny import TinyImages, largest_difference, state_of, tiny_images, tiny_model
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ConvNextImageProcessor, pipeline
 
-from hf_gradaug import evaluate_widths, export_subnetwork, format_widths, make_slimmable, narrow_config, plot_widths
+from hf_gradaug import (
+    GradAugSettings,
+    evaluate_widths,
+    export_subnetwork,
+    export_widths,
+    format_widths,
+    make_slimmable,
+    narrow_config,
+    plot_widths,
+)
 from hf_gradaug.data import load_image_data
 from hf_gradaug.data_arguments import DataArguments
 from hf_gradaug.image_transforms import ImageCollator, get_eval_transform
+from hf_gradaug.settings import save_settings
 
 
 def loader(length=30, batch_size=8):
@@ -60,6 +70,25 @@ def test_rows_are_the_subnetworks_accuracies(model):
             assert row["accuracy"] == count_correct(model, data) / 30
     assert len({row[key] for row in rows for key in ("accuracy", "accuracy_recalibrated")}) > 2
     assert json.loads(json.dumps(rows)) == rows
+
+
+def test_what_is_measured_is_what_is_exported(model):
+    class OtherImagesEachTime:
+        readings = 0
+
+        def __iter__(self):
+            self.readings += 1
+            generator = torch.Generator().manual_seed(self.readings)
+            return iter([{"pixel_values": torch.randn(8, 3, 32, 32, generator=generator) * self.readings}])
+
+    data, calibration = loader(), OtherImagesEachTime()
+    exported = list(export_widths(model, [0.5, 0.9, 1.0], data, calibration))
+    assert calibration.readings == 3
+    for network, row in exported:
+        assert row["accuracy_recalibrated"] == count_correct(network, data) / 30
+        assert network.config.hidden_sizes == narrow_config(model.config, row["width"]).hidden_sizes
+    networks, rows = zip(*export_widths(model, [0.5, 1.0], data))
+    assert [count_correct(network, data) / 30 for network in networks] == [row["accuracy"] for row in rows]
 
 
 def test_without_calibration(model):
@@ -174,8 +203,20 @@ def test_script(script, flags, tmp_path, capsys):
             assert classify(images.make_image(1, 0))[0]["label"] in images.CLASSES
             card = ModelCard.load(folder / "README.md")
             assert card.data.pipeline_tag == "image-classification" and card.data.base_model is None
+            assert card.data.tags == ["sub-network"] and card.data.datasets is None
             assert f"| {row['parameters']:,} |" in card.content and "on 8 images" in card.content
             assert f"| {rows[-1]['accuracy']:.2%} | {row['accuracy_recalibrated']:.2%} |" in card.content
+
+
+def test_script_of_a_model_on_the_hub(script, flags, tmp_path, hub):
+    name, parent = "someone/resnet", tmp_path / "parent"
+    save_settings(GradAugSettings(), parent)
+    create_repo(name)
+    upload_folder(repo_id=name, folder_path=parent)
+    script.main([name, *flags[1:], "--widths", "0.5"])
+    card = ModelCard.load(tmp_path / "out" / "width-0.5" / "README.md")
+    assert card.data.base_model == name and card.data.tags == ["sub-network", "gradaug"]
+    assert f"A sub-network of [{name}](https://huggingface.co/{name})" in card.content
 
 
 def test_script_without_calibration(script, flags, tmp_path):
