@@ -8,8 +8,8 @@ out/gradaug:
     python examples/evaluate_robustness.py --models out/plain out/gradaug --baseline out/plain \
         --output_dir out/robustness
 
-Checkpoints of the Hub, on your own images in one folder a class, whose order is that of the model's classes, as that of
-ImageNet's folders is:
+Checkpoints of the Hub, on your own images in one folder a class, whose order is that of the model's classes, as that
+of ImageNet's folders is:
 
     python examples/evaluate_robustness.py --models microsoft/resnet-50 facebook/convnext-tiny-224 --output_dir out \
         --validation_dir imagenet/val --max_samples 5000 --num_workers 8

@@ -20,8 +20,8 @@ def check_class_names(model: str, classes: Sequence[str], data: str, data_classe
     Checks that the numbers of a model's classes mean the same as those of the data.
 
     Of names that differ, the number is all that can be compared: ImageNet's first class is `n01440764`, `tench` or
-    `tench, Tinca tinca`, by whose file it is. A warning then tells so. A single name at another number is no evidence of
-    another order either: class 134 is the `crane` or the `crane bird`, and then class 517, the machine, is the `crane`.
+    `tench, Tinca tinca`, by whose file it is. A warning then tells so. A single name at another number is no evidence
+    of another order: of ImageNet's two cranes, class 134 is a bird and 517 a machine, and either may be `crane`.
 
     Args:
         model (`str`):

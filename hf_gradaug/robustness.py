@@ -123,7 +123,7 @@ def evaluate_robustness(
 
     Args:
         classifiers (`Mapping[str, PixelClassifier]`):
-            The classifiers, by name.
+            The classifiers, by name, one or more.
         data ([`~hf_gradaug.data.ImageData`]):
             The images, as [`~hf_gradaug.data.load_image_data`] gives them.
         settings ([`RobustnessSettings`], *optional*):
@@ -146,10 +146,13 @@ def evaluate_robustness(
 
     Raises:
         ImportError: if foolbox or imagecorruptions-imaug is missing.
-        ValueError: if a classifier and the data don't have the same classes, images are too small to be corrupted, the
-            baseline is no classifier, the split is missing or unlabelled, or `path` holds results of something else.
+        ValueError: if there is no classifier, one and the data don't have the same classes, images are too small to be
+            corrupted, the baseline is no classifier, the split is missing or unlabelled, or `path` holds results of
+            something else.
     """
     settings = settings or RobustnessSettings()
+    if not classifiers:
+        raise ValueError("classifiers is empty, but must have one or more.")
     for name, classifier in classifiers.items():
         _check_classifier(name, classifier, data, settings)
     if baseline is not None and baseline not in classifiers:

@@ -23,9 +23,9 @@ def mean_corruption_error(
     The mean corruption error (Hendrycks and Dietterich 2019, arXiv 1903.12261).
 
     With a baseline, the errors of each corruption, summed over its severities, are divided by those of the baseline,
-    and the ratios are averaged over the corruptions; published figures have AlexNet as the baseline. Without one, the
-    errors themselves are averaged, which is the unnormalized mean corruption error. The relative
-    mean corruption error is the same of errors from which each model's error on clean images was subtracted.
+    and the ratios are averaged over the corruptions: the mCE, whose baseline is AlexNet in published figures. Without
+    one, the errors themselves are averaged: the unnormalized mCE, which can't be compared with the former. The
+    relative mCE is the mCE of errors from which each model's error on clean images was subtracted.
 
     Args:
         errors (`Mapping[str, Sequence[float]]`):
@@ -60,8 +60,8 @@ class RobustnessResults:
         baseline (`str`, *optional*):
             The model whose errors those of all are divided by.
         path (`str` or `os.PathLike`, *optional*):
-            A JSON file, written with each addition. If it is there, its accuracies are taken over. It keeps other models that
-            it holds, but sums up those of this run alone.
+            A JSON file, written with each addition. If it is there, its accuracies are taken over. It keeps other
+            models that it holds, but sums up those of this run alone.
         device (`str`, *optional*, defaults to `"cpu"`):
             The type of device that computes, for the file.
 

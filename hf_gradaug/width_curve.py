@@ -57,10 +57,10 @@ def export_widths(
             Channel counts are rounded to multiples of it.
 
     Yields:
-        `tuple[PreTrainedModel, dict]`: For each width, in the order given, the exported model, and a row with `width`, `parameters` (their number), `channels`
-        (the fields of the config that are narrower, with their values), `accuracy` (top-1, in [0, 1]) with the full
-        network's BatchNorm statistics, and `accuracy_recalibrated`, which is `None` without calibration data or
-        without BatchNorm.
+        `tuple[PreTrainedModel, dict]`: For each width, in the order given, the exported model, and a row with `width`,
+        `parameters` (their number), `channels` (the fields of the config that are narrower, with their values),
+        `accuracy` (top-1, in [0, 1]) with the full network's BatchNorm statistics, and `accuracy_recalibrated`, which
+        is `None` without calibration data or without BatchNorm.
 
     Raises:
         `ValueError`: If a width is outside (0, 1], there are no widths, or the data is unfit.

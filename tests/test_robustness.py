@@ -210,6 +210,7 @@ def test_models_of_several_sizes_and_a_baseline(trained, data, classifier):
 
 def test_a_stopped_run_goes_on(classifier, data, tmp_path, monkeypatch):
     path = tmp_path / "out" / "robustness.json"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # there, but not what computes
     whole = evaluate_robustness({"a": classifier}, data, FEW).accuracy
     with monkeypatch.context() as patch:
         add = RobustnessResults.add
@@ -232,6 +233,7 @@ def test_a_stopped_run_goes_on(classifier, data, tmp_path, monkeypatch):
     assert results.accuracy == whole and len(counted) == len(KEYS) - 4
     stored = json.loads(path.read_text())
     assert stored["summary"] == results.summarize() and "torch" in stored["versions"]
+    assert stored["hardware"]["device"] == "cpu" and stored["hardware"]["gpu"] is None
     assert [item.name for item in path.parent.iterdir()] == ["robustness.json"]
 
     # Another model in the same file: what is there stays, and only the new one is measured.
@@ -317,6 +319,11 @@ def test_errors_come_before_anything_is_measured(script, folders, tmp_path, monk
         with pytest.raises(ValueError, match=message):
             script.main(["--models", *models, "--output_dir", str(tmp_path / "out"), "--device", "cpu", *flags])
     assert not (tmp_path / "out").exists()
+
+
+def test_no_classifier(data):
+    with pytest.raises(ValueError, match="classifiers is empty, but must have one or more"):
+        evaluate_robustness({}, data, FEW)
 
 
 def test_images_that_are_too_small_to_be_corrupted(trained, data):
