@@ -33,7 +33,7 @@ from hf_gradaug.dense_training import DenseTask, main
 # For the embedded scenes, where the command doesn't say otherwise.
 DEFAULTS = {
     "image_square_size": 112,
-    "num_train_epochs": 16,
+    "num_train_epochs": 8,
     "per_device_train_batch_size": 8,
     "per_device_eval_batch_size": 50,
     "learning_rate": 1.5e-3,
