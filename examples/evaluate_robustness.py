@@ -21,12 +21,12 @@ import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
 from transformers import HfArgumentParser
 
 from hf_gradaug import PixelClassifier, RobustnessResults, RobustnessSettings, evaluate_robustness, plot_robustness
 from hf_gradaug.data import load_image_data
 from hf_gradaug.data_arguments import DataArguments
+from hf_gradaug.machine import find_device
 
 
 @dataclass
@@ -57,16 +57,6 @@ class RobustnessArguments:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}, but it must be {least} or more.")
-
-
-def find_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # each kind of device has its own
-        raise ValueError(f"device is '{name}', which can't be used: {error}") from error
-    return torch.device(name)
 
 
 def main(args: list[str] | None = None) -> RobustnessResults:

@@ -41,6 +41,7 @@ from hf_gradaug.data import ImageData, load_image_data
 from hf_gradaug.data_arguments import DataArguments
 from hf_gradaug.hub_names import is_hub_name
 from hf_gradaug.image_transforms import ImageCollator, get_eval_transform
+from hf_gradaug.machine import find_device
 from hf_gradaug.settings import SETTINGS_NAME
 
 
@@ -75,8 +76,6 @@ class ExportArguments:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be {least} or more.")
         if self.calibration_samples == 1:
             raise ValueError("calibration_samples is 1, but BatchNorm needs two images or more; 0 turns it off.")
-        if self.device == "auto":
-            self.device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
 
 
 def load_batches(
@@ -128,7 +127,7 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     args, data_args, positional = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
     if data_args.streaming:
         raise ValueError("streaming is on, but images to calibrate on are drawn from all of them: leave it out.")
-    model = load_classifier(positional.model).to(args.device)
+    model = load_classifier(positional.model).to(find_device(args.device))
     image_processor = AutoImageProcessor.from_pretrained(positional.model, trust_remote_code=False)
     data = load_image_data(data_args, args.seed)
     eval_batches, calibration_batches, count = load_batches(args, data, get_eval_transform(image_processor), model)
@@ -169,7 +168,7 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
         "calibration_images": count,
         "batch_size": len(images),
         "image_size": list(images.shape[-2:]),
-        "device": args.device,
+        "device": str(model.device),
         "threads": torch.get_num_threads(),
         "rows": rows,
     }

@@ -43,13 +43,14 @@ from transformers import (
     set_seed,
 )
 
-from hf_gradaug import GradAugConfig, GradAugTrainer, HubPushError, StopOnSignal
+from hf_gradaug import GradAugConfig, GradAugTrainer
 from hf_gradaug.data import load_image_data
 from hf_gradaug.data_arguments import DataArguments
 from hf_gradaug.image_processors import make_image_processor
 from hf_gradaug.image_size import check_image_size
 from hf_gradaug.image_transforms import ImageCollator, get_eval_transform, get_image_size, get_train_transform
 from hf_gradaug.streaming import get_streaming_arguments
+from hf_gradaug.train_and_save import train_and_save
 from hf_gradaug.transforms import scaled_size
 
 
@@ -271,26 +272,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
     )
     metrics: dict[str, float] = {}
     if training_args.do_train:
-        checkpoint = training_args.resume_from_checkpoint
-        if checkpoint and checkpoint.lower() == "true":
-            checkpoint = True  # the newest one that is whole
-        stop = StopOnSignal()
-        trainer.add_callback(stop)
-        try:
-            result = trainer.train(resume_from_checkpoint=checkpoint)
-        except HubPushError as error:
-            logger.error(error)
-            result = error.train_output  # the push at the end tries again
-        if stop.received:
-            logger.warning(
-                f"{stop.received.name} stopped the training after step {trainer.state.global_step}, whose checkpoint is in "
-                f"'{training_args.output_dir}'. The same command with --resume_from_checkpoint true goes on from there."
-            )
-            sys.exit(128 + stop.received)
-        if not training_args.push_to_hub:  # with it, `train` has saved the model, and `save_model` would push it
-            trainer.save_model()
-        trainer.log_metrics("train", result.metrics)
-        trainer.save_metrics("train", result.metrics)
+        train_and_save(trainer)
     if training_args.do_eval:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)

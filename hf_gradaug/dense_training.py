@@ -33,6 +33,7 @@ from .coco import (
 )
 from .gradaug_config import GradAugConfig
 from .gradaug_trainer import GradAugTrainer
+from .train_and_save import train_and_save
 
 
 logger = logging.getLogger(__name__)
@@ -172,12 +173,7 @@ def run(
     )
     metrics: dict[str, float] = {}
     if training_args.do_train:
-        checkpoint = training_args.resume_from_checkpoint
-        result = trainer.train(resume_from_checkpoint=True if checkpoint == "true" else checkpoint)
-        if not training_args.push_to_hub:  # with it, `train` has saved the model, and `save_model` would push it
-            trainer.save_model()
-        trainer.log_metrics("train", result.metrics)
-        trainer.save_metrics("train", result.metrics)
+        train_and_save(trainer)
     if training_args.do_eval:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)

@@ -61,3 +61,23 @@ def describe_versions(*packages: str) -> dict[str, str]:
         "hf_gradaug": __version__,
         **{package: importlib.metadata.version(package) for package in packages},
     }
+
+
+def find_device(name: str) -> torch.device:
+    """
+    The device of a command line.
+
+    Args:
+        name (`str`):
+            What PyTorch calls it, or `"auto"` for an accelerator, if there is one, and else the CPU.
+
+    Raises:
+        `ValueError`: If there is no such device.
+    """
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # each kind of device has its own
+        raise ValueError(f"device is '{name}', which can't be used: {error}") from error
+    return torch.device(name)

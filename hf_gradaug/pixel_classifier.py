@@ -90,7 +90,6 @@ class PixelClassifier:
             raise ValueError(f"'{name_or_path}' has no image processor: {error}") from error
         return cls(model, image_processor, device)
 
-    @property
     def fingerprint(self) -> str:
         """A hash of the weights and of what is done to the images, to know the same classifier again."""
         digest = hashlib.sha256(f"{self.crop} {self._normalization}".encode())

@@ -173,7 +173,7 @@ def evaluate_robustness(
         "labels_sha256": hashlib.sha256(np.array(dataset.dataset[data.label_column][:], dtype=np.int64)).hexdigest(),
         "seed": seed,
     }
-    fingerprints = {name: classifier.fingerprint for name, classifier in classifiers.items()}
+    fingerprints = {name: classifier.fingerprint() for name, classifier in classifiers.items()}
     device = next(iter(classifiers.values())).device.type
     results = RobustnessResults(settings, fingerprints, description, baseline, path, device)
 

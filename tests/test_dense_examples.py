@@ -17,9 +17,9 @@ from transformers import (
     pipeline,
 )
 
-from hf_gradaug import coco
+from hf_gradaug import HubPushError, coco
 from hf_gradaug.coco import CocoDataset, load_backbone_weights
-from hf_gradaug.dense_training import main
+from hf_gradaug.dense_training import DenseTrainer, main
 
 
 QUIET = ["--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no"]
@@ -69,6 +69,21 @@ def test_gradaug_on_the_embedded_scenes_leaves_everything_behind(tasks, name, tm
     assert list(model.config.id2label.values()) == [str(digit) for digit in range(10)]
     find = pipeline(task.name, model=model, image_processor=processor)
     assert isinstance(find(str(tmp_path / "scenes" / "validation" / "images" / "00000.png")), list)
+
+
+def test_a_dead_hub_keeps_no_evaluation_from_happening(tasks, hub, tmp_path, monkeypatch):
+    class Trainer(DenseTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            hub.is_down = True
+
+    monkeypatch.setattr("hf_gradaug.dense_training.DenseTrainer", Trainer)
+    push = ["--push_to_hub", "--hub_model_id", "org/scenes", "--hub_strategy", "every_save"]
+    push += ["--save_strategy", "steps", "--save_steps", "1", "--do_train", "--do_eval", "--output_dir", str(tmp_path)]
+    with pytest.raises(HubPushError, match="hf upload"):
+        main(tasks["object_detection"], [*QUIET, *SHORT, *push])
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"model.safetensors", "train_results.json", "eval_results.json", "predictions.png", "README.md"} <= names
 
 
 def test_plain_training_on_a_classifier_as_backbone(tasks, tmp_path, folder):
