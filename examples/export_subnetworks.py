@@ -177,7 +177,7 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     table = format_widths(rows)
     (output_dir / "widths.md").write_text(table + "\n", encoding="utf-8")
     try:
-        plot_widths({positional.model: rows}, output_dir / "widths.png")
+        plot_widths({Path(positional.model).name: rows}, output_dir / "widths.png")
     except ImportError as error:  # no matplotlib: the models are good without the picture
         logger.warning(error)
     print(table)
