@@ -130,3 +130,7 @@ def main(jobs: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Without the interpreter's own end, in which threads of gloo that are still there have aborted processes at random.
+    os._exit(0)

@@ -1,0 +1,40 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""
+One cell of a study: a run of the example script in a process of its own.
+
+The processes are forked by a server that has imported what they need, which would take them longer than a small training.
+"""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+sys.path.append(str(EXAMPLES))
+
+import run_image_classification  # noqa: E402
+import study_report  # noqa: E402, F401 -- the runner's own imports, which every process looks up again
+import torch  # noqa: E402
+from transformers import AutoModelForImageClassification  # noqa: E402, F401 -- imported by transformers when asked for
+
+
+def train(argv: Sequence[str], log: str, threads: int) -> None:
+    """Runs the script; what it prints goes into the file `log`."""
+    with open(log, "w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(threads)
+    run_image_classification.main(list(argv))
+
+
+def get_context() -> multiprocessing.context.BaseContext:
+    """Gives processes that begin with this module imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    # The server has the environment's search path, not this process's.
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    return context

@@ -1,0 +1,192 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""The table and the picture of a study, from its lines of results."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from scipy import stats
+from study import Study
+
+
+@dataclass
+class Mean:
+    """A mean over seeds, and how far its 95 % interval by Student's t reaches to both sides (infinite for one seed)."""
+
+    mean: float
+    half: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Mean":
+        half = math.inf
+        if len(values) > 1:
+            half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+        return cls(statistics.mean(values), half)
+
+    def show(self, sign: str = "") -> str:
+        half = f"{100 * self.half:.2f}" if math.isfinite(self.half) else "?"
+        return f"{100 * self.mean:{sign}.2f} ± {half}"
+
+
+@dataclass
+class Row:
+    """
+    One candidate of an arm on a data set. Differences are over the seeds that both arms have: to the baseline, and to
+    the arm that `against` names. Compute is that of the baseline's training, with the training of a teacher.
+    """
+
+    arm: str
+    settings: dict[str, Any] | None
+    seeds: int
+    result: Mean
+    difference: Mean | None
+    against: str | None
+    other_difference: Mean | None
+    macro_f1: float | None
+    compute: float
+
+    @property
+    def label(self) -> str:
+        if self.settings is None:
+            return self.arm
+        words = ", ".join(f"{name} {value}" for name, value in self.settings.items() if name != "gradaug")
+        return f"{self.arm}: {words or 'defaults'}"
+
+
+def get_rows(study: Study, dataset: str, records: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The rows of a data set, as far as it has run, in the order of the study's arms."""
+    runs: dict[tuple[str, int], dict[int, Mapping[str, Any]]] = {}
+    for record in records:
+        if record["dataset"] == dataset and record["seed"] in study.seeds:
+            runs.setdefault((record["arm"], record["candidate"]), {})[record["seed"]] = record
+
+    def values(arm: str, candidate: int = 0, metric: str = study.measured) -> dict[int, float]:
+        return {seed: run["metrics"].get(metric) for seed, run in runs.get((arm, candidate), {}).items()}
+
+    def difference(mine: Mapping[int, float], arm: str | None) -> Mean | None:
+        others = values(arm) if arm else {}
+        differences = [value - others[seed] for seed, value in mine.items() if seed in others]
+        return Mean.of(differences) if differences else None
+
+    def flops(arm: str, candidate: int = 0) -> float:
+        own = [run["flops"] for run in runs[arm, candidate].values()]
+        teacher = study.arms[arm][candidate].get("teacher_arm")
+        return statistics.mean(own) + (flops(teacher) if teacher else 0)
+
+    rows = []
+    for arm, candidates in study.arms.items():
+        for candidate, settings in enumerate(candidates):
+            mine = values(arm, candidate)
+            if not mine:
+                continue
+            f1 = [*values(arm, candidate, study.measured.replace(study.metric, "macro_f1")).values()]
+            against, is_baseline = settings.get("against"), (arm, candidate) == (study.baseline, 0)
+            rows.append(
+                Row(
+                    arm,
+                    settings if len(candidates) > 1 else None,
+                    len(mine),
+                    Mean.of([*mine.values()]),
+                    None if is_baseline else difference(mine, study.baseline),
+                    against,
+                    difference(mine, against),
+                    None if None in f1 else statistics.mean(f1),
+                    flops(arm, candidate) / flops(study.baseline) if (study.baseline, 0) in runs else math.nan,
+                )
+            )
+    return rows
+
+
+def make_table(rows: Sequence[Row], metric: str, baseline: str) -> str:
+    has_others = any(row.other_difference for row in rows)
+    titles = ["arm", "seeds", f"{metric.replace('_', ' ')}, %", f"against {baseline}"]
+    titles += ["against its counterpart"] * has_others + ["macro-F1, %", "compute"]
+    lines = [titles, ["---"] * len(titles)]
+    for row in rows:
+        cells = [row.label, str(row.seeds), row.result.show(), row.difference.show("+") if row.difference else ""]
+        if has_others:
+            cells.append(f"{row.against}: {row.other_difference.show('+')}" if row.other_difference else "")
+        cells.append("" if row.macro_f1 is None else f"{100 * row.macro_f1:.2f}")
+        lines.append([*cells, f"{row.compute:.2f} x"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _axes(figure: Figure, count: int) -> list:
+    panels = list(figure.subplots(1, count, squeeze=False)[0])
+    for axes in panels:
+        axes.grid(True, color="#e3e6ea", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return panels
+
+
+def _finite(half: float) -> float:
+    return 100 * half if math.isfinite(half) else 0.0
+
+
+def plot_points(study: Study, tables: Mapping[str, Sequence[Row]], path: Path) -> None:
+    """A panel a data set, a line an arm: mean and 95 % interval, and the baseline's mean as a dashed line."""
+    labels = list(dict.fromkeys(row.label for rows in tables.values() for row in rows))
+    longest = max(map(len, labels))
+    figure = Figure(figsize=(4.2 * len(tables) + 0.07 * longest, 1.2 + 0.3 * len(labels)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, (axes, (dataset, rows)) in enumerate(zip(_axes(figure, len(tables)), tables.items())):
+        for row in rows:
+            place, color = labels.index(row.label), "C0" if row.arm == study.baseline else "C1"
+            axes.errorbar(
+                100 * row.result.mean, place, xerr=_finite(row.result.half), color=color, marker="o", capsize=3
+            )
+            if row.label == study.baseline:
+                axes.axvline(100 * row.result.mean, color="C0", linestyle="--", linewidth=1)
+        axes.set_yticks(range(len(labels)), labels if number == 0 else [""] * len(labels), fontsize=9)
+        axes.set_ylim(len(labels) - 0.5, -0.5)
+        axes.set_title(dataset, loc="left", fontsize=11, fontweight="bold")
+        axes.set_xlabel(f"{study.split} {study.metric.replace('_', ' ')}, %: mean and 95 % interval", fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def plot_curves(study: Study, tables: Mapping[str, Sequence[Row]], path: Path) -> None:
+    """A line an arm against the number in the data sets' names: accuracy, and the difference to the baseline."""
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = _axes(figure, 2)
+    places = {dataset: float(dataset.split()[0]) for dataset in tables}
+    arms = list(dict.fromkeys(row.arm for rows in tables.values() for row in rows))
+    for number, arm in enumerate(arms):
+        rows = {places[dataset]: row for dataset, rows in tables.items() for row in rows if row.arm == arm}
+        style = {"color": f"C{number}", "marker": "o", "markersize": 4, "capsize": 3, "label": arm}
+        for axes, points in (
+            (left, {place: row.result for place, row in rows.items()}),
+            (right, {place: row.difference or Mean(0, 0) for place, row in rows.items()}),
+        ):
+            halves = [_finite(point.half) for point in points.values()]
+            axes.errorbar([*points], [100 * point.mean for point in points.values()], halves, **style)
+    for axes, title in ((left, f"{study.split} {study.metric}, %"), (right, f"against {study.baseline}, points")):
+        axes.set_xscale("log")
+        axes.set_xticks([*places.values()], [f"{place:g}" for place in places.values()], minor=False)
+        axes.minorticks_off()
+        axes.set_xlabel(study.axis)
+        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=len(arms), frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def write_report(study: Study, records: Sequence[Mapping[str, Any]], folder: str | Path) -> str:
+    """Writes NAME.md and NAME.png beside the study's lines; returns the text."""
+    tables = {dataset: get_rows(study, dataset, records) for dataset in study.datasets}
+    tables = {dataset: rows for dataset, rows in tables.items() if rows}
+    if not tables:
+        return "No cell has run."
+    text = "\n\n".join(
+        f"**{dataset}**, on the {study.split} images\n\n{make_table(rows, study.metric, study.baseline)}"
+        for dataset, rows in tables.items()
+    )
+    Path(folder, f"{study.name}.md").write_text(text + "\n", "utf-8")
+    plot = plot_points if study.axis is None else plot_curves
+    plot(study, tables, Path(folder, f"{study.name}.png"))
+    return text

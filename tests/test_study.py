@@ -1,0 +1,266 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""The runner of studies: what it reads, what it runs again, what it computes, and that its tables come from results."""
+
+import importlib
+import json
+import math
+import statistics
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from scipy import stats
+
+
+STUDY = {
+    "datasets": {"few": {"max_train_samples": 30}, "more": {"max_train_samples": 60}},
+    "flags": {"num_train_epochs": 1, "model_type": "resnet"},
+    "seeds": [1, 2, 3],
+    "split": "test",
+    "arms": {
+        "plain": {},
+        "GradAug": {"gradaug": True},
+        "long": {"compute_of": "GradAug"},
+        "taught": {"teacher_arm": "plain", "compute_of": "GradAug"},
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(root, monkeypatch):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+
+
+@pytest.fixture
+def study_module():
+    return importlib.import_module("study")
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name="some", **changes):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False), "utf-8")
+        return path
+
+    return write
+
+
+def record(arm, seed, accuracy, dataset="few", candidate=0, flops=1.0, split="predict", flags=None):
+    metrics = {f"{split}_accuracy": accuracy, f"{split}_macro_f1": accuracy / 2}
+    cell = {"dataset": dataset, "arm": arm, "candidate": candidate, "seed": seed}
+    return {**cell, "flags": flags or {}, "metrics": metrics, "seconds": 2.0, "flops": flops}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sedes": [1]}, "unknown keys ['sedes']"),
+        ({"datasets": {}}, "needs the keys ['datasets']"),
+        ({"split": "train"}, "split is 'train'"),
+        ({"seeds": [1, 1]}, "no seed may be there twice"),
+        ({"arms": {"plain": [{}, {"learning_rate": 1.0}]}}, "no arm may have several candidates"),
+        ({"arms": {"GradAug": {}}}, "baseline is 'plain'"),
+        ({"arms": {"plain": {"compute_of": "GradAug"}, "GradAug": {}}}, "must be before it"),
+        ({"arms": {"plain": {"tuned": "plain"}}}, "must be of tuned_by"),
+        ({"seeds": [1]}, "needs two seeds"),
+    ],
+)
+def test_mistakes_are_named(study_module, write, changes, words):
+    with pytest.raises(ValueError) as error:
+        study_module.Study.read(write(**changes))
+    assert words in str(error.value)
+
+
+def test_folder_stands_for_three_splits(study_module, write):
+    study = study_module.Study.read(write(datasets={"digits": {"folder": "data/digits"}}))
+    assert study.datasets == {
+        "digits": {f"{split}_dir": f"data/digits/{split}" for split in ("train", "validation", "test")}
+    }
+
+
+def test_best_candidate_of_a_search_is_taken(study_module, write):
+    arms = {"plain": [{}, {"learning_rate": 0.2}], "GradAug": [{"gradaug": True}, {"gradaug": True, "min_width": 0.5}]}
+    write("search", split="validation", arms=arms, datasets={"few": {}}, seeds=[1, 2])
+    study = study_module.Study.read(
+        write(
+            tuned_by="search.yaml",
+            arms={
+                "plain": {"tuned": "plain"},
+                "small": {"tuned": "GradAug", "scales": [0.5]},
+                "more": {"compute_of": "small"},
+            },
+        )
+    )
+    accuracies = {
+        ("plain", 0): [0.5, 0.7],
+        ("plain", 1): [0.8, 0.6],
+        ("GradAug", 0): [0.3, 0.3],
+        ("GradAug", 1): [0, 0.6],
+    }
+    records = [
+        record(arm, seed, accuracy, candidate=candidate, split="eval")
+        for (arm, candidate), values in accuracies.items()
+        for seed, accuracy in zip((1, 2), values)
+    ]
+    assert study.get_arms("more", records) == {  # of equal means the first
+        "plain": [{"learning_rate": 0.2}],
+        "small": [{"gradaug": True, "scales": [0.5]}],
+        "more": [{"compute_of": "small"}],
+    }
+    with pytest.raises(ValueError, match="cells that have not run, such as .*'GradAug', candidate=1, seed=2"):
+        study.get_arms("more", records[:-1])
+
+
+@pytest.fixture
+def make_runner(tmp_path, write, monkeypatch):
+    """A runner whose cells write what a training would; `ran` lists the flags of those that ran."""
+    accuracy = importlib.import_module("accuracy")
+
+    def make(broken_seed=None, name="some", **changes):
+        args = accuracy.AccuracyArguments(
+            str(write(name, **changes)), results_dir=str(tmp_path / "results"), work_dir=str(tmp_path / "work")
+        )
+        runner = accuracy.Runner(args)
+        runner.ran = []
+
+        def process(target, args):
+            argv, _, _ = args
+            flags = dict(zip(argv[::2], argv[1::2]))
+            failed = flags["--seed"] == str(broken_seed)
+
+            def start():
+                runner.ran.append(flags)
+                folder = tmp_path / "work" / name / flags["--output_dir"].split(f"work/{name}/")[1]
+                results = {"train_runtime": 1.0, "predict_accuracy": 0.5}
+                (folder / "all_results.json").write_text(json.dumps(results))
+                flops = 2.5 if "--gradaug" in flags else 1.0
+                (folder / "trainer_state.json").write_text(json.dumps({"total_flos": flops}))
+                (folder / "model.safetensors").touch()
+
+            return SimpleNamespace(start=start, join=lambda: None, exitcode=int(failed))
+
+        runner.processes = SimpleNamespace(Process=process)
+        return runner
+
+    return make
+
+
+def test_cells_run_once_and_build_on_each_other(make_runner, tmp_path):
+    runner = make_runner()
+    runner.run()
+    assert len(runner.ran) == 2 * 3 * 4
+    of = {
+        (cell.arm, cell.seed): flags
+        for cell in runner.records
+        if cell.dataset == "few"
+        for flags in [runner.records[cell]["flags"]]
+    }
+    assert of["plain", 1]["num_train_epochs"] == 1 and of["plain", 1]["max_train_samples"] == 30
+    assert of["long", 1]["num_train_epochs"] == 2.5
+    # The teacher's training and its forwards, a third of a step each, are compute, too: 1 + 4 / 3 x 1.12 is 2.5.
+    assert of["taught", 3]["num_train_epochs"] == pytest.approx(1.5 / (4 / 3), abs=0.01)
+    assert of["taught", 3]["teacher"].endswith("few/plain/0/1")
+    assert of["taught", 1]["teacher"].endswith("few/plain/0/2")
+
+    again = make_runner()
+    again.run()
+    assert again.ran == []
+    changed = make_runner(arms={**STUDY["arms"], "GradAug": {"gradaug": True, "min_width": 0.5}})
+    changed.run()
+    assert len(changed.ran) == 2 * 3 and all(flags["--min_width"] == "0.5" for flags in changed.ran)
+    lines = (tmp_path / "results" / "some.jsonl").read_text().splitlines()
+    assert len(lines) == 2 * 3 * 4  # a changed cell takes the place of the old one
+
+
+def test_runner_goes_on_after_a_stop(make_runner, tmp_path):
+    runner = make_runner()
+    runner.left = 5
+    runner.run()
+    assert len(runner.ran) == 5
+    results = tmp_path / "results" / "some.jsonl"
+    results.write_text(results.read_text() + '{"dataset": "few", "ar')  # the stop came while a line was written
+    again = make_runner()
+    again.run()
+    assert len(again.ran) == 2 * 3 * 4 - 5
+    assert len([json.loads(line) for line in results.read_text().splitlines()]) == 2 * 3 * 4
+    # Another study has cells with the same flags: they are taken over, but for the student's, whose teacher is elsewhere.
+    other = make_runner(name="other", datasets={"renamed": STUDY["datasets"]["few"]})
+    other.run()
+    assert {flags["--seed"] for flags in other.ran if "--teacher" not in flags} == {"1", "2", "3"}
+    assert len(other.ran) == 3 + 3 and len(other.records) == 3 * 4
+    (tmp_path / "results" / "other.jsonl").unlink()
+    # A clone has the results, and not the models, of which the teachers are trained again for a student that is missing.
+    lines = results.read_text().splitlines(keepends=True)
+    results.write_text("".join(line for line in lines if json.loads(line)["arm"] != "taught"))
+    for model in (tmp_path / "work").rglob("model.safetensors"):
+        model.unlink()
+    clone = make_runner()
+    clone.run()
+    assert len(clone.ran) == 2 * 3 * 2
+
+
+def test_failed_cells_are_named_and_left_out(make_runner, tmp_path, capsys):
+    runner = make_runner(broken_seed=2, arms={"plain": {}}, datasets={"few": {}})
+    runner.run()
+    assert [cell.seed for cell in runner.failed] == [2]
+    assert [cell.seed for cell in runner.records] == [1, 3]
+    assert "few, plain, candidate 0, seed 2: failed, see " in capsys.readouterr().err
+
+
+def test_rows_are_means_and_paired_differences(study_module, write):
+    report = importlib.import_module("study_report")
+    arms = {"plain": {}, "CutMix": {}, "GradAug": {"against": "CutMix"}, "taught": {"teacher_arm": "plain"}}
+    study = study_module.Study.read(write(arms=arms))
+    plain, other = [0.5, 0.6, 0.8], [0.6, 0.8, 0.9]
+    records = [record("plain", seed, value) for seed, value in zip((1, 2, 3), plain)]
+    records += [record("GradAug", seed, value, flops=2.5) for seed, value in zip((1, 2, 3), other)]
+    records += [record("CutMix", seed, value) for seed, value in zip((1, 2), (0.5, 0.6))]
+    records.append(record("taught", 1, 0.5, flops=1.2))
+    records.append(record("GradAug", 9, 0.0))  # not of the study
+    first, cutmix, second, taught = report.get_rows(study, "few", records)
+    assert first.difference is None and second.compute == 2.5 and second.macro_f1 == pytest.approx(0.3833, abs=1e-4)
+    mean = statistics.mean(other)
+    low, high = stats.t.interval(0.95, 2, loc=mean, scale=statistics.stdev(other) / math.sqrt(3))
+    assert (second.result.mean - second.result.half, second.result.mean + second.result.half) == pytest.approx(
+        (low, high)
+    )
+    paired = stats.ttest_rel(other, plain).confidence_interval(0.95)
+    assert (second.difference.mean - second.difference.half) == pytest.approx(paired.low)
+    assert (second.difference.mean + second.difference.half) == pytest.approx(paired.high)
+    # Over the two seeds that both have, 0.1 and 0.2; a student costs its teacher's training, too.
+    assert second.other_difference.half == pytest.approx(report.Mean.of([0.1, 0.2]).half)
+    assert taught.compute == 2.2 and taught.result.half == math.inf
+    table = report.make_table([first, cutmix, second, taught], "accuracy", "plain")
+    assert "| GradAug | 3 | 76.67 ± 37.95 | +13.33 ± 14.34 | CutMix: +15.00 ± 63.53 | 38.33 | 2.50 x |" in table
+    assert "| taught | 1 | 50.00 ± ? | +0.00 ± ? |  | 25.00 | 2.20 x |" in table
+
+
+def test_one_cell_runs_for_real(write, tmp_path, capsys):
+    accuracy = importlib.import_module("accuracy")
+    path = write(
+        datasets={"few": {"max_train_samples": 20, "max_eval_samples": 20}},
+        arms={"plain": {}},
+        seeds=[7],
+        split="validation",
+        flags={"max_steps": 1, "per_device_train_batch_size": 20, "model_type": "resnet", "image_size": 16}
+        | {"config_overrides": "embedding_size=8,hidden_sizes=[8,16],depths=[1,1],layer_type=basic"},
+    )
+    folders = ["--results_dir", str(tmp_path / "results"), "--work_dir", str(tmp_path / "work")]
+    accuracy.main(["--study", str(path), *folders])
+    (line,) = map(json.loads, (tmp_path / "results" / "some.jsonl").read_text().splitlines())
+    assert 0 <= line["metrics"]["eval_accuracy"] <= 1 and line["flops"] > 0
+    assert line["command"].startswith("python examples/run_image_classification.py --do_train True")
+    assert {"torch", "transformers"} <= set(line["versions"]) and "cpu" in line["hardware"]
+    assert "| plain | 1 |" in (tmp_path / "results" / "some.md").read_text()
+    assert (tmp_path / "results" / "some.png").stat().st_size > 5000
+
+
+def test_tables_of_the_repository_come_from_its_results(root, study_module, tmp_path):
+    report = importlib.import_module("study_report")
+    results = sorted((root / "docs" / "results").glob("*.jsonl"))
+    assert results
+    for path in results:
+        study = study_module.Study.read(root / "benchmarks" / "studies" / f"{path.stem}.yaml")
+        report.write_report(study, study_module.read_records(path), tmp_path)
+        assert (tmp_path / f"{path.stem}.md").read_text() == path.with_suffix(".md").read_text()
