@@ -13,7 +13,7 @@ Solar cells by the grade of their defects, or functional against defective (`pip
 
 Clip art of eight kinds (`apt install openclipart-png`, on Debian and its kin), or images in one folder a class:
 
-    python examples/prepare_data.py clip-art --image_size 32 --output_dir data/clip-art
+    python examples/prepare_data.py clip-art --image_size 48 --output_dir data/clip-art
     python examples/prepare_data.py folder --source photos --output_dir data/photos
 
 Then: `run_image_classification.py --train_dir data/digits/train --validation_dir data/digits/validation --test_dir

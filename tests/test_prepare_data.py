@@ -35,6 +35,7 @@ def read(out, tmp_path):
     """The splits as the example script loads them, their images decoded."""
     folders = {f"{split}_dir": str(out / split) for split in SPLITS}
     data = load_image_data(DataArguments(**folders), cache_dir=str(tmp_path / "cache"))
+    assert data.name == json.loads((out / "data.json").read_text())["name"]  # which the model card has
     splits = {split: rows.cast_column("image", datasets.Image()) for split, rows in data.splits.items()}
     return data.class_names, {split: list(rows) for split, rows in splits.items()}
 
