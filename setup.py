@@ -42,12 +42,15 @@ DETECTION = [
     "scipy>=1.14.0",
     "torchmetrics>=1.8.0",
 ]
+# Real images whose licence doesn't allow us to ship them: examples/prepare_data.py reads them from there.
+EVIDENCE = ["elpv-dataset>=1.0.0"]
 QUALITY = ["ruff==0.17.6"]
 # setuptools, because a test reads this file, and virtual environments come without it from Python 3.12 on.
 TEST = [
     *EXAMPLES,
     *ROBUSTNESS,
     *DETECTION,
+    *EVIDENCE,
     "deepspeed>=0.19.8; sys_platform == 'linux'",
     "pytest>=8.4.0",
     "pytest-timeout>=2.4.0",
@@ -72,6 +75,7 @@ setup(
         "examples": EXAMPLES,
         "robustness": ROBUSTNESS,
         "detection": DETECTION,
+        "evidence": EVIDENCE,
         "test": TEST,
         "quality": QUALITY,
         "dev": [*TEST, *QUALITY],

@@ -12,6 +12,10 @@ On your own images, from a pretrained model:
         --train_dir photos/train --validation_dir photos/validation --model_name_or_path microsoft/resnet-50 \
         --ignore_mismatched_sizes
 
+With a teacher, an earlier model of the same data, as a baseline in the place of GradAug:
+
+    accelerate launch examples/run_image_classification.py --teacher out/plain --output_dir out/distilled --do_train --do_eval
+
 By a recipe (.yaml or .json), whose values the flags after it override:
 
     accelerate launch examples/run_image_classification.py examples/recipes/imagenet_resnet50.yaml --bf16
@@ -26,6 +30,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import evaluate
@@ -43,7 +48,7 @@ from transformers import (
     set_seed,
 )
 
-from hf_gradaug import GradAugConfig, GradAugTrainer
+from hf_gradaug import DistillationTrainer, GradAugConfig, GradAugTrainer, load_classifier
 from hf_gradaug.data import load_image_data
 from hf_gradaug.data_arguments import DataArguments
 from hf_gradaug.image_processors import make_image_processor
@@ -65,6 +70,10 @@ class ModelArguments:
     """Which model, pretrained or from scratch, and whether GradAug trains it."""
 
     gradaug: bool = field(default=False, metadata={"help": "Train with GradAug; without it, the plain baseline."})
+    teacher: str | None = field(
+        default=None, metadata={"help": "Distil from this model instead: a folder or Hub name, of the same classes."}
+    )
+    teacher_weight: float = field(default=1.0, metadata={"help": "Weight of the loss to the teacher's predictions."})
     model_name_or_path: str | None = field(default=None, metadata={"help": "Pretrained model: a Hub name or folder."})
     model_type: str | None = field(
         default=None, metadata={"help": "For training from scratch, one of: " + ", ".join(MODEL_TYPES)}
@@ -98,6 +107,15 @@ class ModelArguments:
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
     token: str | None = field(default=None, metadata={"help": "Hub token for private models and data."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run model code from the Hub."})
+
+    def __post_init__(self):
+        if self.teacher and self.gradaug:
+            raise ValueError(f"teacher is '{self.teacher}', but gradaug is on: leave one of them out.")
+
+    @property
+    def distillation(self) -> dict[str, str | float]:
+        """What the card says of the teacher, if there is one."""
+        return {"teacher": Path(self.teacher).name, "teacher_weight": self.teacher_weight} if self.teacher else {}
 
 
 def read_recipe(path: str | Path) -> dict:
@@ -231,6 +249,12 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
         model.to(memory_format=torch.channels_last)  # the images follow the weights of the first convolution
     if model_args.sync_batchnorm:
         model, build = synchronize_batchnorm(model, training_args.device)
+    trainer_class = GradAugTrainer
+    if model_args.teacher:
+        teacher = load_classifier(model_args.teacher, model_args.trust_remote_code)
+        if model_args.channels_last:
+            teacher.to(memory_format=torch.channels_last)
+        trainer_class = partial(DistillationTrainer, teacher=teacher, teacher_weight=model_args.teacher_weight)
     size = get_image_size(image_processor)
     scales = training_args.scales if training_args.num_subnetworks else []
     with torch.device("meta"):
@@ -259,7 +283,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
     if training_args.do_predict:
         test_dataset = data.get_dataset("test" if "test" in data.splits else "validation", eval_transform)
 
-    trainer = GradAugTrainer(
+    trainer = trainer_class(
         model=model,
         args=training_args,
         train_dataset=train_dataset,
@@ -293,7 +317,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
         "tasks": "image-classification",
         "dataset": data.name,
         "tags": ["vision"],
-        "data_settings": data_args.train_augmentation | data_args.mixing,
+        "data_settings": data_args.train_augmentation | data_args.mixing | model_args.distillation,
     }
     if data_args.dataset_name:
         card["dataset_tags"] = data_args.dataset_name

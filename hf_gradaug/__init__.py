@@ -9,6 +9,7 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "Compose",
+    "DistillationTrainer",
     "GradAug",
     "GradAugConfig",
     "GradAugMixin",
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from .calibration import recalibrate_batchnorm
     from .conversion import convert_authors_checkpoint, to_authors_state_dict
     from .depth import register_depth
+    from .distillation import DistillationTrainer
     from .export import create_subnetwork_card, export_subnetwork
     from .gradaug_config import GradAugConfig
     from .gradaug_trainer import GradAugMixin, GradAugTrainer
@@ -92,6 +94,7 @@ if TYPE_CHECKING:
     from .width_curve import evaluate_widths, export_widths, format_widths, plot_widths
 
 _MODULES = {
+    "DistillationTrainer": "distillation",
     "GradAug": "passes",
     "GradAugConfig": "gradaug_config",
     "GradAugMixin": "gradaug_trainer",

@@ -256,13 +256,9 @@ def load_image_data(
             builder.download_and_prepare()
             loaded = builder.as_dataset()
         files = builder.config.data_files or {}
-        cache_key, name = (
-            builder.cache_dir,
-            args.dataset_name
-            or os.path.basename(os.path.normpath(args.train_dir or args.validation_dir or args.test_dir)),
-        )
+        cache_key, name = builder.cache_dir, args.display_name
     else:
-        loaded, files, cache_key, name = load_digits_dataset(), {}, "digits", "handwritten digits (scikit-learn)"
+        loaded, files, cache_key, name = load_digits_dataset(), {}, "digits", args.display_name
         if args.streaming:
             args = replace(args, num_train_samples=args.num_train_samples or len(loaded["train"]))
             loaded = {split: dataset.to_iterable_dataset(num_shards=4) for split, dataset in loaded.items()}

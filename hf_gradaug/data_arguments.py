@@ -1,7 +1,9 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """The flags of both example scripts that name the data and its augmentation."""
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -83,3 +85,16 @@ class DataArguments:
     def names_dataset(self) -> bool:
         """Whether any data is named; if not, the embedded digits are used."""
         return any((self.dataset_name, self.train_dir, self.validation_dir, self.test_dir))
+
+    @property
+    def display_name(self) -> str:
+        """What to call the data: its name on the Hub, or in the data.json of examples/prepare_data.py, or its folder's."""
+        if not self.names_dataset:
+            return "handwritten digits (scikit-learn)"
+        if self.dataset_name:
+            return self.dataset_name
+        folder = Path(self.train_dir or self.validation_dir or self.test_dir)
+        facts = folder.parent / "data.json"
+        about = json.loads(facts.read_text("utf-8")) if facts.is_file() else None
+        is_prepared = isinstance(about, dict) and {"name", "splits", "sha256"} <= about.keys()
+        return about["name"] if is_prepared else folder.resolve().name

@@ -258,8 +258,8 @@ def _eval_results(
             dataset_type=identifier,
             dataset_name=datasets[0],
             dataset_args=(_listify(summary.dataset_args) or [None])[0],
-            metric_type=name,
-            metric_name=name.replace("_", " ").capitalize(),
+            metric_type=name.removeprefix("macro_"),  # the Hub knows F1, but not by its averages
+            metric_name=name.replace("_", " ").capitalize().replace("f1", "F1"),
             metric_value=value,
         )
         for name, value in metrics.items()

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""What the log lines show of GradAug's passes."""
+"""What the log lines show beside the Trainer's own: the parts of the loss, and GradAug's passes."""
 
 import torch
 from accelerate import Accelerator
@@ -8,24 +8,48 @@ from torch import Tensor
 from .passes import GradAugPass
 
 
+class LossParts:
+    """
+    Means, over the steps since the last log line, of the parts that a loss adds up from.
+
+    Args:
+        *names (`str`): of the parts.
+    """
+
+    def __init__(self, *names: str):
+        self.names = names
+        self._sums: Tensor | None = None  # of the parts, and of the steps that they are of
+
+    def __bool__(self) -> bool:
+        return self._sums is not None
+
+    def add(self, parts: list[Tensor], share: float, only_finite: bool) -> None:
+        """Adds the detached parts of a batch that is this share of an optimizer step, multiplied by the share."""
+        values = torch.stack([*parts, torch.full_like(parts[0], share)])
+        if only_finite:  # as the Trainer leaves them out of the sum
+            values = torch.where(torch.isfinite(values).all(), values, torch.zeros_like(values))
+        self._sums = values if self._sums is None else self._sums + values
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        # Every process comes here for the same log line, whatever its losses were.
+        *sums, steps = accelerator.reduce(self._sums, reduction="sum").tolist()
+        return {name: value / steps for name, value in zip(self.names, sums)} if steps > 0 else {}
+
+
 class StepLog:
     """Sums of what the log lines show of the passes since the last line."""
 
     def __init__(self):
-        self.losses: Tensor | None = None  # of the full network, of the sub-networks, and the steps that they are of
+        self.losses = LossParts("loss_full", "loss_subnetworks")
         self.width = self.depth = self.size = 0.0
         self.subnetworks = 0
         self.draws_depth = False
 
     def __bool__(self) -> bool:
-        return self.losses is not None
+        return bool(self.losses)
 
     def add(self, losses: list[Tensor], passes: list[GradAugPass], share: float, only_finite: bool) -> None:
-        full, subnetworks = losses[0], sum(losses[1:], torch.zeros_like(losses[0]))
-        values = torch.stack([full, subnetworks, torch.full_like(full, share)])
-        if only_finite:  # as the Trainer leaves them out of the sum
-            values = torch.where(torch.isfinite(values).all(), values, torch.zeros_like(values))
-        self.losses = values if self.losses is None else self.losses + values
+        self.losses.add([losses[0], sum(losses[1:], torch.zeros_like(losses[0]))], share, only_finite)
         self.width += sum(p.width for p in passes[1:])
         self.depth += sum(p.depth for p in passes[1:])
         self.draws_depth |= any(p.kept_blocks is not None for p in passes)
@@ -33,9 +57,7 @@ class StepLog:
         self.subnetworks += len(passes) - 1
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        # Every process comes here for the same log line, whatever its losses were.
-        full, subnetworks, steps = accelerator.reduce(self.losses, reduction="sum").tolist()
-        means = {"loss_full": full / steps, "loss_subnetworks": subnetworks / steps} if steps > 0 else {}
+        means = self.losses.means(accelerator)
         if self.subnetworks > 0:
             means["subnetwork_width"] = self.width / self.subnetworks
             if self.draws_depth:

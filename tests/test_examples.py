@@ -11,6 +11,7 @@ import images
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BertConfig, ResNetConfig, pipeline
 
 from hf_gradaug import plot_training_curves
@@ -226,11 +227,32 @@ def test_own_loop(tmp_path, folder):
     )
 
 
-def test_metric_counts_top_1_and_top_5():
-    metric = evaluate.load(str(images.ROOT / "examples" / "metrics" / "image_classification"), keep_in_memory=True)
+@pytest.fixture(scope="module")
+def metric():
+    return evaluate.load(str(images.ROOT / "examples" / "metrics" / "image_classification"), keep_in_memory=True)
+
+
+def test_metric_counts_top_1_and_top_5(metric):
     ranked = [[0, 1, 2, 3, 4], [5, 0, 1, 2, 3], [3, 2, 1, 0, 6], [9, 8, 7, 6, 5]]
-    assert metric.compute(predictions=ranked, references=[0, 3, 4, 9]) == {"accuracy": 0.5, "top5_accuracy": 0.75}
-    assert metric.compute(predictions=[[0, 1], [1, 0]], references=[0, 0]) == {"accuracy": 0.5}
+    # Of the classes 0, 3, 4, 5 and 9, 0 and 9 have an F1 of 1.
+    assert metric.compute(predictions=ranked, references=[0, 3, 4, 9]) == {
+        "accuracy": 0.5,
+        "macro_f1": 0.4,
+        "top5_accuracy": 0.75,
+    }
+    assert metric.compute(predictions=[[0, 1], [1, 0]], references=[0, 0]) == {
+        "accuracy": 0.5,
+        "macro_f1": pytest.approx(1 / 3),
+    }
+
+
+def test_metric_averages_f1_over_classes_as_scikit_learn_does(metric):
+    generator = np.random.default_rng(0)
+    true = generator.choice([0, 1, 2, 4], size=60, p=[0.7, 0.1, 0.1, 0.1])
+    guesses = np.where(generator.random(60) < 0.6, true, generator.choice([0, 1, 2, 3, 7], size=60))
+    results = metric.compute(predictions=guesses[:, None].tolist(), references=true.tolist())
+    assert 0.3 < results["macro_f1"] < results["accuracy"]
+    assert results["macro_f1"] == pytest.approx(f1_score(true, guesses, average="macro"))
 
 
 def test_curves_of_gradaug_and_plain_runs(tmp_path):

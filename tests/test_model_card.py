@@ -88,6 +88,17 @@ def test_card_of_a_gradaug_run(tmp_path, from_scratch):
         assert invented not in str(card)
 
 
+def test_macro_f1_is_f1_to_the_hub(tmp_path, from_scratch):
+    kwargs = {"compute_metrics": lambda _: {"accuracy": 0.5, "macro_f1": 0.25}}
+    trainer = tiny_trainer(tmp_path, from_scratch, num_subnetworks=0, trainer_kwargs=kwargs)
+    trainer.evaluate()
+    trainer.create_model_card(dataset="my photos", tasks="image-classification")
+    card = ModelCard.load(tmp_path / "README.md")
+    results = [(result.metric_type, result.metric_name, result.metric_value) for result in card.data.eval_results]
+    assert results == [("accuracy", "Accuracy", 0.5), ("f1", "Macro F1", 0.25)]
+    assert card.data.metrics == ["accuracy", "f1"] and rows_of(card.text)["macro f1"] == "0.25"
+
+
 def test_card_of_a_plain_run_that_knows_little(tmp_path, from_scratch):
     trainer = tiny_trainer(tmp_path, from_scratch, num_subnetworks=0, max_steps=1)
     trainer.create_model_card()  # not even trained

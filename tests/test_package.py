@@ -66,9 +66,10 @@ def test_metadata(metadata, root):
     assert all(name.split(".")[0] == "hf_gradaug" for name in metadata["packages"])
     assert (root / "hf_gradaug" / "py.typed").is_file()
     extras = metadata["extras_require"]
-    assert set(extras) == {"examples", "robustness", "detection", "test", "quality", "dev"}
+    assert set(extras) == {"examples", "robustness", "detection", "evidence", "test", "quality", "dev"}
     assert set(extras["dev"]) == {*extras["test"], *extras["quality"]}
-    assert set(extras["test"]) > {*extras["examples"], *extras["robustness"], *extras["detection"]}
+    used_by_tests = ("examples", "robustness", "detection", "evidence")
+    assert set(extras["test"]) > {requirement for name in used_by_tests for requirement in extras[name]}
 
 
 def test_every_file_of_the_package_is_installed(metadata, root):

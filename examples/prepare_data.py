@@ -1,0 +1,294 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""
+Write a set of real images as fixed, stratified splits, which `run_image_classification.py` reads.
+
+The handwritten digits of scikit-learn:
+
+    python examples/prepare_data.py digits --output_dir data/digits
+
+Solar cells by the grade of their defects, or functional against defective (`pip install elpv-dataset`):
+
+    python examples/prepare_data.py solar-cells --image_size 64 --output_dir data/solar-cells
+    python examples/prepare_data.py solar-cells-binary --image_size 64 --output_dir data/solar-cells-binary
+
+Clip art of eight kinds (`apt install openclipart-png`, on Debian and its kin), or images in one folder a class:
+
+    python examples/prepare_data.py clip-art --image_size 48 --output_dir data/clip-art
+    python examples/prepare_data.py folder --source photos --output_dir data/photos
+
+Then: `run_image_classification.py --train_dir data/digits/train --validation_dir data/digits/validation --test_dir
+data/digits/test`. Beside the splits lies data.json, with licence, source, sizes and a hash of the content.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from PIL import Image, ImageOps
+from transformers import HfArgumentParser
+
+from hf_gradaug.data import load_digits_dataset
+
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+SEED = 0
+HELD_OUT = 0.2  # share of the images in each of validation and test
+ABOUT = {
+    "digits": (
+        "handwritten digits (scikit-learn), new splits",
+        "CC BY 4.0",
+        "https://archive.ics.uci.edu/dataset/80, as scikit-learn ships it",
+    ),
+    "solar-cells": ("solar cells (ELPV), 4 grades", "CC BY-NC-SA 4.0", "https://pypi.org/project/elpv-dataset"),
+    "solar-cells-binary": (
+        "solar cells (ELPV), functional or defective",
+        "CC BY-NC-SA 4.0",
+        "https://pypi.org/project/elpv-dataset",
+    ),
+    "clip-art": ("clip art (Open Clip Art Library)", "public domain", "Debian's package openclipart-png"),
+    "folder": (None, "that of the images", None),
+}
+CLIP_ART = "/usr/share/openclipart/png"
+
+
+@dataclass
+class PrepareArguments:
+    """Where the images come from, and where the splits go."""
+
+    output_dir: str = field(metadata={"help": "New folder for the splits."})
+    source: str | None = field(
+        default=None,
+        metadata={
+            "help": f"The images: a folder of class folders; of clip-art, if not {CLIP_ART}; of solar-cells, a labels.csv of their form."
+        },
+    )
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "Store images scaled to so many pixels (of folder: the shorter side), else as they are."},
+    )
+
+    def __post_init__(self):
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size is {self.image_size}, but it must be 1 or more.")
+
+
+class Picture:
+    """An image as PNG, its label, what it is stratified by, and whether it may be in the test split."""
+
+    def __init__(self, image: Image.Image, label: int, stratum: Any, testable: bool = True):
+        content = io.BytesIO()
+        image.save(content, "PNG")
+        self.png, self.label, self.stratum, self.testable = content.getvalue(), label, stratum, testable
+        # Of the pixels: another version of the encoder writes them in other bytes.
+        self.hash = hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
+
+
+Loaded = tuple[list[str], list[Picture], dict[str, int]]  # class names, images, and how many were left out and why
+
+
+def scale(image: Image.Image, image_size: int | None) -> Image.Image:
+    """The image, if a size is given as a square of it; Pillow's filter covers all pixels, so nothing aliases."""
+    return image.resize((image_size, image_size), Image.Resampling.BICUBIC) if image_size else image
+
+
+def load_digits(args: PrepareArguments) -> Loaded:
+    """
+    The embedded digits in new splits.
+
+    The 360 images that [`load_digits_dataset`] holds out have been looked at in earlier runs. They go to training and
+    validation: the new test split is drawn from the old training split alone.
+    """
+    old = load_digits_dataset()
+    pictures = [
+        Picture(scale(row["image"], args.image_size), row["label"], row["label"], testable=split == "train")
+        for split, rows in old.items()
+        for row in rows
+    ]
+    return old["train"].features["label"].names, pictures, {}
+
+
+def load_solar_cells(args: PrepareArguments, binary: bool) -> Loaded:
+    """
+    2,624 solar cells of 44 modules by electroluminescence, in grey.
+
+    The grades are what an expert called the cell, and whether they were sure: probabilities of a defect of 0, 1/3, 2/3
+    and 1. The binary form is that of Deitsch et al. (Solar Energy 185, 2019): functional is a probability of 0, defective
+    is any other. Both forms have the same splits, stratified by grade and by type of cell (mono- or polycrystalline).
+    The package doesn't tell which module a cell is of, so that cells of one module are in several splits.
+    """
+    try:
+        from elpv_dataset.utils import load_dataset
+    except ImportError as error:
+        raise ImportError("The solar cells need a package with their images: pip install elpv-dataset.") from error
+    images, probabilities, kinds = load_dataset(args.source)
+    pictures = []
+    for image, grade, kind in zip(images, (probabilities * 3).round().astype(int).tolist(), kinds):
+        label = int(grade > 0) if binary else grade
+        pictures.append(Picture(scale(Image.fromarray(image), args.image_size), label, (grade, str(kind))))
+    names = (
+        ["functional", "defective"] if binary else ["functional", "maybe_defective", "likely_defective", "defective"]
+    )
+    return names, pictures, {}
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """In RGB; what is transparent becomes white, not whatever colour lies hidden there."""
+    image = image.convert("RGBA")
+    canvas = Image.new("RGB", image.size, "white")
+    canvas.paste(image, mask=image.getchannel("A"))
+    return canvas
+
+
+def find_images(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in ImageFolder.EXTENSIONS)
+
+
+def load_folders(args: PrepareArguments, root: Path, classes: list[str], square: bool) -> Loaded:
+    """
+    Images in one folder a class, each image once.
+
+    What can't be read is left out, and so are duplicates, which would leak from training to test. An image in two of the
+    classes is dropped from both: either label would be arbitrary. Images are compared as they are stored, scaled and on
+    white, so that no two images of the result are the same.
+    """
+    found: dict[str, list[Picture]] = {}
+    unreadable = 0
+    for label, name in enumerate(classes):
+        for path in find_images(root / name):
+            try:
+                with Image.open(path) as file:
+                    image = on_white(ImageOps.exif_transpose(file))
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                logger.warning(f"{path} can't be read and is left out: {error}")
+                unreadable += 1
+                continue
+            if square and args.image_size:
+                side = max(image.size)
+                canvas = Image.new("RGB", (side, side), "white")
+                canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+                image = scale(canvas, args.image_size)
+            elif args.image_size and min(image.size) > args.image_size:
+                share = args.image_size / min(image.size)
+                image = image.resize([round(side * share) for side in image.size], Image.Resampling.BICUBIC)
+            picture = Picture(image, label, label)
+            found.setdefault(picture.hash, []).append(picture)
+    clear = [same for same in found.values() if len({picture.label for picture in same}) == 1]
+    pictures = [same[0] for same in clear]
+    total = sum(map(len, found.values()))
+    ambiguous = total - sum(map(len, clear))
+    left_out = {"unreadable": unreadable, "in_several_classes": ambiguous}
+    return classes, pictures, left_out | {"duplicates": total - ambiguous - len(pictures)}
+
+
+def load(name: str, args: PrepareArguments) -> Loaded:
+    """The images of a data set by its name."""
+    if name == "digits":
+        return load_digits(args)
+    if name.startswith("solar-cells"):
+        return load_solar_cells(args, binary=name.endswith("binary"))
+    if name == "folder" and args.source is None:
+        raise ValueError("source is not given, but a folder of class folders is needed.")
+    root = Path(args.source or CLIP_ART)
+    if not root.is_dir():
+        hint = "" if args.source else "; install the package openclipart-png, or name the folder with --source"
+        raise ValueError(f"source is '{root}', but that is no folder{hint}.")
+    classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and find_images(folder))
+    if name == "clip-art":
+        sizes = {kind: len(find_images(root / kind)) for kind in classes if kind not in ("unsorted", "special")}
+        classes = sorted(sorted(sizes, key=lambda kind: (-sizes[kind], kind))[:8])
+    return load_folders(args, root, classes, square=name == "clip-art")
+
+
+def split(pictures: list[Picture], class_names: list[str]) -> dict[str, list[int]]:
+    """Indices of the images in each split: the same in every run, and the same shares of every stratum."""
+    counts = Counter(picture.label for picture in pictures)
+    if small := [name for label, name in enumerate(class_names) if counts[label] < 3]:
+        raise ValueError(f"The classes {small} have fewer than 3 images, but each split needs one of every class.")
+    random = np.random.RandomState(SEED)  # draws the same with every version of NumPy
+    parts: dict[str, list[int]] = {name: [] for name in SPLITS}
+    for stratum in sorted({picture.stratum for picture in pictures}):
+        members = random.permutation([i for i, picture in enumerate(pictures) if picture.stratum == stratum]).tolist()
+        count = max(1, round(HELD_OUT * len(members)))
+        test = [i for i in members if pictures[i].testable][:count]
+        taken = set(test)
+        rest = [i for i in members if i not in taken]
+        for name, indices in zip(SPLITS, (rest[count:], rest[:count], test)):
+            parts[name] += indices
+    return {name: sorted(indices) for name, indices in parts.items()}
+
+
+def is_done(output_dir: Path, request: dict[str, Any]) -> bool:
+    """Whether the folder holds the result of this request; anything else in it is an error."""
+    if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
+        return False
+    if not all((output_dir / name).is_file() for name in ("data.json", *(f"{name}/data.parquet" for name in SPLITS))):
+        raise ValueError(
+            f"output_dir is '{output_dir}', but that is not empty, and not a complete result of this script."
+        )
+    earlier = json.loads((output_dir / "data.json").read_text("utf-8")).get("request")
+    if earlier != request:
+        raise ValueError(f"output_dir is '{output_dir}', but that holds the result of {earlier}, not of {request}.")
+    return True
+
+
+def write(folder: Path, names: list[str], pictures: list[Picture], parts: dict[str, list[int]]) -> dict[str, Any]:
+    """Writes the splits as Parquet; returns what data.json says about their content."""
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    sizes, content = {}, hashlib.sha256()
+    for part, indices in parts.items():
+        chosen = [pictures[i] for i in indices]
+        rows: dict[str, Iterable] = {
+            "image": [{"bytes": picture.png, "path": None} for picture in chosen],
+            "label": [picture.label for picture in chosen],
+        }
+        (folder / part).mkdir(parents=True)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / part / "data.parquet")
+        for picture in chosen:
+            content.update(f"{part} {names[picture.label]} {picture.hash}\n".encode())
+        counts = Counter(rows["label"])
+        sizes[part] = {"images": len(chosen), "by_class": {name: counts[label] for label, name in enumerate(names)}}
+    return {"splits": sizes, "sha256": content.hexdigest()}
+
+
+def main(args: list[str] | None = None) -> dict[str, Any]:
+    logging.basicConfig(format="%(levelname)s - %(name)s - %(message)s", level=logging.INFO)
+    parser = HfArgumentParser(PrepareArguments)
+    parser.add_argument("dataset", choices=list(ABOUT), help="Which images.")
+    args, positional = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
+    output_dir = Path(args.output_dir)
+    request = {"dataset": positional.dataset, "image_size": args.image_size, "source": args.source}
+    if is_done(output_dir, request):
+        logger.info(f"{output_dir} is there already, and complete.")
+        return json.loads((output_dir / "data.json").read_text("utf-8"))
+    names, pictures, left_out = load(positional.dataset, args)
+    about = dict(zip(("name", "licence", "source"), ABOUT[positional.dataset]))
+    if positional.dataset == "folder":
+        about["name"] = about["source"] = Path(args.source).resolve().name
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed when it is whole: a run that is stopped leaves no folder that looks like a data set.
+    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as temporary:
+        folder = Path(temporary) / "data"
+        written = write(folder, names, pictures, split(pictures, names))
+        facts = about | {"request": request, "classes": names, "left_out": left_out} | written
+        (folder / "data.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        os.replace(folder, output_dir)
+    sizes = ", ".join(f"{part} {size['images']}" for part, size in facts["splits"].items())
+    logger.info(f"{output_dir}: {sizes} images.")
+    return facts
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""Distillation from a separately trained network: what GradAug's soft targets are compared with."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.trainer_utils import TrainOutput
+
+from .class_names import get_class_names
+from .gradaug_trainer import GradAugTrainer
+from .losses import check_has_soft_targets, get_logits, soft_label_cross_entropy, soft_targets
+from .step_log import LossParts
+
+
+class DistillationTrainer(GradAugTrainer):
+    """
+    Trains a model on its labels and on the soft predictions of a teacher, a network that was trained before.
+
+    The loss is that of the labels plus `teacher_weight` times the cross-entropy with the teacher's probabilities, on the
+    batch that the model sees, augmented and mixed as it is. The log lines have both parts, `loss_labels` and, before its
+    weight, `loss_teacher`. Evaluation has the loss of the labels alone. The teacher is frozen and in eval mode, runs under
+    the model's autocast, and is not saved; its forward counts in `total_flos`.
+
+    Args:
+        *args, **kwargs:
+            Those of [`GradAugTrainer`], with 0 sub-networks.
+        teacher (`PreTrainedModel`):
+            An image classifier with the model's classes in their order. It is changed in place: frozen, and moved to the
+            device that trains.
+        teacher_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the teacher's part, 0 or more. With 0 the teacher isn't run: this is plain training then, exactly.
+
+    Raises:
+        `ValueError`: If there are sub-networks, a loss function of one's own, a negative weight, a model that is no image
+            classifier, or a teacher with other classes. Nothing is written before.
+    """
+
+    def __init__(self, *args, teacher: PreTrainedModel, teacher_weight: float = 1.0, **kwargs):
+        if not (math.isfinite(teacher_weight) and teacher_weight >= 0):
+            raise ValueError(f"teacher_weight is {teacher_weight}, but it must be 0 or more.")
+        if (
+            kwargs.get("compute_loss_func") is not None
+        ):  # by its number of items, which the teacher's part doesn't have
+            raise ValueError("compute_loss_func is given, but it must be None with a teacher.")
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.teacher_weight = teacher_weight
+        self._parts = LossParts("loss_labels", "loss_teacher")
+        super().__init__(*args, **kwargs)
+
+    @property
+    def _corrects_baseline(self) -> bool:
+        return True
+
+    def create_accelerator_and_postprocess(self) -> None:
+        if (count := self.gradaug_settings.num_subnetworks) > 0:
+            raise ValueError(f"num_subnetworks is {count}, but it must be 0 with a teacher, which is in their place.")
+        for model in (self.teacher, self.model):
+            check_has_soft_targets(model)
+        classes, own = get_class_names(self.teacher.config), get_class_names(self.model.config)
+        if len(classes) != len(own):
+            raise ValueError(f"The teacher has {len(classes)} classes, but the model has {len(own)}.")
+        for number, (name, own_name) in enumerate(zip(classes, own)):
+            if name != own_name:
+                raise ValueError(f"Class {number} is '{name}' of the teacher, but '{own_name}' of the model.")
+        super().create_accelerator_and_postprocess()
+        self.teacher.to(self.accelerator.device)
+
+    def train(self, *args, **kwargs) -> TrainOutput:
+        self._parts = LossParts(*self._parts.names)  # without what an earlier training left
+        return super().train(*args, **kwargs)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        if not model.training or self.teacher_weight == 0:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        images = {name: value for name, value in inputs.items() if name not in self.label_names}
+        label_loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        with torch.no_grad(), self.accelerator.autocast():
+            targets = soft_targets(get_logits(self.teacher(**images)))
+        teacher_loss = soft_label_cross_entropy(get_logits(outputs), targets)
+        share = 1 / self.current_gradient_accumulation_steps
+        parts = [loss.detach().mean() * share for loss in (label_loss, teacher_loss)]
+        self._parts.add(parts, share, self.args.logging_nan_inf_filter)
+        loss = label_loss + self.teacher_weight * teacher_loss
+        return (loss, outputs) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: dict[str, Tensor | Any]) -> int:
+        flops = super().floating_point_ops(inputs)
+        images = inputs.get(self.teacher.main_input_name)
+        if images is None or self.teacher_weight == 0:
+            return flops
+        # The Trainer counts 6 for each input and parameter, of which a forward is a third.
+        return flops + 2 * images.numel() * self.teacher.num_parameters(exclude_embeddings=True)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._parts and "loss" in logs and "learning_rate" in logs:
+            logs.update(self._parts.means(self.accelerator))
+            self._parts = LossParts(*self._parts.names)
+        super().log(logs, start_time)
