@@ -9,10 +9,17 @@ Command:
 
     python benchmarks/robustness.py --seeds 1 2 3 4 5 --eval_flags "--epsilons 0 1 2 4 8 16 32" \
         --output benchmarks/results/robustness-digits.json --plot docs/robustness.png
+
+Or of the models that a study (see accuracy.py) has trained on its first data set:
+
+    python benchmarks/robustness.py --study benchmarks/studies/digits.yaml --arms plain GradAug CutMix "GradAug + CutMix" \
+        --eval_flags "--test_dir data/digits/test --split test" --output docs/results/digits-robustness.json \
+        --plot docs/results/digits-robustness.png
 """
 
 import contextlib
 import importlib
+import os
 import shlex
 import statistics
 import sys
@@ -25,14 +32,16 @@ from typing import Any
 
 import torch
 from common import describe_run, write_json
+from study import Cell, Study
 from transformers import HfArgumentParser
 
 from hf_gradaug import RobustnessSettings, mean_corruption_error, plot_robustness
 
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-ARMS = {"plain": [], "gradaug": ["--gradaug"]}
-LABELS = {"plain": "plain", "gradaug": "GradAug"}
+WORK = Path(__file__).resolve().parents[1] / "outputs" / "accuracy"
+ARMS = {"plain": [], "GradAug": ["--gradaug"]}
+BASELINE = "plain"
 
 
 @dataclass
@@ -40,10 +49,21 @@ class RobustnessBenchmarkArguments:
     """What is trained and measured."""
 
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5], metadata={"help": "Seeds of the trainings."})
+    study: str | None = field(
+        default=None, metadata={"help": "A study whose models are measured, all of its seeds; none is trained."}
+    )
+    arms: list[str] = field(
+        default_factory=lambda: [*ARMS], metadata={"help": "What is compared; of a study, any of its arms."}
+    )
     train_flags: str = field(default="", metadata={"help": "More flags for every training, in one string."})
     eval_flags: str = field(default="", metadata={"help": "More flags for the measurement, likewise."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
     plot: str | None = field(default=None, metadata={"help": "PNG file for the picture."})
+
+    def __post_init__(self):
+        known = [*(Study.read(self.study).arms if self.study else ARMS)]
+        if BASELINE not in self.arms or not set(self.arms) <= set(known):
+            raise ValueError(f"`arms` must be {BASELINE} and others of {known}, but is {self.arms}.")
 
 
 def run_example(name: str, flags: Sequence[str]) -> Any:
@@ -80,15 +100,38 @@ def describe(values: Sequence[float | None]) -> dict[str, float | None]:
 
 
 def summarize(figures: Mapping[str, Sequence[Mapping[str, float | None]]]) -> dict[str, dict[str, Any]]:
-    """Means and deviations over the seeds, of each arm and of the difference between the arms."""
-    summary: dict[str, dict[str, Any]] = {arm: {} for arm in [*ARMS, "gradaug - plain"]}
-    for key in figures["plain"][0]:
-        for arm in ARMS:
-            summary[arm][key] = describe([run[key] for run in figures[arm]])
-        pairs = [(run[key], plain[key]) for run, plain in zip(figures["gradaug"], figures["plain"])]
-        differences = [None if None in pair else pair[0] - pair[1] for pair in pairs]
-        summary["gradaug - plain"][key] = {**describe(differences), "by_seed": differences}
+    """Means and deviations over the seeds, of each arm and of its difference to the baseline."""
+    others = [arm for arm in figures if arm != BASELINE]
+    summary: dict[str, dict[str, Any]] = {arm: {} for arm in [*figures, *(f"{arm} - {BASELINE}" for arm in others)]}
+    for key in figures[BASELINE][0]:
+        for arm, runs in figures.items():
+            summary[arm][key] = describe([run[key] for run in runs])
+        for arm in others:
+            pairs = [(run[key], plain[key]) for run, plain in zip(figures[arm], figures[BASELINE])]
+            differences = [None if None in pair else pair[0] - pair[1] for pair in pairs]
+            summary[f"{arm} - {BASELINE}"][key] = {**describe(differences), "by_seed": differences}
     return summary
+
+
+def train(args: RobustnessBenchmarkArguments, folder: str) -> tuple[dict[tuple[str, int], str], list]:
+    """The models by arm and seed, and the scripts that train them, with their flags."""
+    models = {(arm, seed): f"{folder}/{arm}-{seed}" for seed in args.seeds for arm in args.arms}
+    runs = []
+    for (arm, seed), path in models.items():
+        flags = [*ARMS[arm], "--do_train", "--do_eval", "--seed", str(seed), "--output_dir", path]
+        flags += ["--disable_tqdm", "True", "--log_level", "error", *args.train_flags.split()]
+        runs.append(("run_image_classification", flags))
+    return models, runs
+
+
+def find_models(study: Study, arms: Sequence[str]) -> dict[tuple[str, int], str]:
+    """The models of a study by arm and seed."""
+    dataset = next(iter(study.datasets))
+    folder = WORK / study.name
+    models = {(arm, seed): folder / Cell(dataset, arm, 0, seed).folder for seed in study.seeds for arm in arms}
+    if missing := [str(path) for path in models.values() if not (path / "model.safetensors").exists()]:
+        raise ValueError(f"study is {study.path}, but {len(missing)} of its models are missing, such as {missing[0]}.")
+    return {key: os.path.relpath(path) for key, path in models.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -97,12 +140,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     results = describe_run("robustness.py", argv, "cuda" if torch.cuda.is_available() else "cpu", "foolbox")
     results["versions"]["imagecorruptions-imaug"] = version("imagecorruptions-imaug")
     with tempfile.TemporaryDirectory() as folder:
-        models = {(arm, seed): f"{folder}/{arm}-{seed}" for seed in args.seeds for arm in ARMS}
-        runs = []
-        for (arm, seed), path in models.items():
-            flags = [*ARMS[arm], "--do_train", "--do_eval", "--seed", str(seed), "--output_dir", path]
-            flags += ["--disable_tqdm", "True", "--log_level", "error", *args.train_flags.split()]
-            runs.append(("run_image_classification", flags))
+        if args.study is None:
+            seeds, (models, runs) = args.seeds, train(args, folder)
+        else:
+            study, runs = Study.read(args.study), []
+            seeds, models = study.seeds, find_models(study, args.arms)
         flags = ["--models", *models.values(), "--output_dir", f"{folder}/robustness", *args.eval_flags.split()]
         runs.append(("evaluate_robustness", flags))
         for name, flags in runs:
@@ -111,23 +153,23 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             shlex.join(["python", f"examples/{name}.py", *flags]).replace(folder, "out") for name, flags in runs
         ]
     settings = measured.settings
-    accuracy = {arm: [measured.accuracy[models[arm, seed]] for seed in args.seeds] for arm in ARMS}
+    accuracy = {arm: [measured.accuracy[models[arm, seed]] for seed in seeds] for arm in args.arms}
     figures = {
-        arm: [get_figures(run, plain, settings) for run, plain in zip(accuracy[arm], accuracy["plain"])]
-        for arm in ARMS
+        arm: [get_figures(run, plain, settings) for run, plain in zip(accuracy[arm], accuracy[BASELINE])]
+        for arm in args.arms
     }
     results |= {
         "images": measured.description,
         "conditions": asdict(settings),
-        "seeds": args.seeds,
+        "seeds": seeds,
         "summary": summarize(figures),
         "accuracy": accuracy,
     }
     write_json(results, args.output)
     if args.plot is not None:
-        plot_robustness({LABELS[arm]: accuracy[arm] for arm in ARMS}, settings, args.plot)
+        plot_robustness(accuracy, settings, args.plot)
     print(f"{'':24}" + "".join(f"{arm:>20}" for arm in results["summary"]))
-    for key in figures["plain"][0]:
+    for key in figures[BASELINE][0]:
         cells = [summary[key] for summary in results["summary"].values()]
         shown = [
             "-" if cell["mean"] is None else f"{cell['mean']:.4f} ± {cell['deviation'] or 0:.4f}" for cell in cells

@@ -7,7 +7,9 @@ from types import ModuleType
 
 import pytest
 import torch
+from tiny import tiny_model
 
+from hf_gradaug.image_processors import make_image_processor
 from hf_gradaug.transforms import scaled_size
 
 
@@ -131,9 +133,32 @@ def test_robustness_of_both_arms(tmp_path):
     assert (tmp_path / "a.png").stat().st_size > 10_000
     assert len(results["commands"]) == 5 and "--gradaug" in results["commands"][1]
     assert all(str(tmp_path.parent) not in command for command in results["commands"])
-    clean = [run["clean"] for run in results["accuracy"]["gradaug"]]
-    figures = results["summary"]["gradaug"]["clean"]
+    clean = [run["clean"] for run in results["accuracy"]["GradAug"]]
+    figures = results["summary"]["GradAug"]["clean"]
     assert figures["mean"] == pytest.approx(sum(clean) / 2)
     assert figures["deviation"] == pytest.approx(abs(clean[0] - clean[1]) / 2**0.5)
     differences = [one - other["clean"] for one, other in zip(clean, results["accuracy"]["plain"])]
-    assert results["summary"]["gradaug - plain"]["clean"]["by_seed"] == differences
+    assert results["summary"]["GradAug - plain"]["clean"]["by_seed"] == differences
+
+
+def test_robustness_of_the_models_of_a_study(tmp_path, monkeypatch):
+    script = importlib.import_module("robustness")
+    monkeypatch.setattr(script, "WORK", tmp_path)
+    study = tmp_path / "some.yaml"
+    study.write_text("datasets: {digits: {}}\nseeds: [1, 2]\narms: {plain: {}, CutMix: {cutmix_alpha: 1.0}}\n")
+    measure = "--max_samples 20 --epsilons 8 --corruptions fog --severities 2 --device cpu"
+    flags = ["--study", str(study), "--arms", "plain", "CutMix", "--eval_flags", measure]
+    with pytest.raises(ValueError, match="4 of its models are missing"):
+        script.main(flags)
+    for number, arm in enumerate(("plain", "CutMix")):
+        for seed in (1, 2):
+            torch.manual_seed(10 * number + seed)
+            folder = tmp_path / "some" / "digits" / arm / "0" / str(seed)
+            tiny_model("resnet-basic", num_labels=10).save_pretrained(folder)
+            make_image_processor(32, 1.0).save_pretrained(folder)
+    results = script.main(flags)
+    assert results["seeds"] == [1, 2] and len(results["commands"]) == 1
+    assert [*results["summary"]] == ["plain", "CutMix", "CutMix - plain"]
+    assert all(0 <= run["fog/2"] <= 1 for run in results["accuracy"]["CutMix"])
+    with pytest.raises(ValueError, match="must be plain and others"):
+        script.main([*flags[:2], "--arms", "GradAug"])
