@@ -264,3 +264,14 @@ def test_tables_of_the_repository_come_from_its_results(root, study_module, tmp_
         study = study_module.Study.read(root / "benchmarks" / "studies" / f"{path.stem}.yaml")
         report.write_report(study, study_module.read_records(path), tmp_path)
         assert (tmp_path / f"{path.stem}.md").read_text() == path.with_suffix(".md").read_text()
+
+
+def test_texts_show_the_tables_of_the_results(root, tmp_path):
+    evidence = importlib.import_module("evidence")
+    (tmp_path / "one.md").write_text("| a |\n")
+    text = "before\n<!-- results: one -->\nold\n<!-- end of results -->\nafter\n"
+    assert evidence.fill(text, tmp_path) == text.replace("old\n", "\n| a |\n\n")
+    for name in evidence.TEXTS:
+        text = (root / name).read_text("utf-8")
+        assert evidence.fill(text, root / "docs" / "results") == text, f"run benchmarks/evidence.py for {name}"
+        assert name == "README.md" or evidence.PLACE.search(text)

@@ -1,0 +1,32 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""
+Bring the tables of docs/results into the texts that show them.
+
+    python benchmarks/evidence.py
+
+In docs/evidence.md and README.md, what stands between `<!-- results: NAME -->` and `<!-- end of results -->` becomes the
+table of docs/results/NAME.md.
+"""
+
+import re
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXTS = ("README.md", "docs/evidence.md")
+PLACE = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+
+
+def fill(text: str, results: Path) -> str:
+    """The text with the tables that its marks name."""
+    return PLACE.sub(lambda mark: f"{mark[1]}\n{(results / f'{mark[2]}.md').read_text('utf-8')}\n{mark[3]}", text)
+
+
+def main() -> None:
+    for name in TEXTS:
+        path = ROOT / name
+        path.write_text(fill(path.read_text("utf-8"), ROOT / "docs" / "results"), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
