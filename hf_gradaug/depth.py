@@ -192,9 +192,9 @@ def dropped_parameters(model: PreTrainedModel, kept_blocks: KeptBlocks) -> list[
 
 
 # Left out: mobilenet_v1, mobilenet_v2 and mobilevit, whose configs don't have the number of blocks; efficientnet,
-# levit and swiftformer, whose lists have layers between that change the size; cvt, whose third stage can't be built
-# with fewer than three blocks; pyramidnet, whose layers all differ in channels: where one is missing, the next has
-# an input that nothing computes.
+# levit and swiftformer, whose lists have layers between of another size or kind; cvt, whose second and third stage can't
+# be built with fewer than two and three blocks; pyramidnet, whose layers all differ in channels: where one is missing,
+# the next has inputs that nothing computes.
 register_depth(
     *("resnet", "regnet", "bit", "convnext", "convnextv2", "focalnet", "hiera"),
     field="depths",
