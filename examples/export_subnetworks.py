@@ -136,9 +136,9 @@ def measure_latency(models: list[PreTrainedModel], images: torch.Tensor, repetit
     return [statistics.median(times) for times in seconds]
 
 
-def get_suffix(kept_blocks: list[list[int]] | None, separator: str) -> str:
-    """What the name of a sub-network says of its depth."""
-    return "" if kept_blocks is None else separator.join(["", "blocks", *(str(len(kept)) for kept in kept_blocks)])
+def add_depth(name: str, kept_blocks: list[list[int]] | None) -> str:
+    """The name of a sub-network, with its numbers of blocks if it was asked for them."""
+    return name if kept_blocks is None else "-".join([name, "blocks", *(str(len(kept)) for kept in kept_blocks)])
 
 
 def main(args: list[str] | None = None) -> list[dict[str, Any]]:
@@ -188,7 +188,7 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
         card = create_subnetwork_card(
             network, model, row["width"], images_read, measured, base_model, kept_blocks, **metadata
         )
-        folder = output_dir / f"width-{row['width']:g}{get_suffix(kept_blocks, '-')}"
+        folder = output_dir / add_depth(f"width-{row['width']:g}", kept_blocks)
         network.save_pretrained(folder)
         image_processor.save_pretrained(folder)
         card.save(folder / "README.md")
@@ -210,8 +210,7 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     try:
         curves: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
-            label = Path(positional.model).name + get_suffix(row["kept_blocks"], ", ")
-            curves.setdefault(label, []).append(row)
+            curves.setdefault(add_depth(Path(positional.model).name, row["kept_blocks"]), []).append(row)
         plot_widths(curves, output_dir / "widths.png")
     except ImportError as error:  # no matplotlib: the models are good without the picture
         logger.warning(error)
