@@ -11,7 +11,11 @@ Of a checkpoint of the Hub, on your own images in one folder a class, whose orde
     python examples/export_subnetworks.py microsoft/resnet-50 --widths 0.9 --output_dir out/widths \
         --train_dir photos/train --validation_dir photos/validation --num_workers 8
 
-Each width has a folder of its own, with weights in float32, config, image processor and model card, which
+Of a model that was trained with --subnetwork_kind depth, and has as many residual blocks in each stage or more:
+
+    python examples/export_subnetworks.py out/gradaug --widths 1 --depths 2,2,1 1,1,1 --output_dir out/depths
+
+Each sub-network has a folder of its own, with weights in float32, config, image processor and model card, which
 `from_pretrained` loads. Beside them lie widths.json, widths.md and widths.png.
 """
 
@@ -33,6 +37,7 @@ from hf_gradaug import (
     create_subnetwork_card,
     export_widths,
     format_widths,
+    leading_blocks,
     load_classifier,
     plot_widths,
 )
@@ -57,6 +62,14 @@ class ExportArguments:
         default_factory=lambda: [0.5, 0.75, 0.9],
         metadata={"help": "Width multipliers of the sub-networks, in (0, 1]."},
     )
+    depths: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Residual blocks of the sub-networks, each at all of the widths: numbers by stage such as 2,2,1, or "
+            "one number for the whole model. The first blocks are kept, which are likeliest to survive in training. "
+            "Not given: all blocks."
+        },
+    )
     width_divisor: int = field(default=1, metadata={"help": "Channel counts are rounded to multiples of it."})
     calibration_samples: int = field(
         default=1024,
@@ -76,6 +89,9 @@ class ExportArguments:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be {least} or more.")
         if self.calibration_samples == 1:
             raise ValueError("calibration_samples is 1, but BatchNorm needs two images or more; 0 turns it off.")
+        for depth in self.depths or []:
+            if not all(number.isdecimal() for number in depth.split(",")):
+                raise ValueError(f"depths has {depth!r}, but must have numbers with commas between, such as 2,2,1.")
 
 
 def load_batches(
@@ -120,6 +136,11 @@ def measure_latency(models: list[PreTrainedModel], images: torch.Tensor, repetit
     return [statistics.median(times) for times in seconds]
 
 
+def add_depth(name: str, kept_blocks: list[list[int]] | None) -> str:
+    """The name of a sub-network, with its numbers of blocks if it was asked for them."""
+    return name if kept_blocks is None else "-".join([name, "blocks", *(str(len(kept)) for kept in kept_blocks)])
+
+
 def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     logging.basicConfig(format="%(levelname)s - %(name)s - %(message)s", level=logging.WARNING)
     parser = HfArgumentParser((ExportArguments, DataArguments))
@@ -137,8 +158,15 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     base_model = positional.model if is_hub_name(positional.model) else None
 
     # The last is the full network, which is measured like the others, but not saved.
-    widths = [*sorted({width for width in args.widths if width != 1}), 1.0]
-    exports = export_widths(model, widths, eval_batches, calibration_batches, args.width_divisor)
+    whole = leading_blocks(model.config) if args.depths else None
+    kinds = [leading_blocks(model.config, [*map(int, depth.split(","))]) for depth in args.depths or []] or [None]
+    plan = {kept: [width for width in sorted(set(args.widths)) if (kept, width) != (whole, 1)] for kept in kinds}
+    exports = [
+        export
+        for kept_blocks, widths in [*plan.items(), (whole, [1.0])]
+        if widths
+        for export in export_widths(model, widths, eval_batches, calibration_batches, args.width_divisor, kept_blocks)
+    ]
     models, rows = map(list, zip(*exports))
     images = next(iter(eval_batches))["pixel_values"].to(model.device)
     latencies = [measure_latency(models, batch, args.repetitions) for batch in (images[:1], images)]
@@ -156,8 +184,11 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
         }
         metadata = {"pipeline_tag": "image-classification", "tags": ["gradaug"] if is_gradaug else []}
         images_read = count if recalibrated else 0
-        card = create_subnetwork_card(network, model, row["width"], images_read, measured, base_model, **metadata)
-        folder = output_dir / f"width-{row['width']:g}"
+        kept_blocks = row["kept_blocks"]
+        card = create_subnetwork_card(
+            network, model, row["width"], images_read, measured, base_model, kept_blocks, **metadata
+        )
+        folder = output_dir / add_depth(f"width-{row['width']:g}", kept_blocks)
         network.save_pretrained(folder)
         image_processor.save_pretrained(folder)
         card.save(folder / "README.md")
@@ -177,7 +208,10 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     table = format_widths(rows)
     (output_dir / "widths.md").write_text(table + "\n", encoding="utf-8")
     try:
-        plot_widths({Path(positional.model).name: rows}, output_dir / "widths.png")
+        curves: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            curves.setdefault(add_depth(Path(positional.model).name, row["kept_blocks"]), []).append(row)
+        plot_widths(curves, output_dir / "widths.png")
     except ImportError as error:  # no matplotlib: the models are good without the picture
         logger.warning(error)
     print(table)

@@ -40,6 +40,7 @@ __all__ = [
     "export_subnetwork",
     "export_widths",
     "format_widths",
+    "leading_blocks",
     "load_classifier",
     "make_slimmable",
     "mean_corruption_error",
@@ -61,7 +62,7 @@ __all__ = [
 if TYPE_CHECKING:
     from .calibration import recalibrate_batchnorm
     from .conversion import convert_authors_checkpoint, to_authors_state_dict
-    from .depth import register_depth
+    from .depth import leading_blocks, register_depth
     from .distillation import DistillationTrainer
     from .export import create_subnetwork_card, export_subnetwork
     from .gradaug_config import GradAugConfig
@@ -122,6 +123,7 @@ _MODULES = {
     "export_subnetwork": "export",
     "export_widths": "width_curve",
     "format_widths": "width_curve",
+    "leading_blocks": "depth",
     "load_classifier": "loading",
     "make_slimmable": "subnetwork",
     "mean_corruption_error": "robustness_results",

@@ -75,6 +75,48 @@ def depths_of(config: PreTrainedConfig) -> list[int]:
     return [depths] if isinstance(depths, int) else list(depths)
 
 
+def leading_blocks(
+    config: PreTrainedConfig, num_blocks: int | Sequence[int] | None = None
+) -> tuple[tuple[int, ...], ...]:
+    """
+    The residual blocks that a sub-network is most likely to keep in training, which are the first ones.
+
+    Args:
+        config (`PreTrainedConfig`):
+            Config with all blocks.
+        num_blocks (`int` or `Sequence[int]`, *optional*):
+            How many to keep. One number for each stage, each 1 or more, keeps as many leading blocks of the stage. A
+            single number is for the whole model, at least one for each stage: the first block of each stage is
+            certain to survive, and of the others, the earlier ones are likelier to. Not given: all.
+
+    Returns:
+        `tuple[tuple[int, ...], ...]`: The `kept_blocks`: for each stage, the indices of the blocks to keep, ascending.
+
+    Raises:
+        `ValueError`: If the model hasn't so many blocks, or a stage would have none.
+        `TypeError`: If it isn't registered where the blocks of the family are.
+
+    Example:
+
+    ```python
+    leading_blocks(config, [2, 2, 3, 2])  # ((0, 1), (0, 1), (0, 1, 2), (0, 1))
+    ```
+    """
+    depths = depths_of(config)
+    numbers = [num_blocks] if isinstance(num_blocks, int) else list(depths if num_blocks is None else num_blocks)
+    if len(numbers) == 1 and len(depths) <= numbers[0] <= sum(depths):
+        spare, numbers = numbers[0] - len(depths), [1] * len(depths)
+        for stage, depth in enumerate(depths):
+            numbers[stage] += min(spare, depth - 1)
+            spare -= numbers[stage] - 1
+    if len(numbers) != len(depths) or not all(1 <= number <= depth for number, depth in zip(numbers, depths)):
+        raise ValueError(
+            f"`num_blocks` must have a number for each of the stages, in 1 to {depths}, or be a single one in "
+            f"{len(depths)} to {sum(depths)}, but is {num_blocks}."
+        )
+    return tuple(tuple(range(number)) for number in numbers)
+
+
 def shallower_config(config: PreTrainedConfig, kept_blocks: KeptBlocks) -> PreTrainedConfig:
     """
     The config of a sub-network with some of the blocks.
@@ -150,8 +192,9 @@ def dropped_parameters(model: PreTrainedModel, kept_blocks: KeptBlocks) -> list[
 
 
 # Left out: mobilenet_v1, mobilenet_v2 and mobilevit, whose configs don't have the number of blocks; efficientnet,
-# levit and swiftformer, whose lists have layers between that change the size; cvt, which can't be built with
-# fewer blocks than stages.
+# levit and swiftformer, whose lists have layers between of another size or kind; cvt, whose second and third stage can't
+# be built with fewer than two and three blocks; pyramidnet, whose layers all differ in channels: where one is missing,
+# the next has inputs that nothing computes.
 register_depth(
     *("resnet", "regnet", "bit", "convnext", "convnextv2", "focalnet", "hiera"),
     field="depths",

@@ -4,7 +4,7 @@
 import copy
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from .binding import Subnetwork
 from .calibration import batchnorm_layers, recalibrate_batchnorm
+from .depth import DEPTHS, KeptBlocks, depths_of, kept_names
 from .subnetwork import SlimmableModel, make_slimmable, subnetwork_state_dict
 
 
@@ -29,9 +31,10 @@ def export_subnetwork(
     width: float,
     width_divisor: int = 1,
     calibration_data: Iterable[Mapping[str, Tensor]] | None = None,
+    kept_blocks: KeptBlocks | None = None,
 ) -> PreTrainedModel:
     """
-    A sub-network as a standard model of the narrower config, with weights of its own.
+    A sub-network as a standard model of the narrower or shallower config, with weights of its own.
 
     The model is of the parent's plain class, in eval mode, on the parent's device and in its dtype, and knows the same
     labels. `save_pretrained` saves it, and `from_pretrained` loads it where this package is absent. The parent stays
@@ -50,14 +53,19 @@ def export_subnetwork(
         calibration_data (`Iterable[Mapping[str, torch.Tensor]]`, *optional*):
             Batches with `pixel_values` to compute BatchNorm's running statistics from, see [`recalibrate_batchnorm`].
             Not read if there is no BatchNorm.
+        kept_blocks (`Sequence[Sequence[int]]`, *optional*):
+            For each stage, the indices of the residual blocks to keep, ascending from 0, such as [`leading_blocks`]
+            gives. Not given: all. Rates of drop path, which only training has, become those of the smaller config.
 
     Returns:
         `PreTrainedModel`: The sub-network, which shares no memory with `model`.
 
     Raises:
-        `ValueError`: If `width` is outside (0, 1], `width_divisor` below 1, the calibration data unfit, or the model
-            not what its class and config describe, so that `from_pretrained` could not load what is exported.
-        `TypeError`: If no narrowing is known for the model's family.
+        `ValueError`: If `width` is outside (0, 1], `width_divisor` below 1, the calibration data or `kept_blocks`
+            unfit, or the model not what its class and config describe, so that `from_pretrained` could not load what
+            is exported. Of Swin, a block that shifts its windows can't come to a place where the config shifts none.
+        `TypeError`: If no narrowing is known for the model's family, or `kept_blocks` are given and its blocks are
+            not (see [`register_depth`]).
 
     Example:
 
@@ -65,23 +73,27 @@ def export_subnetwork(
     export_subnetwork(model, width=0.75, calibration_data=dataloader).save_pretrained("resnet-0.75")
     ```
     """
-    exported = copy_subnetwork(model, width, width_divisor)
+    exported = copy_subnetwork(model, width, width_divisor, kept_blocks)
     if calibration_data is not None:
         recalibrate_batchnorm(exported, calibration_data)
-    elif width < 1 and batchnorm_layers(exported):
+    elif narrowed_fields(model.config, exported.config) and batchnorm_layers(exported):
+        blocks = "" if kept_blocks is None else f" and residual blocks {kept_blocks}"
         logger.warning(
-            f"The sub-network of width multiplier {width} has the full network's BatchNorm statistics, with which it "
+            f"The sub-network of width multiplier {width}{blocks} has the full network's BatchNorm statistics, with which it "
             "computes something else than in training: give `calibration_data`."
         )
     return exported
 
 
-def copy_subnetwork(model: PreTrainedModel, width: float, width_divisor: int = 1) -> PreTrainedModel:
+def copy_subnetwork(
+    model: PreTrainedModel, width: float, width_divisor: int = 1, kept_blocks: KeptBlocks | None = None
+) -> PreTrainedModel:
     """[`export_subnetwork`] without calibration."""
     # Of a plain model, a shallow copy becomes slimmable: it has the same modules, and `model` keeps its class.
     slimmable = model if isinstance(model, SlimmableModel) else make_slimmable(copy.copy(model))
-    config, state = subnetwork_state_dict(slimmable, width, width_divisor)
-    exported_class = type(slimmable.subnetwork(width, width_divisor).subnetwork.skeleton)
+    config, state = subnetwork_state_dict(slimmable, width, width_divisor, kept_blocks)
+    subnetwork = slimmable.subnetwork(width, width_divisor, kept_blocks).subnetwork
+    exported_class = type(subnetwork.skeleton)
     # Built as `from_pretrained` builds it, so that what no checkpoint holds is what it will be when loaded.
     with no_init_weights():
         exported = exported_class(config)
@@ -92,7 +104,33 @@ def copy_subnetwork(model: PreTrainedModel, width: float, width_divisor: int = 1
             f"`model` was changed after construction, so that the exported {exported_class.__name__} could not be "
             f"loaded by its config: {error}"
         ) from error
+    if kept_blocks is not None:
+        _check_places(exported, model, subnetwork, kept_blocks)
     return exported.to(model.device).eval()
+
+
+def _check_places(
+    exported: PreTrainedModel, parent: PreTrainedModel, subnetwork: Subnetwork, kept_blocks: KeptBlocks
+) -> None:
+    """
+    Raises a `ValueError` if a kept block would compute something else in its new place.
+
+    A sub-network's block keeps the settings that it has in the full network. A model that is loaded has those that the
+    config gives to the place: whether Swin shifts the windows, for one.
+    """
+    modules = dict(exported.named_modules())
+    names = kept_names(dict(parent.named_modules()), parent.config.model_type, kept_blocks)
+    for name, full_name in names.items():
+        if not DEPTHS[parent.config.model_type].find(name):
+            continue
+        for setting, value in subnetwork.settings[full_name].items():
+            here = getattr(modules[name], setting)
+            if setting != "drop_prob" and isinstance(value, (int, float, str, tuple)) and here != value:
+                raise ValueError(
+                    f"`kept_blocks` is {kept_blocks}, but {full_name!r}, whose `{setting}` is {value}, would be "
+                    f"{name!r} in the exported model, whose `{setting}` is {here}. Keep other blocks: the first ones "
+                    "of each stage stay in their places."
+                )
 
 
 def narrowed_fields(parent: PreTrainedConfig, config: PreTrainedConfig) -> dict[str, tuple[Any, Any]]:
@@ -113,6 +151,7 @@ def create_subnetwork_card(
     calibration_images: int = 0,
     measured: Mapping[str, tuple[str, str]] | None = None,
     base_model: str | None = None,
+    kept_blocks: KeptBlocks | None = None,
     **metadata: Any,
 ) -> ModelCard:
     """
@@ -135,6 +174,8 @@ def create_subnetwork_card(
         base_model (`str`, *optional*):
             The parent's name on the Hub. Without it, the card has the last part of the path that the parent was loaded
             from, and no link.
+        kept_blocks (`Sequence[Sequence[int]]`, *optional*):
+            Those of the export.
         **metadata (`Any`):
             Further fields of [`~huggingface_hub.ModelCardData`], such as `license`, `pipeline_tag` or `tags`.
 
@@ -152,8 +193,11 @@ def create_subnetwork_card(
     # Of the Hub's relations to a base model (adapter, finetune, merge, quantized) none fits, so none is given.
     tags = ["sub-network", *metadata.pop("tags", [])]
     data = ModelCardData(base_model=base_model, library_name="transformers", tags=tags, **metadata)
+    stages = [] if kept_blocks is None else kept_blocks
+    all_blocks = sum(depths_of(parent.config)) if stages else 0
     rows = {
         "width multiplier": ("1", f"{width:g}"),
+        **{f"residual blocks of stage {stage}": ("all", _show_blocks(kept)) for stage, kept in enumerate(stages, 1)},
         **{f"`{name}`": values for name, values in narrowed_fields(parent.config, model.config).items()},
         "parameters": (f"{parent.num_parameters():,}", f"{model.num_parameters():,}"),
         **(measured or {}),
@@ -169,7 +213,13 @@ def create_subnetwork_card(
         load_class=model._auto_class or type(model).__name__,
         has_own_code=bool(model._auto_class),
         width=f"{width:g}",
+        num_blocks=sum(map(len, stages)),
+        all_blocks=all_blocks,
         rows=rows,
         has_batchnorm=bool(batchnorm_layers(model)),
         calibration_images=calibration_images,
     )
+
+
+def _show_blocks(blocks: Sequence[int]) -> str:
+    return ", ".join(str(block) for block in blocks)

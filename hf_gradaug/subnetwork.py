@@ -232,7 +232,7 @@ def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTra
 
 
 def subnetwork_state_dict(
-    model: PreTrainedModel, width: float, width_divisor: int = 1
+    model: PreTrainedModel, width: float, width_divisor: int = 1, kept_blocks: KeptBlocks | None = None
 ) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
     """
     A sub-network's config and state dict, for a standard model of its own.
@@ -244,9 +244,11 @@ def subnetwork_state_dict(
             Width multiplier, in (0, 1].
         width_divisor (`int`, *optional*, defaults to `1`):
             Channel counts are rounded to multiples of it.
+        kept_blocks (`Sequence[Sequence[int]]`, *optional*):
+            For each stage, the indices of the residual blocks to keep. Not given: all.
 
     Returns:
-        `tuple[PreTrainedConfig, dict[str, torch.Tensor]]`: The narrower config, and dense copies of the weights and
+        `tuple[PreTrainedConfig, dict[str, torch.Tensor]]`: The smaller config, and dense copies of the weights and
         buffers that the sub-network uses, on the model's device. BatchNorm has the full network's running statistics.
 
     Raises:
@@ -260,17 +262,20 @@ def subnetwork_state_dict(
     narrower.load_state_dict(state_dict)
     ```
     """
-    subnetwork = make_slimmable(model).subnetwork(width, width_divisor).subnetwork
+    subnetwork = make_slimmable(model).subnetwork(width, width_divisor, kept_blocks).subnetwork
     full = model.state_dict()
+    full_names = kept_names(full, model.config.model_type, kept_blocks)
     config = copy.deepcopy(
         narrow_config(model.config, width, width_divisor)
     )  # its names of labels are the model's own
-    return config, {
-        name: select_entries(full[name], subnetwork.selections[name], like, name).clone(
-            memory_format=torch.contiguous_format
-        )
-        for name, like in subnetwork.skeleton.state_dict().items()
-    }
+    if kept_blocks is not None:
+        config = shallower_config(config, kept_blocks)
+    state = {}
+    for name, like in subnetwork.skeleton.state_dict().items():
+        full_name = full_names[name]
+        selected = select_entries(full[full_name], subnetwork.selections[full_name], like, full_name)
+        state[name] = selected.clone(memory_format=torch.contiguous_format)
+    return config, state
 
 
 def _swap_class(model: nn.Module, build: Build | None) -> nn.Module:

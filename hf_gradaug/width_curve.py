@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .calibration import batchnorm_layers, read_images, recalibrate_batchnorm
+from .depth import KeptBlocks
 from .export import copy_subnetwork, narrowed_fields
 from .narrowing import check_width
 
@@ -21,6 +22,7 @@ _RECALIBRATED, _KEPT = "accuracy_recalibrated", "accuracy"
 # Titles and formats of the table's columns, by the keys of the rows.
 _COLUMNS = {
     "width": ("width", "{:g}"),
+    "kept_blocks": ("blocks", lambda stages: ", ".join(str(len(blocks)) for blocks in stages)),
     "parameters": ("parameters", "{:,}"),
     "flops": ("MFLOPs", lambda value: f"{value / 1e6:,.1f}"),
     "latency_1": ("ms, 1 image", lambda value: f"{1000 * value:.2f}"),
@@ -39,6 +41,7 @@ def export_widths(
     eval_data: Iterable[Mapping[str, Tensor]],
     calibration_data: Iterable[Mapping[str, Tensor]] | None = None,
     width_divisor: int = 1,
+    kept_blocks: KeptBlocks | None = None,
 ) -> Iterator[tuple[PreTrainedModel, dict[str, Any]]]:
     """
     Export the sub-network of each width, see [`export_subnetwork`], and measure the accuracy of the very model.
@@ -55,16 +58,20 @@ def export_widths(
             Batches to recompute BatchNorm's statistics from, see [`recalibrate_batchnorm`]. Read once for each width.
         width_divisor (`int`, *optional*, defaults to `1`):
             Channel counts are rounded to multiples of it.
+        kept_blocks (`Sequence[Sequence[int]]`, *optional*):
+            For each stage, the indices of the residual blocks that the sub-networks keep. Not given: all.
 
     Yields:
         `tuple[PreTrainedModel, dict]`: For each width, in the order given, the exported model, and a row with `width`,
-        `parameters` (their number), `channels` (the fields of the config that are narrower, with their values),
+        `parameters` (their number), `channels` (the fields of the config that are narrower or shallower, with their
+        values), `kept_blocks` (as given, as lists),
         `accuracy` (top-1, in [0, 1]) with the full network's BatchNorm statistics, and `accuracy_recalibrated`, which
         is `None` without calibration data or without BatchNorm.
 
     Raises:
-        `ValueError`: If a width is outside (0, 1], there are no widths, or the data is unfit.
-        `TypeError`: If no narrowing is known for the model's family, or the data can be read only once.
+        `ValueError`: If a width is outside (0, 1], there are no widths, or the data or `kept_blocks` are unfit.
+        `TypeError`: If no narrowing is known for the model's family, or no blocks to drop, or the data can be read
+            only once.
     """
     if not widths:
         raise ValueError("`widths` must have one width multiplier or more, but has none.")
@@ -76,9 +83,10 @@ def export_widths(
                 f"`{name}` is read for each width: give a `DataLoader` or a list, not a {type(data).__name__}."
             )
     for width in widths:
-        subnetwork = copy_subnetwork(model, width, width_divisor)
+        subnetwork = copy_subnetwork(model, width, width_divisor, kept_blocks)
         row = {
             "width": width,
+            "kept_blocks": None if kept_blocks is None else [list(blocks) for blocks in kept_blocks],
             "parameters": subnetwork.num_parameters(),
             "channels": {name: value for name, (_, value) in narrowed_fields(model.config, subnetwork.config).items()},
             _KEPT: measure_accuracy(subnetwork, eval_data),
@@ -96,18 +104,20 @@ def evaluate_widths(
     eval_data: Iterable[Mapping[str, Tensor]],
     calibration_data: Iterable[Mapping[str, Tensor]] | None = None,
     width_divisor: int = 1,
+    kept_blocks: KeptBlocks | None = None,
 ) -> list[dict[str, Any]]:
     """
     The accuracy-against-width curve of a model. One sub-network is in memory at a time.
 
     Args:
-        model, widths, eval_data, calibration_data, width_divisor:
+        model, widths, eval_data, calibration_data, width_divisor, kept_blocks:
             Those of [`export_widths`], as are the errors.
 
     Returns:
         `list[dict]`: The rows of [`export_widths`], in the order of `widths`.
     """
-    return [row for _, row in export_widths(model, widths, eval_data, calibration_data, width_divisor)]
+    exports = export_widths(model, widths, eval_data, calibration_data, width_divisor, kept_blocks)
+    return [row for _, row in exports]
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ PLACES = {
     **dict.fromkeys(("swin", "swinv2", "pvt_v2"), "layers.{}.blocks.{}."),
     **dict.fromkeys(("vit", "deit", "beit"), "layers.{1}."),
     "dinov2": "layer.{1}.",
+    "wide_resnet": "stages.{}.{}.",
     "poolformer": "block.{}.{}.",
     **dict.fromkeys(("segformer", "hgnet_v2"), "stages.{}.blocks.{}."),
 }

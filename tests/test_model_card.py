@@ -4,6 +4,7 @@
 import re
 
 import images
+import jinja2
 import pytest
 import torch
 import transformers
@@ -12,10 +13,11 @@ from datasets import load_dataset
 from huggingface_hub import ModelCard
 from images import ROOT
 from PIL import Image
+from recipe_cards import RECIPES, card_of, settings_tables, tables_of
 from tiny import TinyImages, tiny_config, tiny_model, tiny_trainer
 from transformers import ConvNextForImageClassification, ConvNextImageProcessor
 
-from hf_gradaug.model_card import _show, _table
+from hf_gradaug.model_card import TEMPLATE, _show, _table
 
 
 CARDS = sorted((ROOT / "model_cards").glob("*.md"))
@@ -253,10 +255,13 @@ def test_card_of_the_project(path):
         assert card.data.eval_results is None and "We have not run it" in card.text
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_has_a_card_that_agrees(path):
-    recipe = yaml.safe_load(path.read_text())
-    rows = rows_of((ROOT / "model_cards" / f"{path.stem}.md").read_text())
+    card = card_of(path).read_text()
+    # As a run would write them now; `python tests/recipe_cards.py` renews them.
+    assert [table.strip() for table in tables_of(card)] == settings_tables(path)
+    # And read from the recipe itself, what it says.
+    recipe, rows = yaml.safe_load(path.read_text()), rows_of(card)
     shown = ("learning_rate", "lr_scheduler_type", "optim", "optim_args", "weight_decay", "num_train_epochs")
     shown += ("min_width", "num_subnetworks", "random_resized_crop_scale", "cutmix_alpha", "color_jitter")
     shown += ("random_crop_padding", "mix_prob")
@@ -266,6 +271,12 @@ def test_recipe_has_a_card_that_agrees(path):
     for prefix, processes in (("cifar100_", 1), ("imagenet_", 8)):
         if path.stem.startswith(prefix):
             assert int(rows["images in a step"]) == processes * recipe["per_device_train_batch_size"]
-    for name in ("scales", "lr_milestones"):  # followed by what they mean
+    for name in ("scales", "lr_milestones"):
         if name in recipe:
-            assert rows[name].split(" (")[0] == _show(recipe[name]), name
+            assert rows[name] == _show(recipe[name]), name
+
+
+def test_method_is_what_a_run_would_write():
+    template = TEMPLATE.read_text().split("\n## Method\n")[1].split("{{ gradaug_settings }}")[0]
+    method = jinja2.Template(template).render(learns_from_labels=False).strip()
+    assert method.startswith("[GradAug]") and all(method in path.read_text() for path in CARDS)

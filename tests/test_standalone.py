@@ -51,6 +51,9 @@ def test_saved_weights_load_without_this_package(tmp_path, subprocess_env):
 def test_exported_subnetwork_loads_without_this_package(tmp_path, subprocess_env):
     trainer = tiny_trainer(tmp_path / "parent", tiny_model("resnet-basic"))
     trainer.train()
-    exported = export_subnetwork(trainer.model, 0.5, calibration_data=trainer.get_eval_dataloader())
+    # Narrower, and with fewer blocks.
+    blocks = {"kept_blocks": [[0], [0], [0]], "calibration_data": trainer.get_eval_dataloader()}
+    exported = export_subnetwork(trainer.model, 0.5, **blocks)
+    assert exported.config.depths == [1, 1, 1]
     exported.save_pretrained(tmp_path / "exported")
     assert class_elsewhere(tmp_path / "exported", exported, subprocess_env) == "ResNetForImageClassification"

@@ -8,6 +8,7 @@ What they save carries their code: where this package is absent, the Auto classe
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
+from ..depth import register_depth
 from ..registry import Narrow, register_narrowing
 from .configuration_pyramidnet import PyramidNetConfig
 from .configuration_wide_resnet import WideResNetConfig
@@ -30,6 +31,9 @@ for _config, _model, _classifier in (
 @register_narrowing("wide_resnet")
 def _(config: WideResNetConfig, narrow: Narrow) -> None:
     config.embedding_size, *config.hidden_sizes = narrow([config.embedding_size, *config.hidden_sizes])
+
+
+register_depth("wide_resnet", field="depths", blocks=r"stages\.(\d+)\.(\d+)")
 
 
 @register_narrowing("pyramidnet")
