@@ -58,13 +58,21 @@ def register_depth(*model_types: str, field: str, blocks: str) -> None:
     DEPTHS.update(dict.fromkeys(model_types, Depth(field, blocks)))
 
 
+def config_with_blocks(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The part of a config that has the residual blocks: of detectors and segmenters, it is their backbone's."""
+    backbone = getattr(config, "backbone_config", None)
+    return config if config.model_type in DEPTHS or backbone is None else backbone
+
+
 def depths_of(config: PreTrainedConfig) -> list[int]:
     """
-    Numbers of residual blocks, by stage; a model without stages counts as one.
+    Numbers of residual blocks, by stage; a model without stages counts as one. Of detectors and segmenters, those of
+    their backbone.
 
     Raises:
         `TypeError`: If it isn't registered where the blocks of the family are.
     """
+    config = config_with_blocks(config)
     if config.model_type not in DEPTHS:
         raise TypeError(
             f"It isn't known which blocks of model type {config.model_type!r} can be dropped. `subnetwork_kind` "
@@ -144,6 +152,10 @@ def shallower_config(config: PreTrainedConfig, kept_blocks: KeptBlocks) -> PreTr
             "`kept_blocks` must have indices of blocks, ascending from 0, for each of the stages, which have "
             f"{depths} blocks, but is {kept}."
         )
+    if (backbone := config_with_blocks(config)) is not config:
+        config = copy.copy(config)
+        config.backbone_config = shallower_config(backbone, kept)
+        return config
     field = DEPTHS[config.model_type].field
     lengths = [len(blocks) for blocks in kept]
     # The kinds of numbers and lists are those of the config, whose own checks run at the assignment.
@@ -161,7 +173,8 @@ def kept_names(names: Iterable[str], model_type: str, kept_blocks: KeptBlocks | 
         names (`Iterable[str]`):
             Names in the full network.
         model_type (`str`):
-            Of its config. Its blocks must be registered if `kept_blocks` are given.
+            Of its config, or of its backbone's (see [`config_with_blocks`]). Its blocks must be registered if
+            `kept_blocks` are given.
         kept_blocks (`Sequence[Sequence[int]]`, *optional*):
             For each stage, the indices of the blocks that the sub-network keeps. Not given: all.
 
@@ -187,7 +200,7 @@ def kept_names(names: Iterable[str], model_type: str, kept_blocks: KeptBlocks | 
 def dropped_parameters(model: PreTrainedModel, kept_blocks: KeptBlocks) -> list[nn.Parameter]:
     """The trainable parameters of the full network that a sub-network with these blocks has no part of."""
     parameters = dict(model.named_parameters())
-    kept = set(kept_names(parameters, model.config.model_type, kept_blocks).values())
+    kept = set(kept_names(parameters, config_with_blocks(model.config).model_type, kept_blocks).values())
     return [parameter for name, parameter in parameters.items() if name not in kept and parameter.requires_grad]
 
 
@@ -196,11 +209,11 @@ def dropped_parameters(model: PreTrainedModel, kept_blocks: KeptBlocks) -> list[
 # be built with fewer than two and three blocks; pyramidnet, whose layers all differ in channels: where one is missing,
 # the next has inputs that nothing computes.
 register_depth(
-    *("resnet", "regnet", "bit", "convnext", "convnextv2", "focalnet", "hiera"),
+    *("resnet", "regnet", "bit", "convnext", "convnextv2", "focalnet", "hiera", "rt_detr_resnet"),
     field="depths",
     blocks=r"stages\.(\d+)\.layers\.(\d+)",
 )
-register_depth("swin", "swinv2", "pvt_v2", field="depths", blocks=r"layers\.(\d+)\.blocks\.(\d+)")
+register_depth("swin", "maskformer-swin", "swinv2", "pvt_v2", field="depths", blocks=r"layers\.(\d+)\.blocks\.(\d+)")
 register_depth("hgnet_v2", field="stage_num_blocks", blocks=r"stages\.(\d+)\.blocks\.(\d+)")
 register_depth("poolformer", "segformer", field="depths", blocks=r"(?:block|stages)\.(\d+)\.(?:blocks\.)?(\d+)")
 register_depth("vit", "deit", "beit", "dinov2", field="num_hidden_layers", blocks=r"layers?\.(\d+)")

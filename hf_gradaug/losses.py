@@ -13,8 +13,8 @@ from torch import Tensor, nn
 _ADVICE = " Sub-networks of other models learn from labels: set `subnetwork_targets` to 'labels'."
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    # Autocast hands over float16 or bfloat16 logits; float64 stays float64.
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Logits as float32 where autocast hands over float16 or bfloat16; float64 stays float64."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -31,7 +31,7 @@ def soft_targets(logits: Tensor, temperature: float = 1.0) -> Tensor:
     Returns:
         `torch.Tensor` of shape `(batch_size, num_labels)`: Detached probabilities, float32 or wider.
     """
-    return F.softmax(_at_least_float32(logits.detach()) / temperature, dim=-1)
+    return F.softmax(at_least_float32(logits.detach()) / temperature, dim=-1)
 
 
 def soft_target_loss(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
@@ -49,7 +49,7 @@ def soft_target_loss(logits: Tensor, targets: Tensor, temperature: float = 1.0) 
     Returns:
         `torch.Tensor`: A scalar in nats, float32 or wider under autocast too.
     """
-    log_probabilities = F.log_softmax(_at_least_float32(logits) / temperature, dim=-1)
+    log_probabilities = F.log_softmax(at_least_float32(logits) / temperature, dim=-1)
     return F.kl_div(log_probabilities, targets, reduction="batchmean") * temperature**2
 
 
@@ -77,7 +77,7 @@ def soft_label_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: fl
         raise ValueError(
             f"Soft `labels` must have the shape of the logits, {tuple(logits.shape)}, but have {tuple(labels.shape)}."
         )
-    logits = _at_least_float32(logits)
+    logits = at_least_float32(logits)
     return F.cross_entropy(logits, labels.to(logits.dtype), label_smoothing=label_smoothing)
 
 

@@ -8,7 +8,8 @@ One optimizer step on a batch (x, y), by section 3 of the paper:
 2. Each sub-network of width w, on a transformation T of the batch: KL(q || softmax(f_w(T(x)))).
 3. All gradients add up, and the optimizer steps once.
 
-With `subnetwork_targets="labels"` a sub-network's loss is the model's own, on the labels, which are transformed too.
+With `subnetwork_targets="labels"` a sub-network's loss is the model's own, on the labels, which are transformed too;
+with "queries" each query of a detector or segmenter has a soft target.
 
 Each pass runs its backward before the next one starts, so that the activations of one network are in memory at a time.
 """
@@ -26,18 +27,12 @@ from transformers.utils.generic import find_labels
 from .dense_inputs import check_rotations, select_rows, transform_images
 from .depth import KeptBlocks, depths_of
 from .image_size import check_image_size
-from .losses import (
-    check_has_soft_targets,
-    get_logits,
-    get_soft_labels,
-    soft_label_cross_entropy,
-    soft_target_loss,
-    soft_targets,
-)
+from .losses import get_logits, get_soft_labels, soft_label_cross_entropy
 from .narrowing import narrow_config
 from .sampling import draw_blocks, draw_widths, step_generator
 from .settings import GradAugSettings
 from .subnetwork import Build, make_slimmable
+from .target_kinds import TARGET_KINDS
 from .transforms import Transform, random_transform, scaled_size
 
 
@@ -124,14 +119,15 @@ class GradAugPass:
 
         Returns:
             `torch.Tensor`: A scalar. For the full network `outputs.loss`, or cross-entropy with soft labels; for a
-            sub-network the same or the loss with the soft targets, weighted.
+            sub-network the same or the loss with the full network's targets, weighted.
         """
-        settings = self.gradaug.settings
-        if self.is_full and settings.subnetwork_targets == "soft":
-            self.gradaug.targets = soft_targets(get_logits(outputs), settings.temperature)
+        settings, model = self.gradaug.settings, self.gradaug.model
+        kind = TARGET_KINDS.get(settings.subnetwork_targets)
+        if self.is_full and kind is not None:
+            self.gradaug.targets = kind.targets(model, outputs, settings.temperature)
         if not self.learns_from_labels:
             targets = self.gradaug.targets if self.rows is None else self.gradaug.targets[self.rows]
-            loss = soft_target_loss(get_logits(outputs), targets, settings.temperature)
+            loss = kind.loss(model, outputs, targets, settings.temperature)
         elif label_loss is not None:
             loss = label_loss
         elif self.soft_labels is not None:
@@ -209,8 +205,8 @@ class GradAug:
             which is faster. Turn it off where hooks on the parameters must see every pass.
 
     Raises:
-        `TypeError`, `ValueError`: If the model can't have sub-networks (see [`make_slimmable`]), or is not for
-        single-label classification and `settings.subnetwork_targets` is `"soft"`.
+        `TypeError`, `ValueError`: If the model can't have sub-networks (see [`make_slimmable`]), or no targets of the
+        kind `settings.subnetwork_targets`.
 
     Example:
 
@@ -243,11 +239,12 @@ class GradAug:
         self.transform = transform
         self.label_names = find_labels(type(model)) if label_names is None else label_names
         self.detached = detached
-        self.targets: Tensor | None = None
+        self.targets: Any = None  # of the step's full network, see `TARGET_KINDS`
         self._checked_sizes: set[tuple[int, int]] = set()
 
+        if kind := TARGET_KINDS.get(self.settings.subnetwork_targets):
+            kind.check(self.model)
         if self.settings.subnetwork_targets == "soft":
-            check_has_soft_targets(self.model)
             # What the head itself does when it sees the first labels. Soft ones it would take for multi-label.
             model.config.problem_type = "single_label_classification"
         # With random depth there are too many sub-networks to compile each.
@@ -303,7 +300,7 @@ class GradAug:
             transform = random_transform(settings.scales, settings.rotations)
 
         learns_from_labels = settings.subnetwork_targets == "labels"
-        if learns_from_labels and self.transform is None:
+        if settings.subnetwork_targets != "soft" and self.transform is None:
             check_rotations(settings.rotations, {name: inputs.get(name) for name in self.label_names}, size)
 
         n = settings.num_subnetworks if step % settings.subnetwork_every == 0 else 0

@@ -14,8 +14,13 @@ from .transforms import RandomRotation, RandomScale
 
 SubnetworkKind = Literal["width", "depth", "width_depth"]
 NonFiniteLoss = Literal["stop", "skip"]
-SubnetworkTargets = Literal["soft", "labels"]
+SubnetworkTargets = Literal["soft", "labels", "queries"]
 SETTINGS_NAME = "gradaug_config.json"
+_OPTIONS = {
+    "subnetwork_kind": SubnetworkKind,
+    "subnetwork_targets": SubnetworkTargets,
+    "nonfinite_loss": NonFiniteLoss,
+}
 
 
 @dataclass
@@ -50,7 +55,8 @@ class GradAugSettings:
         subnetwork_targets (`str`, *optional*, defaults to `"soft"`):
             What the sub-networks learn from: `"soft"` is the full network's predictions, the paper's method for
             single-label classification. `"labels"` is the batch's labels, with the model's own loss, for every other
-            model that has one: detectors and segmenters, whose queries answer for other objects in each network.
+            model that has one: detectors and segmenters. `"queries"` is the full network's predictions for each query,
+            for those of them whose queries are learned: DETR, Conditional DETR, Deformable DETR, MaskFormer, Mask2Former.
         subnetwork_loss_weight (`float`, *optional*, defaults to `1.0`):
             Weight of each sub-network's loss, 0 or more; the full network's is 1.
         temperature (`float`, *optional*, defaults to `1.0`):
@@ -121,7 +127,8 @@ class GradAugSettings:
         default="soft",
         metadata={
             "help": "What the sub-networks learn from: 'soft' is the full network's predictions, for single-label "
-            "classification; 'labels' is the batch's labels, for every other model."
+            "classification; 'labels' is the batch's labels, for every other model; 'queries' is the full network's "
+            "prediction for each query, for detectors and segmenters whose queries are learned."
         },
     )
     subnetwork_loss_weight: float = field(
@@ -155,10 +162,11 @@ class GradAugSettings:
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise ValueError(f"`{name}` must be a whole number, {low} or more, but is {value}.")
         check_width(self.min_width, "min_width")
-        if self.subnetwork_kind not in get_args(SubnetworkKind):
-            raise ValueError(
-                f"`subnetwork_kind` must be 'width', 'depth' or 'width_depth', but is {self.subnetwork_kind!r}."
-            )
+        for name, options in _OPTIONS.items():
+            value = getattr(self, name)
+            if value not in get_args(options):
+                *others, last = map(repr, get_args(options))
+                raise ValueError(f"`{name}` must be {', '.join(others)} or {last}, but is {value!r}.")
         if not 0 < self.min_survival <= 1:
             raise ValueError(f"`min_survival` is a probability and must be in (0, 1], but is {self.min_survival}.")
         choices = self.width_choices
@@ -179,11 +187,6 @@ class GradAugSettings:
             raise ValueError(f"`temperature` must be above 0, but is {self.temperature}.")
         if not self.subnetwork_loss_weight >= 0:
             raise ValueError(f"`subnetwork_loss_weight` must be 0 or more, but is {self.subnetwork_loss_weight}.")
-        for name, options in (("subnetwork_targets", SubnetworkTargets), ("nonfinite_loss", NonFiniteLoss)):
-            value = getattr(self, name)
-            if value not in get_args(options):
-                first, second = get_args(options)
-                raise ValueError(f"`{name}` must be {first!r} or {second!r}, but is {value!r}.")
         RandomScale(self.scales)
         if self.rotations is not None:
             RandomRotation(self.rotations)

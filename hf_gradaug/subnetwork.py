@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .binding import Subnetwork, select_entries
-from .depth import DEPTHS, KeptBlocks, dropped_parameters, kept_names, shallower_config
+from .depth import DEPTHS, KeptBlocks, config_with_blocks, dropped_parameters, kept_names, shallower_config
 from .image_size import size_arguments
 from .narrowing import narrow_config
 from .selection import select
@@ -72,13 +72,16 @@ class _Subnetworks:
     def _make_shallower(
         self, whole: Subnetwork, config: PreTrainedConfig, kept_blocks: KeptBlocks, width: float
     ) -> Subnetwork:
-        skeleton = build_skeleton(config, self.build or self.model_class)
+        skeleton, model_type = (
+            build_skeleton(config, self.build or self.model_class),
+            config_with_blocks(config).model_type,
+        )
         for what, found_in in (("parameter or buffer", shapes_of), ("module", module_types)):
             full = found_in(whole.skeleton)
-            names = kept_names(full, config.model_type, kept_blocks)
+            names = kept_names(full, model_type, kept_blocks)
             kept = {name: full[full_name] for name, full_name in names.items()}
             check_same(what, kept, found_in(skeleton), width)
-        find_block = DEPTHS[config.model_type].find
+        find_block = DEPTHS[model_type].find
         block_settings = {name: settings for name, settings in whole.settings.items() if find_block(name)}
         return Subnetwork(skeleton, whole.selections, block_settings)
 

@@ -134,9 +134,9 @@ def dense_class(name: str) -> type[PreTrainedModel]:
     return getattr(transformers, f"{family}For{task}")
 
 
-def dense_model(name: str, seed: int = 0) -> PreTrainedModel:
+def dense_model(name: str, seed: int = 0, config: PreTrainedConfig | None = None) -> PreTrainedModel:
     """With random weights that keep signals of the same size, so that no activation dies."""
-    model = dense_class(name)(dense_config(name))
+    model = dense_class(name)(dense_config(name) if config is None else config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:

@@ -91,7 +91,7 @@ def test_soft_targets_need_a_classifier():
     model = tiny_model(problem_type="multi_label_classification")
     with pytest.raises(ValueError, match=r"'multi_label_classification'.*`subnetwork_targets` to 'labels'"):
         GradAug(model)
-    with pytest.raises(ValueError, match="`subnetwork_targets` must be 'soft' or 'labels', but is 'hard'"):
+    with pytest.raises(ValueError, match="`subnetwork_targets` must be 'soft', 'labels' or 'queries', but is 'hard'"):
         GradAugSettings(subnetwork_targets="hard")
 
 

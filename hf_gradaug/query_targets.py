@@ -1,0 +1,202 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""
+Soft targets for the queries of a detector or segmenter: the option `subnetwork_targets="queries"`.
+
+Query i of a sub-network learns what query i of the full network predicted: its class distribution, and its box or its
+mask. No labels are matched. That makes sense where query i is the same in both networks, a learned embedding that they
+share; where a network picks its queries from the image, they stand for other places in each.
+
+Each loss is the model's own with soft targets in the place of labels, with the weights of its config, and zero with a
+zero gradient where the sub-network agrees. Box and mask of a query count as much as it is sure of an object.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.image_transforms import center_to_corners_format
+
+from .losses import at_least_float32
+
+
+@dataclass(frozen=True)
+class QueryWeights:
+    """
+    How a model weighs the parts of its loss.
+
+    Args:
+        classes (`float`): of the classes.
+        places (`tuple[float, float]`): of a box, distance and overlap; or of a mask, cross-entropy and dice.
+        no_object (`float`, *optional*): of a query without an object among the classes. `None`: there is no such class,
+            and each class has a probability of its own, by the sigmoid.
+    """
+
+    classes: float
+    places: tuple[float, float]
+    no_object: float | None = None
+
+
+def _detr(config: PreTrainedConfig) -> QueryWeights:
+    return QueryWeights(1.0, (config.bbox_loss_coefficient, config.giou_loss_coefficient), config.eos_coefficient)
+
+
+def _sigmoid_detr(config: PreTrainedConfig) -> QueryWeights:
+    return QueryWeights(1.0, (config.bbox_loss_coefficient, config.giou_loss_coefficient))
+
+
+_MODELS: dict[str, Callable[[PreTrainedConfig], QueryWeights]] = {
+    "DetrForObjectDetection": _detr,
+    "ConditionalDetrForObjectDetection": _sigmoid_detr,
+    "DeformableDetrForObjectDetection": _sigmoid_detr,
+    "MaskFormerForInstanceSegmentation": lambda config: QueryWeights(
+        config.cross_entropy_weight, (config.mask_weight, config.dice_weight), config.no_object_weight
+    ),
+    "Mask2FormerForUniversalSegmentation": lambda config: QueryWeights(
+        config.class_weight, (config.mask_weight, config.dice_weight), config.no_object_weight
+    ),
+}
+
+
+def check_has_query_targets(model: nn.Module) -> None:
+    """Raises a `ValueError` if query i of a sub-network isn't query i of the full network."""
+    name = type(model).__name__
+    if name not in _MODELS:
+        reason = f"this is a {name}, not one of {sorted(_MODELS)}"
+    elif getattr(model.config, "two_stage", False):
+        reason = "`config.two_stage` is True, so that each network picks its own queries from the image"
+    else:
+        return
+    raise ValueError(
+        "`subnetwork_targets` can be 'queries' for models whose queries are learned and the same for every image, but "
+        f"{reason}. RT-DETR and D-FINE pick theirs from the image too. Set `subnetwork_targets` to 'labels'."
+    )
+
+
+@dataclass(frozen=True)
+class QueryTargets:
+    """
+    What the full network predicted for each query, detached.
+
+    Args:
+        probabilities (`torch.Tensor` of shape `(batch_size, num_queries, num_classes)`):
+            Of the classes, with "no object" as the last one where the model has it. float32 or wider.
+        places (`torch.Tensor`):
+            Boxes `(batch_size, num_queries, 4)` as centre and size relative to the image, or mask logits
+            `(batch_size, num_queries, height, width)`.
+    """
+
+    probabilities: Tensor
+    places: Tensor
+
+    def __getitem__(self, rows: Tensor) -> "QueryTargets":
+        """Those of some of the images."""
+        return QueryTargets(self.probabilities[rows], self.places[rows])
+
+
+def query_targets(model: nn.Module, outputs: Any, temperature: float = 1.0) -> QueryTargets:
+    """
+    The full network's predictions as targets.
+
+    Args:
+        model (`nn.Module`):
+            One that [`check_has_query_targets`] lets pass.
+        outputs (`ModelOutput`):
+            What it returned.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Divides the class logits.
+    """
+    logits, places = _predictions(outputs)
+    logits = logits.detach() / temperature
+    has_no_object = _weights(model).no_object is not None
+    return QueryTargets(logits.softmax(-1) if has_no_object else logits.sigmoid(), places.detach())
+
+
+def query_loss(model: nn.Module, outputs: Any, targets: QueryTargets, temperature: float = 1.0) -> Tensor:
+    """
+    How far a sub-network's queries are from the full network's.
+
+    - Classes by the softmax: `KL(targets || softmax(logits))`, averaged over all queries; each has the weight that the
+      model gives to the classes it may hold.
+    - Classes by the sigmoid: the sum of every class's own KL, divided by the number of objects.
+    - Boxes: L1 and 1 - generalized IoU. Masks, of which the targets are resized to the sub-network's: KL of the pixels, and
+      `sum (p - q)^2 / (sum p^2 + sum q^2 + 1)`, which is dice for probabilities. Both are summed over the queries,
+      weighted by their probability of an object, and divided by the number of objects.
+
+    The number of objects is the sum of these probabilities, at least 1.
+
+    Args:
+        model (`nn.Module`):
+            The model, whose config has the weights.
+        outputs (`ModelOutput`):
+            What the sub-network returned.
+        targets ([`QueryTargets`]):
+            From [`query_targets`], for the same images and with the same temperature.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Divides the class logits. Their loss is multiplied by its square, so that the gradient keeps its size.
+
+    Returns:
+        `torch.Tensor`: A scalar, float32 or wider under autocast too.
+    """
+    weights = _weights(model)
+    logits, places = _predictions(outputs)
+    logits, probabilities = logits / temperature, targets.probabilities
+    if weights.no_object is None:
+        objects = probabilities.amax(-1)
+        classes = _bernoulli_kl(logits, probabilities).sum() / objects.sum().clamp(min=1)
+    else:
+        objects = 1 - probabilities[..., -1]
+        query_weights = objects + weights.no_object * (1 - objects)
+        kl = F.kl_div(logits.log_softmax(-1), probabilities, reduction="none").sum(-1)
+        classes = (query_weights * kl).sum() / query_weights.sum()
+    distances = _box_distances if places.ndim == 3 else _mask_distances
+    first, second = ((objects * each).sum() / objects.sum().clamp(min=1) for each in distances(places, targets.places))
+    return weights.classes * temperature**2 * classes + weights.places[0] * first + weights.places[1] * second
+
+
+def _weights(model: nn.Module) -> QueryWeights:
+    return _MODELS[type(model).__name__](model.config)
+
+
+def _predictions(outputs: Any) -> tuple[Tensor, Tensor]:
+    names = ("logits", "pred_boxes") if "pred_boxes" in outputs else ("class_queries_logits", "masks_queries_logits")
+    logits, places = (at_least_float32(outputs[name]) for name in names)
+    return logits, places
+
+
+def _bernoulli_kl(logits: Tensor, targets: Tensor) -> Tensor:
+    entropy = -torch.xlogy(targets, targets) - torch.xlogy(1 - targets, 1 - targets)
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none") - entropy
+
+
+def _box_distances(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each query: L1 distance, and 1 - generalized IoU."""
+    corners, target_corners = center_to_corners_format(boxes), center_to_corners_format(targets)
+    shared = _area(
+        torch.maximum(corners[..., :2], target_corners[..., :2]),
+        torch.minimum(corners[..., 2:], target_corners[..., 2:]),
+    )
+    around = _area(
+        torch.minimum(corners[..., :2], target_corners[..., :2]),
+        torch.maximum(corners[..., 2:], target_corners[..., 2:]),
+    )
+    union = boxes[..., 2:].prod(-1) + targets[..., 2:].prod(-1) - shared
+    smallest = torch.finfo(union.dtype).tiny  # boxes without an area
+    overlap = shared / union.clamp(min=smallest) - (around - union) / around.clamp(min=smallest)
+    return (boxes - targets).abs().sum(-1), 1 - overlap
+
+
+def _area(top_left: Tensor, bottom_right: Tensor) -> Tensor:
+    return (bottom_right - top_left).clamp(min=0).prod(-1)
+
+
+def _mask_distances(logits: Tensor, target_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each query: KL of a pixel on the average, and dice."""
+    if target_logits.shape[-2:] != logits.shape[-2:]:
+        target_logits = F.interpolate(target_logits, logits.shape[-2:], mode="bilinear", align_corners=False)
+    masks, targets = logits.sigmoid(), target_logits.sigmoid()
+    dice = (masks - targets).square().sum((-2, -1)) / (masks.square() + targets.square()).sum((-2, -1)).add(1)
+    return _bernoulli_kl(logits, targets).mean((-2, -1)), dice
