@@ -80,7 +80,7 @@ class Runner:
         # Of other studies: a cell with the same flags is not run twice.
         others = [path for path in self.results.parent.glob("*.jsonl") if path != self.results]
         self.same = {as_key(line["flags"]): line for path in sorted(others) for line in read_records(path)}
-        self.machine = {"hardware": describe_machine(DEVICE), "versions": describe_versions()}
+        self.machine = {"hardware": describe_machine(DEVICE), "versions": describe_versions("accelerate", "datasets")}
         self.processes = get_context()
         self.lock = threading.Lock()
         self.failed: list[Cell] = []

@@ -6,7 +6,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from .depth import KeptBlocks, config_with_blocks, kept_names
+from .depth import KeptBlocks, kept_names
 from .selection import Selection
 
 
@@ -45,7 +45,7 @@ class Subnetwork:
         parts of the forward again in the backward, would find a skeleton without weights.
         """
         modules = dict(model.named_modules())
-        names = kept_names(modules, config_with_blocks(model.config).model_type, kept_blocks).values()
+        names = kept_names(modules, model.config, kept_blocks).values()
         for prefix, narrow, (parameters, buffers) in zip(names, self.skeleton.modules(), self.unbound, strict=True):
             full = modules[prefix]
             # A forward may change its modules: Swin's has the windows fit the images, LeViT's keeps biases.

@@ -7,7 +7,7 @@ The config of such a sub-network has fewer blocks, and its names are mapped to t
 
 import copy
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -62,6 +62,11 @@ def config_with_blocks(config: PreTrainedConfig) -> PreTrainedConfig:
     """The part of a config that has the residual blocks: of detectors and segmenters, it is their backbone's."""
     backbone = getattr(config, "backbone_config", None)
     return config if config.model_type in DEPTHS or backbone is None else backbone
+
+
+def block_finder(config: PreTrainedConfig) -> Callable[[str], re.Match[str] | None]:
+    """Finds the residual block in the name of a module or parameter of a model with this config, see [`Depth`]."""
+    return DEPTHS[config_with_blocks(config).model_type].find
 
 
 def depths_of(config: PreTrainedConfig) -> list[int]:
@@ -165,16 +170,15 @@ def shallower_config(config: PreTrainedConfig, kept_blocks: KeptBlocks) -> PreTr
     return config
 
 
-def kept_names(names: Iterable[str], model_type: str, kept_blocks: KeptBlocks | None) -> dict[str, str]:
+def kept_names(names: Iterable[str], config: PreTrainedConfig, kept_blocks: KeptBlocks | None) -> dict[str, str]:
     """
     Which names of modules, parameters or buffers of the full network a sub-network has, and how it calls them.
 
     Args:
         names (`Iterable[str]`):
             Names in the full network.
-        model_type (`str`):
-            Of its config, or of its backbone's (see [`config_with_blocks`]). Its blocks must be registered if
-            `kept_blocks` are given.
+        config (`PreTrainedConfig`):
+            Its config. It must be registered where the blocks are if `kept_blocks` are given.
         kept_blocks (`Sequence[Sequence[int]]`, *optional*):
             For each stage, the indices of the blocks that the sub-network keeps. Not given: all.
 
@@ -183,9 +187,9 @@ def kept_names(names: Iterable[str], model_type: str, kept_blocks: KeptBlocks | 
     """
     if kept_blocks is None:
         return {name: name for name in names}
-    kept = {}
+    kept, find_block = {}, block_finder(config)
     for name in names:
-        block = DEPTHS[model_type].find(name)
+        block = find_block(name)
         if block is None:
             kept[name] = name
             continue
@@ -200,7 +204,7 @@ def kept_names(names: Iterable[str], model_type: str, kept_blocks: KeptBlocks | 
 def dropped_parameters(model: PreTrainedModel, kept_blocks: KeptBlocks) -> list[nn.Parameter]:
     """The trainable parameters of the full network that a sub-network with these blocks has no part of."""
     parameters = dict(model.named_parameters())
-    kept = set(kept_names(parameters, config_with_blocks(model.config).model_type, kept_blocks).values())
+    kept = set(kept_names(parameters, model.config, kept_blocks).values())
     return [parameter for name, parameter in parameters.items() if name not in kept and parameter.requires_grad]
 
 

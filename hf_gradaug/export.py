@@ -17,7 +17,7 @@ from transformers.initialization import no_init_weights
 
 from .binding import Subnetwork
 from .calibration import batchnorm_layers, recalibrate_batchnorm
-from .depth import DEPTHS, KeptBlocks, depths_of, kept_names
+from .depth import KeptBlocks, block_finder, depths_of, kept_names
 from .subnetwork import SlimmableModel, make_slimmable, subnetwork_state_dict
 
 
@@ -118,10 +118,10 @@ def _check_places(
     A sub-network's block keeps the settings that it has in the full network. A model that is loaded has those that the
     config gives to the place: whether Swin shifts the windows, for one.
     """
-    modules = dict(exported.named_modules())
-    names = kept_names(dict(parent.named_modules()), parent.config.model_type, kept_blocks)
+    modules, find_block = dict(exported.named_modules()), block_finder(parent.config)
+    names = kept_names(dict(parent.named_modules()), parent.config, kept_blocks)
     for name, full_name in names.items():
-        if not DEPTHS[parent.config.model_type].find(name):
+        if not find_block(name):
             continue
         for setting, value in subnetwork.settings[full_name].items():
             here = getattr(modules[name], setting)

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .binding import Subnetwork, select_entries
-from .depth import DEPTHS, KeptBlocks, config_with_blocks, dropped_parameters, kept_names, shallower_config
+from .depth import KeptBlocks, block_finder, dropped_parameters, kept_names, shallower_config
 from .image_size import size_arguments
 from .narrowing import narrow_config
 from .selection import select
@@ -72,16 +72,13 @@ class _Subnetworks:
     def _make_shallower(
         self, whole: Subnetwork, config: PreTrainedConfig, kept_blocks: KeptBlocks, width: float
     ) -> Subnetwork:
-        skeleton, model_type = (
-            build_skeleton(config, self.build or self.model_class),
-            config_with_blocks(config).model_type,
-        )
+        skeleton = build_skeleton(config, self.build or self.model_class)
         for what, found_in in (("parameter or buffer", shapes_of), ("module", module_types)):
             full = found_in(whole.skeleton)
-            names = kept_names(full, model_type, kept_blocks)
+            names = kept_names(full, config, kept_blocks)
             kept = {name: full[full_name] for name, full_name in names.items()}
             check_same(what, kept, found_in(skeleton), width)
-        find_block = DEPTHS[model_type].find
+        find_block = block_finder(config)
         block_settings = {name: settings for name, settings in whole.settings.items() if find_block(name)}
         return Subnetwork(skeleton, whole.selections, block_settings)
 
@@ -267,7 +264,7 @@ def subnetwork_state_dict(
     """
     subnetwork = make_slimmable(model).subnetwork(width, width_divisor, kept_blocks).subnetwork
     full = model.state_dict()
-    full_names = kept_names(full, model.config.model_type, kept_blocks)
+    full_names = kept_names(full, model.config, kept_blocks)
     config = copy.deepcopy(
         narrow_config(model.config, width, width_divisor)
     )  # its names of labels are the model's own

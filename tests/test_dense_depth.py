@@ -6,7 +6,7 @@ import torch
 from dense import collate, dense_batch, dense_class, dense_config, dense_example, dense_model
 from tiny import parameters_of, tiny_trainer
 
-from hf_gradaug import GradAug, GradAugSettings, make_slimmable
+from hf_gradaug import GradAug, GradAugSettings, export_subnetwork, make_slimmable
 from hf_gradaug.depth import DEPTHS as DEPTHS_BY_TYPE
 
 
@@ -108,3 +108,15 @@ def test_backbones_without_blocks_to_drop(monkeypatch):
     monkeypatch.delitem(DEPTHS_BY_TYPE, "resnet")
     with pytest.raises(TypeError, match="which blocks of model type 'resnet' can be dropped"):
         GradAug(deep_model("detr-resnet"), settings)
+
+
+def test_exported_detector_is_the_subnetwork(tmp_path):
+    model = deep_model("detr-resnet").eval()
+    exported = export_subnetwork(model, 0.6, kept_blocks=KEPT)
+    exported.save_pretrained(tmp_path)
+    loaded = dense_class("detr-resnet").from_pretrained(tmp_path)
+    assert loaded.config.backbone_config.depths == [1, 2, 1, 1]
+    with torch.no_grad(), make_slimmable(model).subnetwork(0.6, kept_blocks=KEPT):
+        expected = model(**dense_batch("detr-resnet")).logits
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**dense_batch("detr-resnet")).logits, expected, rtol=1e-5, atol=1e-5)
