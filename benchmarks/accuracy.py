@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +96,9 @@ class Runner:
         return self.arms[cell.dataset][cell.arm][cell.candidate]
 
     def teacher(self, cell: Cell) -> Cell | None:
-        """The cell whose model teaches this one: of the study's next seed, the first after the last."""
-        arm, seeds = self.settings(cell).get("teacher_arm"), self.study.seeds
-        return arm and Cell(cell.dataset, arm, 0, seeds[(seeds.index(cell.seed) + 1) % len(seeds)])
+        """The cell whose model teaches this one: of the same seed, and so of the same training images."""
+        arm = self.settings(cell).get("teacher_arm")
+        return arm and replace(cell, arm=arm, candidate=0)
 
     def level(self, dataset: str, arm: str) -> int:
         """0 for arms that build on no other, and one more than those that they build on for the rest."""
