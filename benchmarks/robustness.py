@@ -13,13 +13,11 @@ Command:
 Or of the models that a study (see accuracy.py) has trained on its first data set:
 
     python benchmarks/robustness.py --study benchmarks/studies/digits.yaml --arms plain GradAug CutMix "GradAug + CutMix" \
-        --eval_flags "--test_dir data/digits/test --split test" --output docs/results/digits-robustness.json \
-        --plot docs/results/digits-robustness.png
+        --output docs/results/digits-robustness.json --plot docs/results/digits-robustness.png
 """
 
 import contextlib
 import importlib
-import os
 import shlex
 import statistics
 import sys
@@ -32,14 +30,14 @@ from typing import Any
 
 import torch
 from common import describe_run, write_json
-from study import Cell, Study
+from grid import Cell, as_argv
+from study import Study
 from transformers import HfArgumentParser
 
 from hf_gradaug import RobustnessSettings, mean_corruption_error, plot_robustness
 
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-WORK = Path(__file__).resolve().parents[1] / "outputs" / "accuracy"
 ARMS = {"plain": [], "GradAug": ["--gradaug"]}
 BASELINE = "plain"
 
@@ -48,10 +46,14 @@ BASELINE = "plain"
 class RobustnessBenchmarkArguments:
     """What is trained and measured."""
 
-    seeds: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5], metadata={"help": "Seeds of the trainings."})
+    seeds: list[int] | None = field(default=None, metadata={"help": "Seeds of the trainings; 1 to 5, if not given."})
     study: str | None = field(
-        default=None, metadata={"help": "A study whose models are measured, all of its seeds; none is trained."}
+        default=None,
+        metadata={
+            "help": "A study whose models are measured, on the images and with the seeds of it; none is trained."
+        },
     )
+    work_dir: str = field(default="outputs/accuracy", metadata={"help": "Folder of the study's models."})
     arms: list[str] = field(
         default_factory=lambda: [*ARMS], metadata={"help": "What is compared; of a study, any of its arms."}
     )
@@ -64,6 +66,11 @@ class RobustnessBenchmarkArguments:
         known = [*(Study.read(self.study).arms if self.study else ARMS)]
         if BASELINE not in self.arms or not set(self.arms) <= set(known):
             raise ValueError(f"`arms` must be {BASELINE} and others of {known}, but is {self.arms}.")
+        if self.study and (self.seeds or self.train_flags):
+            raise ValueError(
+                "`seeds` and `train_flags` must not be given with `study`, whose models are trained already."
+            )
+        self.seeds = Study.read(self.study).seeds if self.study else self.seeds or [1, 2, 3, 4, 5]
 
 
 def run_example(name: str, flags: Sequence[str]) -> Any:
@@ -124,14 +131,15 @@ def train(args: RobustnessBenchmarkArguments, folder: str) -> tuple[dict[tuple[s
     return models, runs
 
 
-def find_models(study: Study, arms: Sequence[str]) -> dict[tuple[str, int], str]:
-    """The models of a study by arm and seed."""
-    dataset = next(iter(study.datasets))
-    folder = WORK / study.name
-    models = {(arm, seed): folder / Cell(dataset, arm, 0, seed).folder for seed in study.seeds for arm in arms}
+def find_models(study: Study, args: RobustnessBenchmarkArguments) -> tuple[dict[tuple[str, int], str], list[str]]:
+    """The models of a study's first data set by arm and seed, and the flags that name its images."""
+    dataset, flags = next(iter(study.datasets.items()))
+    folder = Path(args.work_dir) / study.name
+    models = {(arm, seed): folder / Cell(dataset, arm, 0, seed).folder for seed in study.seeds for arm in args.arms}
     if missing := [str(path) for path in models.values() if not (path / "model.safetensors").exists()]:
         raise ValueError(f"study is {study.path}, but {len(missing)} of its models are missing, such as {missing[0]}.")
-    return {key: os.path.relpath(path) for key, path in models.items()}
+    images = {name: value for name, value in {**study.flags, **flags}.items() if name == f"{study.split}_dir"}
+    return {key: str(path) for key, path in models.items()}, as_argv({**images, "split": study.split})
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -141,11 +149,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     results["versions"]["imagecorruptions-imaug"] = version("imagecorruptions-imaug")
     with tempfile.TemporaryDirectory() as folder:
         if args.study is None:
-            seeds, (models, runs) = args.seeds, train(args, folder)
+            (models, runs), images = train(args, folder), []
         else:
-            study, runs = Study.read(args.study), []
-            seeds, models = study.seeds, find_models(study, args.arms)
-        flags = ["--models", *models.values(), "--output_dir", f"{folder}/robustness", *args.eval_flags.split()]
+            (models, images), runs = find_models(Study.read(args.study), args), []
+        flags = [
+            "--models",
+            *models.values(),
+            "--output_dir",
+            f"{folder}/robustness",
+            *images,
+            *args.eval_flags.split(),
+        ]
         runs.append(("evaluate_robustness", flags))
         for name, flags in runs:
             measured = run_example(name, flags)
@@ -153,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             shlex.join(["python", f"examples/{name}.py", *flags]).replace(folder, "out") for name, flags in runs
         ]
     settings = measured.settings
-    accuracy = {arm: [measured.accuracy[models[arm, seed]] for seed in seeds] for arm in args.arms}
+    accuracy = {arm: [measured.accuracy[models[arm, seed]] for seed in args.seeds] for arm in args.arms}
     figures = {
         arm: [get_figures(run, plain, settings) for run, plain in zip(accuracy[arm], accuracy[BASELINE])]
         for arm in args.arms
@@ -161,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     results |= {
         "images": measured.description,
         "conditions": asdict(settings),
-        "seeds": seeds,
+        "seeds": args.seeds,
         "summary": summarize(figures),
         "accuracy": accuracy,
     }

@@ -4,7 +4,7 @@ A study: a grid of data sets x arms x seeds, read from YAML, each cell of which 
 
     flags: {model_type: resnet, num_train_epochs: 40}   # of examples/run_image_classification.py, for all cells
     datasets:                                           # by name, the flags of each
-      solar cells: {train_dir: data/solar-cells/train, validation_dir: ..., test_dir: ...}
+      solar cells: {folder: data/solar-cells}           # train_dir, validation_dir and test_dir in one
     seeds: [1, 2, 3, 4, 5]
     split: test                                         # measured: validation (to choose settings) or test
     arms:                                               # by name, the flags of each, or a list of candidates
@@ -13,17 +13,20 @@ A study: a grid of data sets x arms x seeds, read from YAML, each cell of which 
       plain, as much compute: {compute_of: GradAug}
       distillation: {teacher_arm: plain, compute_of: GradAug}
 
-Beside flags an arm may have `compute_of`: the name of an arm before it, whose FLOPs its own training shall have; its
-epochs are computed from those of both arms' first candidates. And `teacher_arm`: an arm before it, whose model of the
-next seed is the `teacher`; the teacher's training counts as the student's compute.
+Beside flags an arm may have these, each naming an arm before it:
 
-And `tuned`: an arm of the finished study that `tuned_by` names, whose best candidate's settings come before the arm's
-own. `baseline` is the arm that others are compared with, by default `plain`; `against` names one more for an arm.
+- `compute_of`: the arm whose FLOPs its own training shall have. Its epochs, or steps, are those of the baseline times
+  the ratio of both arms' measured FLOPs.
+- `teacher_arm`: the baseline, whose model of the same seed, and so of the same training images, is the `teacher`. The
+  teacher's training counts as the student's compute.
+- `against`: an arm to be compared with beside the baseline.
+
+And `tuned`: an arm of the study that `tuned_by` names, whose best candidate's settings come before the arm's own.
+`baseline` is the arm that others are compared with, by default `plain`. `axis` names what the numbers in the names of
+the data sets are, for a picture with curves.
 """
 
-import json
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,23 +35,7 @@ import yaml
 
 
 SPLITS = {"validation": "eval", "test": "predict"}
-# A forward is a third of a training step: what a teacher adds to it.
-TEACHER_FORWARD = 1 / 3
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run. Candidates of an arm are counted from 0; an arm with one setting has candidate 0 alone."""
-
-    dataset: str
-    arm: str
-    candidate: int
-    seed: int
-
-    @property
-    def folder(self) -> str:
-        words = f"{self.dataset}/{self.arm}/{self.candidate}/{self.seed}"
-        return "".join(letter if letter.isalnum() or letter in "/.-" else "_" for letter in words)
+METRICS = ("accuracy", "macro_f1", "top5_accuracy")
 
 
 @dataclass
@@ -93,37 +80,51 @@ class Study:
         return study
 
     def _check(self) -> None:
-        if self.split not in SPLITS:
-            raise ValueError(f"split is '{self.split}' in {self.path}, but must be one of {[*SPLITS]}.")
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds is {self.seeds} in {self.path}, but no seed may be there twice.")
-        if self.split == "test" and any(len(candidates) > 1 for candidates in self.arms.values()):
-            raise ValueError(f"split is 'test' in {self.path}, where no arm may have several candidates.")
-        if self.tuned_by and len(self.tuned_by.datasets) > 1 and set(self.datasets) - set(self.tuned_by.datasets):
+        for name, allowed in (("split", SPLITS), ("metric", METRICS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is '{getattr(self, name)}' in {self.path}, but must be one of {[*allowed]}.")
+        seeds = self.seeds
+        if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds) or len({*seeds}) < len(seeds):
+            raise ValueError(f"seeds is {seeds} in {self.path}, but must be a list of whole numbers, each once.")
+        if self.axis is not None and not all(_is_number(name.split()[0]) for name in self.datasets):
             raise ValueError(
-                f"tuned_by is {self.tuned_by.path} in {self.path}, but has other data sets, of which there is not one "
-                "alone."
+                f"axis is '{self.axis}' in {self.path}, but the data sets don't begin with a number: {[*self.datasets]}."
             )
+        self._check_search()
         tuned = list(self.tuned_by.arms) if self.tuned_by else []
         earlier: list[str] = []
         for arm, candidates in self.arms.items():
+            if not candidates or (self.split == "test" and len(candidates) > 1):
+                raise ValueError(
+                    f"The arm '{arm}' in {self.path} has {len(candidates)} candidates, but must have one, or, where split "
+                    "is 'validation', one or more."
+                )
             for settings in candidates:
-                for name, allowed in (
-                    ("tuned", tuned),
-                    ("compute_of", earlier),
-                    ("teacher_arm", earlier),
-                    ("against", earlier),
-                ):
+                named = {"tuned": tuned, "compute_of": earlier, "against": earlier}
+                named["teacher_arm"] = [name for name in earlier if name == self.baseline]
+                for name, allowed in named.items():
                     if name in settings and settings[name] not in allowed:
                         raise ValueError(
-                            f"{name} of the arm '{arm}' in {self.path} is '{settings[name]}', but must be "
-                            f"{'of tuned_by' if allowed is tuned else 'before it'}, one of {allowed}."
+                            f"{name} of the arm '{arm}' in {self.path} is '{settings[name]}', but must be one of {allowed}."
                         )
-                if "teacher_arm" in settings and len(self.seeds) < 2:
-                    raise ValueError(f"{self.path} has an arm with a teacher of another seed, so it needs two seeds.")
             earlier.append(arm)
         if self.baseline not in earlier:
             raise ValueError(f"baseline is '{self.baseline}' in {self.path}, but must be an arm, of {earlier}.")
+
+    def _check_search(self) -> None:
+        search = self.tuned_by
+        if search is None:
+            return
+        if search.split != "validation" or {*search.seeds} & {*self.seeds}:
+            raise ValueError(
+                f"tuned_by is {search.path} in {self.path}, but must be a study of the validation split, with other seeds "
+                f"than {self.seeds}: it has the split '{search.split}' and the seeds {search.seeds}."
+            )
+        if len(search.datasets) > 1 and {*self.datasets} - {*search.datasets}:
+            raise ValueError(
+                f"tuned_by is {search.path} in {self.path}, but has the data sets {[*search.datasets]}, and must have one "
+                f"alone, or all of {[*self.datasets]}."
+            )
 
     @property
     def name(self) -> str:
@@ -134,18 +135,13 @@ class Study:
         """The name of the metric among a run's."""
         return f"{SPLITS[self.split]}_{self.metric}"
 
-    def get_arms(self, dataset: str, records_of_search: Sequence[Mapping[str, Any]] = ()) -> dict[str, list[dict]]:
-        """The candidates of each arm on a data set, with the chosen ones of the study that tuned them."""
-        if self.tuned_by is None:
-            return self.arms
-        searched = dataset if dataset in self.tuned_by.datasets else next(iter(self.tuned_by.datasets))
-        chosen = choose(self.tuned_by, searched, records_of_search)
 
-        def resolve(settings: Mapping[str, Any]) -> dict[str, Any]:
-            own = {name: value for name, value in settings.items() if name != "tuned"}
-            return chosen[settings["tuned"]] | own if "tuned" in settings else own
-
-        return {arm: [resolve(settings) for settings in candidates] for arm, candidates in self.arms.items()}
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _as_list(arm: Any) -> list:
@@ -158,31 +154,3 @@ def _with_folder(flags: Mapping[str, Any]) -> dict[str, Any]:
     if folder := flags.pop("folder", None):
         flags = {f"{split}_dir": f"{folder}/{split}" for split in ("train", "validation", "test")} | flags
     return flags
-
-
-def choose(study: Study, dataset: str, records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """
-    By arm, the settings of the candidate with the best mean of the study's metric on a data set; of equals the first.
-
-    Raises:
-        `ValueError`: If cells of the study are missing.
-    """
-    measured = {Cell(*(r[name] for name in Cell.__dataclass_fields__)): r["metrics"] for r in records}
-    chosen = {}
-    for arm, candidates in study.arms.items():
-        means = []
-        for candidate in range(len(candidates)):
-            cells = [Cell(dataset, arm, candidate, seed) for seed in study.seeds]
-            if missing := [cell for cell in cells if cell not in measured]:
-                raise ValueError(f"{study.path} has cells that have not run, such as {missing[0]}: run it first.")
-            means.append(statistics.mean(measured[cell][study.measured] for cell in cells))
-        chosen[arm] = candidates[means.index(max(means))]
-    return chosen
-
-
-def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a file of results. A last line that a stop cut off is left out."""
-    if not Path(path).exists():
-        return []
-    lines = Path(path).read_text("utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]

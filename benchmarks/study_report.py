@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grid import Cell, Grid
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import stats
@@ -42,13 +43,14 @@ class Row:
 
     arm: str
     settings: dict[str, Any] | None
+    is_baseline: bool
     seeds: int
     result: Mean
     difference: Mean | None
     against: str | None
     other_difference: Mean | None
     macro_f1: float | None
-    compute: float
+    compute: float | None
 
     @property
     def label(self) -> str:
@@ -58,45 +60,41 @@ class Row:
         return f"{self.arm}: {words or 'defaults'}"
 
 
-def get_rows(study: Study, dataset: str, records: Sequence[Mapping[str, Any]]) -> list[Row]:
+def get_rows(grid: Grid, dataset: str) -> list[Row]:
     """The rows of a data set, as far as it has run, in the order of the study's arms."""
-    runs: dict[tuple[str, int], dict[int, Mapping[str, Any]]] = {}
-    for record in records:
-        if record["dataset"] == dataset and record["seed"] in study.seeds:
-            runs.setdefault((record["arm"], record["candidate"]), {})[record["seed"]] = record
+    study = grid.study
 
     def values(arm: str, candidate: int = 0, metric: str = study.measured) -> dict[int, float]:
-        return {seed: run["metrics"].get(metric) for seed, run in runs.get((arm, candidate), {}).items()}
+        records = {seed: grid.record(Cell(dataset, arm, candidate, seed)) for seed in study.seeds}
+        return {seed: record["metrics"].get(metric) for seed, record in records.items() if record is not None}
 
     def difference(mine: Mapping[int, float], arm: str | None) -> Mean | None:
         others = values(arm) if arm else {}
         differences = [value - others[seed] for seed, value in mine.items() if seed in others]
         return Mean.of(differences) if differences else None
 
-    def flops(arm: str, candidate: int = 0) -> float:
-        own = [run["flops"] for run in runs[arm, candidate].values()]
-        teacher = study.arms[arm][candidate].get("teacher_arm")
-        return statistics.mean(own) + (flops(teacher) if teacher else 0)
-
+    baseline_flops = grid.flops(dataset, study.baseline)
     rows = []
-    for arm, candidates in study.arms.items():
+    for arm, candidates in grid.arms[dataset].items():
         for candidate, settings in enumerate(candidates):
             mine = values(arm, candidate)
             if not mine:
                 continue
             f1 = [*values(arm, candidate, study.measured.replace(study.metric, "macro_f1")).values()]
-            against, is_baseline = settings.get("against"), (arm, candidate) == (study.baseline, 0)
+            flops = grid.flops(dataset, arm, candidate)
+            is_baseline = (arm, candidate) == (study.baseline, 0)
             rows.append(
                 Row(
                     arm,
                     settings if len(candidates) > 1 else None,
+                    is_baseline,
                     len(mine),
                     Mean.of([*mine.values()]),
                     None if is_baseline else difference(mine, study.baseline),
-                    against,
-                    difference(mine, against),
+                    settings.get("against"),
+                    difference(mine, settings.get("against")),
                     None if None in f1 else statistics.mean(f1),
-                    flops(arm, candidate) / flops(study.baseline) if (study.baseline, 0) in runs else math.nan,
+                    flops / baseline_flops if flops and baseline_flops else None,
                 )
             )
     return rows
@@ -112,7 +110,7 @@ def make_table(rows: Sequence[Row], metric: str, baseline: str) -> str:
         if has_others:
             cells.append(f"{row.against}: {row.other_difference.show('+')}" if row.other_difference else "")
         cells.append("" if row.macro_f1 is None else f"{100 * row.macro_f1:.2f}")
-        lines.append([*cells, f"{row.compute:.2f} x"])
+        lines.append([*cells, "" if row.compute is None else f"{row.compute:.2f} x"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -141,7 +139,7 @@ def plot_points(study: Study, tables: Mapping[str, Sequence[Row]], path: Path) -
             axes.errorbar(
                 100 * row.result.mean, place, xerr=_finite(row.result.half), color=color, marker="o", capsize=3
             )
-            if row.label == study.baseline:
+            if row.is_baseline:
                 axes.axvline(100 * row.result.mean, color="C0", linestyle="--", linewidth=1)
         axes.set_yticks(range(len(labels)), labels if number == 0 else [""] * len(labels), fontsize=9)
         axes.set_ylim(len(labels) - 0.5, -0.5)
@@ -176,9 +174,10 @@ def plot_curves(study: Study, tables: Mapping[str, Sequence[Row]], path: Path) -
     figure.savefig(path, dpi=150)
 
 
-def write_report(study: Study, records: Sequence[Mapping[str, Any]], folder: str | Path) -> str:
-    """Writes NAME.md and NAME.png beside the study's lines; returns the text."""
-    tables = {dataset: get_rows(study, dataset, records) for dataset in study.datasets}
+def write_report(grid: Grid, folder: str | Path | None = None) -> str:
+    """Writes NAME.md and NAME.png, beside the study's lines if no folder is given; returns the text."""
+    study, folder = grid.study, grid.results.parent if folder is None else folder
+    tables = {dataset: get_rows(grid, dataset) for dataset in study.datasets}
     tables = {dataset: rows for dataset, rows in tables.items() if rows}
     if not tables:
         return "No cell has run."

@@ -141,13 +141,14 @@ def test_robustness_of_both_arms(tmp_path):
     assert results["summary"]["GradAug - plain"]["clean"]["by_seed"] == differences
 
 
-def test_robustness_of_the_models_of_a_study(tmp_path, monkeypatch):
+def test_robustness_of_the_models_of_a_study(tmp_path):
     script = importlib.import_module("robustness")
-    monkeypatch.setattr(script, "WORK", tmp_path)
     study = tmp_path / "some.yaml"
-    study.write_text("datasets: {digits: {}}\nseeds: [1, 2]\narms: {plain: {}, CutMix: {cutmix_alpha: 1.0}}\n")
+    study.write_text(
+        "datasets: {digits: {}}\nseeds: [1, 2]\nsplit: validation\narms: {plain: {}, CutMix: {cutmix_alpha: 1.0}}\n"
+    )
     measure = "--max_samples 20 --epsilons 8 --corruptions fog --severities 2 --device cpu"
-    flags = ["--study", str(study), "--arms", "plain", "CutMix", "--eval_flags", measure]
+    flags = ["--study", str(study), "--work_dir", str(tmp_path), "--arms", "plain", "CutMix", "--eval_flags", measure]
     with pytest.raises(ValueError, match="4 of its models are missing"):
         script.main(flags)
     for number, arm in enumerate(("plain", "CutMix")):
@@ -162,3 +163,5 @@ def test_robustness_of_the_models_of_a_study(tmp_path, monkeypatch):
     assert all(0 <= run["fog/2"] <= 1 for run in results["accuracy"]["CutMix"])
     with pytest.raises(ValueError, match="must be plain and others"):
         script.main([*flags[:2], "--arms", "GradAug"])
+    with pytest.raises(ValueError, match="must not be given with `study`"):
+        script.main([*flags, "--seeds", "3"])

@@ -5,10 +5,12 @@ import importlib
 import json
 import math
 import statistics
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 import yaml
+from filelock import FileLock
 from scipy import stats
 
 
@@ -46,10 +48,23 @@ def write(tmp_path):
     return write
 
 
-def record(arm, seed, accuracy, dataset="few", candidate=0, flops=1.0, split="predict", flags=None):
+def line(cell, origin, accuracy, flops=1.0, split="predict"):
     metrics = {f"{split}_accuracy": accuracy, f"{split}_macro_f1": accuracy / 2}
-    cell = {"dataset": dataset, "arm": arm, "candidate": candidate, "seed": seed}
-    return {**cell, "flags": flags or {}, "metrics": metrics, "seconds": 2.0, "flops": flops}
+    return {**asdict(cell), **origin, "metrics": metrics, "seconds": 2.0, "flops": flops}
+
+
+def fill(path, tmp_path, accuracies, split="predict", flops=None):
+    """Lines of results of a study, by arm and candidate a list of accuracies by seed; arms in their order."""
+    study = importlib.import_module("study").Study.read(path)
+    grid = importlib.import_module("grid").Grid(study, tmp_path / "results")
+    for (arm, candidate), values in accuracies.items():
+        for dataset in study.datasets:
+            for seed, accuracy in zip(study.seeds, values):
+                cell = importlib.import_module("grid").Cell(dataset, arm, candidate, seed)
+                grid.lines[cell] = line(cell, grid.origin(cell), accuracy, (flops or {}).get(arm, 1.0), split)
+    grid.results.parent.mkdir(exist_ok=True)
+    grid.results.write_text("".join(json.dumps(item) + "\n" for item in grid.lines.values()))
+    return grid
 
 
 @pytest.mark.parametrize(
@@ -58,18 +73,25 @@ def record(arm, seed, accuracy, dataset="few", candidate=0, flops=1.0, split="pr
         ({"sedes": [1]}, "unknown keys ['sedes']"),
         ({"datasets": {}}, "needs the keys ['datasets']"),
         ({"split": "train"}, "split is 'train'"),
-        ({"seeds": [1, 1]}, "no seed may be there twice"),
-        ({"arms": {"plain": [{}, {"learning_rate": 1.0}]}}, "no arm may have several candidates"),
+        ({"metric": "acc"}, "metric is 'acc'"),
+        ({"seeds": [1, 1]}, "a list of whole numbers, each once"),
+        ({"seeds": 3}, "a list of whole numbers, each once"),
+        ({"axis": "labels"}, "don't begin with a number: ['few', 'more']"),
+        ({"arms": {"plain": []}}, "'plain' in {path} has 0 candidates"),
+        ({"arms": {"plain": [{}, {"learning_rate": 1.0}]}}, "'plain' in {path} has 2 candidates"),
         ({"arms": {"GradAug": {}}}, "baseline is 'plain'"),
-        ({"arms": {"plain": {"compute_of": "GradAug"}, "GradAug": {}}}, "must be before it"),
-        ({"arms": {"plain": {"tuned": "plain"}}}, "must be of tuned_by"),
-        ({"seeds": [1]}, "needs two seeds"),
+        ({"arms": {"plain": {"compute_of": "GradAug"}, "GradAug": {}}}, "is 'GradAug', but must be one of []"),
+        ({"arms": {"plain": {"tuned": "plain"}}}, "is 'plain', but must be one of []"),
+        ({"arms": {"plain": {}, "b": {}, "c": {"teacher_arm": "b"}}}, "is 'b', but must be one of ['plain']"),
+        ({"tuned_by": "same.yaml"}, "must be a study of the validation split"),
     ],
 )
 def test_mistakes_are_named(study_module, write, changes, words):
+    write("same", arms={"plain": {}})
+    path = write(**changes)
     with pytest.raises(ValueError) as error:
-        study_module.Study.read(write(**changes))
-    assert words in str(error.value)
+        study_module.Study.read(path)
+    assert words.format(path=path) in str(error.value)
 
 
 def test_folder_stands_for_three_splits(study_module, write):
@@ -79,37 +101,34 @@ def test_folder_stands_for_three_splits(study_module, write):
     }
 
 
-def test_best_candidate_of_a_search_is_taken(study_module, write):
+def test_best_candidate_of_a_search_is_taken(study_module, write, tmp_path):
+    grid = importlib.import_module("grid")
     arms = {"plain": [{}, {"learning_rate": 0.2}], "GradAug": [{"gradaug": True}, {"gradaug": True, "min_width": 0.5}]}
-    write("search", split="validation", arms=arms, datasets={"few": {}}, seeds=[1, 2])
-    study = study_module.Study.read(
-        write(
-            tuned_by="search.yaml",
-            arms={
-                "plain": {"tuned": "plain"},
-                "small": {"tuned": "GradAug", "scales": [0.5]},
-                "more": {"compute_of": "small"},
-            },
-        )
-    )
-    accuracies = {
-        ("plain", 0): [0.5, 0.7],
-        ("plain", 1): [0.8, 0.6],
-        ("GradAug", 0): [0.3, 0.3],
-        ("GradAug", 1): [0, 0.6],
+    search = {"split": "validation", "datasets": {"few": {}}, "seeds": [11, 12]}
+    path = write("search", arms=arms, **search)
+    accuracies = {("plain", 0): [0.5, 0.7], ("plain", 1): [0.8, 0.6], ("GradAug", 0): [0.3, 0.3]}
+    fill(path, tmp_path, accuracies | {("GradAug", 1): [0, 0.6]}, split="eval")
+    own = {
+        "plain": {"tuned": "plain"},
+        "small": {"tuned": "GradAug", "scales": [0.5]},
+        "more": {"compute_of": "small"},
     }
-    records = [
-        record(arm, seed, accuracy, candidate=candidate, split="eval")
-        for (arm, candidate), values in accuracies.items()
-        for seed, accuracy in zip((1, 2), values)
-    ]
-    assert study.get_arms("more", records) == {  # of equal means the first
+    study = study_module.Study.read(write(tuned_by="search.yaml", arms=own))
+    assert grid.Grid(study, tmp_path / "results").arms["more"] == {  # of equal means the first
         "plain": [{"learning_rate": 0.2}],
         "small": [{"gradaug": True, "scales": [0.5]}],
         "more": [{"compute_of": "small"}],
     }
-    with pytest.raises(ValueError, match="cells that have not run, such as .*'GradAug', candidate=1, seed=2"):
-        study.get_arms("more", records[:-1])
+    # A candidate that was changed since has not run, whatever lines are there.
+    arms["plain"][1]["learning_rate"] = 9.0
+    write("search", arms=arms, **search)
+    study = study_module.Study.read(study.path)
+    with pytest.raises(ValueError, match="have not run with their settings, of the arm 'plain' on 'few'"):
+        grid.Grid(study, tmp_path / "results")
+    (tmp_path / "results" / "search.jsonl").unlink()
+    fill(path, tmp_path, accuracies, split="eval")
+    with pytest.raises(ValueError, match="have not run with their settings, of the arm 'GradAug' on 'few'"):
+        grid.Grid(study, tmp_path / "results")
 
 
 @pytest.fixture
@@ -118,13 +137,11 @@ def make_runner(tmp_path, write, monkeypatch):
     accuracy = importlib.import_module("accuracy")
 
     def make(broken_seed=None, name="some", **changes):
-        args = accuracy.AccuracyArguments(
-            str(write(name, **changes)), results_dir=str(tmp_path / "results"), work_dir=str(tmp_path / "work")
-        )
-        runner = accuracy.Runner(args)
+        args = accuracy.AccuracyArguments(results_dir=str(tmp_path / "results"), work_dir=str(tmp_path / "work"))
+        runner = accuracy.Runner(importlib.import_module("study").Study.read(write(name, **changes)), args)
         runner.ran = []
 
-        def process(target, args):
+        def process(target, args, daemon):
             argv, _, _ = args
             flags = dict(zip(argv[::2], argv[1::2]))
             failed = flags["--seed"] == str(broken_seed)
@@ -152,16 +169,15 @@ def test_cells_run_once_and_build_on_each_other(make_runner, tmp_path):
     assert len(runner.ran) == 2 * 3 * 4
     of = {
         (cell.arm, cell.seed): flags
-        for cell in runner.records
+        for cell, found in runner.grid.lines.items()
         if cell.dataset == "few"
-        for flags in [runner.records[cell]["flags"]]
+        for flags in [found["flags"]]
     }
     assert of["plain", 1]["num_train_epochs"] == 1 and of["plain", 1]["max_train_samples"] == 30
     assert of["long", 1]["num_train_epochs"] == 2.5
     # The teacher's training and its forwards, a third of a step each, are compute, too: 1 + 4 / 3 x 1.12 is 2.5.
     assert of["taught", 3]["num_train_epochs"] == pytest.approx(1.5 / (4 / 3), abs=0.01)
-    assert of["taught", 3]["teacher"].endswith("few/plain/0/1")
-    assert of["taught", 1]["teacher"].endswith("few/plain/0/2")
+    assert of["taught", 3]["teacher"].endswith("few/plain/0/3")  # with the same seed's training images
 
     again = make_runner()
     again.run()
@@ -171,6 +187,10 @@ def test_cells_run_once_and_build_on_each_other(make_runner, tmp_path):
     assert len(changed.ran) == 2 * 3 and all(flags["--min_width"] == "0.5" for flags in changed.ran)
     lines = (tmp_path / "results" / "some.jsonl").read_text().splitlines()
     assert len(lines) == 2 * 3 * 4  # a changed cell takes the place of the old one
+    # So do the students of a changed teacher, and what has the compute of a changed arm: here it has the same.
+    changed = make_runner(arms={**changed.grid.study.arms, "plain": {"learning_rate": 0.5}})
+    changed.run()
+    assert len(changed.ran) == 2 * 3 * 2 and {"--learning_rate" in flags for flags in changed.ran} == {True, False}
 
 
 def test_runner_goes_on_after_a_stop(make_runner, tmp_path):
@@ -188,7 +208,7 @@ def test_runner_goes_on_after_a_stop(make_runner, tmp_path):
     other = make_runner(name="other", datasets={"renamed": STUDY["datasets"]["few"]})
     other.run()
     assert {flags["--seed"] for flags in other.ran if "--teacher" not in flags} == {"1", "2", "3"}
-    assert len(other.ran) == 3 + 3 and len(other.records) == 3 * 4
+    assert len(other.ran) == 3 + 3 and len(other.grid.lines) == 3 * 4
     (tmp_path / "results" / "other.jsonl").unlink()
     # A clone has the results, and not the models, of which the teachers are trained again for a student that is missing.
     lines = results.read_text().splitlines(keepends=True)
@@ -204,22 +224,22 @@ def test_failed_cells_are_named_and_left_out(make_runner, tmp_path, capsys):
     runner = make_runner(broken_seed=2, arms={"plain": {}}, datasets={"few": {}})
     runner.run()
     assert [cell.seed for cell in runner.failed] == [2]
-    assert [cell.seed for cell in runner.records] == [1, 3]
+    assert [cell.seed for cell in runner.grid.lines] == [1, 3]
     assert "few, plain, candidate 0, seed 2: failed, see " in capsys.readouterr().err
+    again = make_runner(arms={"plain": {}}, datasets={"few": {}})
+    again.run()
+    assert [flags["--seed"] for flags in again.ran] == ["2"] and again.failed == []
 
 
-def test_rows_are_means_and_paired_differences(study_module, write):
+def test_rows_are_means_and_paired_differences(write, tmp_path):
     report = importlib.import_module("study_report")
     arms = {"plain": {}, "CutMix": {}, "GradAug": {"against": "CutMix"}, "taught": {"teacher_arm": "plain"}}
-    study = study_module.Study.read(write(arms=arms))
     plain, other = [0.5, 0.6, 0.8], [0.6, 0.8, 0.9]
-    records = [record("plain", seed, value) for seed, value in zip((1, 2, 3), plain)]
-    records += [record("GradAug", seed, value, flops=2.5) for seed, value in zip((1, 2, 3), other)]
-    records += [record("CutMix", seed, value) for seed, value in zip((1, 2), (0.5, 0.6))]
-    records.append(record("taught", 1, 0.5, flops=1.2))
-    records.append(record("GradAug", 9, 0.0))  # not of the study
-    first, cutmix, second, taught = report.get_rows(study, "few", records)
+    accuracies = {("plain", 0): plain, ("GradAug", 0): other, ("CutMix", 0): [0.5, 0.6], ("taught", 0): [0.5] * 3}
+    grid = fill(write(arms=arms), tmp_path, accuracies, flops={"GradAug": 2.5, "taught": 1.2})
+    first, cutmix, second, taught = report.get_rows(grid, "few")
     assert first.difference is None and second.compute == 2.5 and second.macro_f1 == pytest.approx(0.3833, abs=1e-4)
+    assert cutmix.compute is None  # not all of its seeds have run
     mean = statistics.mean(other)
     low, high = stats.t.interval(0.95, 2, loc=mean, scale=statistics.stdev(other) / math.sqrt(3))
     assert (second.result.mean - second.result.half, second.result.mean + second.result.half) == pytest.approx(
@@ -230,10 +250,11 @@ def test_rows_are_means_and_paired_differences(study_module, write):
     assert (second.difference.mean + second.difference.half) == pytest.approx(paired.high)
     # Over the two seeds that both have, 0.1 and 0.2; a student costs its teacher's training, too.
     assert second.other_difference.half == pytest.approx(report.Mean.of([0.1, 0.2]).half)
-    assert taught.compute == 2.2 and taught.result.half == math.inf
+    assert taught.compute == pytest.approx(2.2) and taught.result.half == 0
     table = report.make_table([first, cutmix, second, taught], "accuracy", "plain")
     assert "| GradAug | 3 | 76.67 ± 37.95 | +13.33 ± 14.34 | CutMix: +15.00 ± 63.53 | 38.33 | 2.50 x |" in table
-    assert "| taught | 1 | 50.00 ± ? | +0.00 ± ? |  | 25.00 | 2.20 x |" in table
+    assert "| taught | 3 | 50.00 ± 0.00 | -13.33 ± 37.95 |  | 25.00 | 2.20 x |" in table
+    assert report.Mean.of([0.5]).show() == "50.00 ± ?"
 
 
 def test_one_cell_runs_for_real(write, tmp_path, capsys):
@@ -247,7 +268,7 @@ def test_one_cell_runs_for_real(write, tmp_path, capsys):
         | {"config_overrides": "embedding_size=8,hidden_sizes=[8,16],depths=[1,1],layer_type=basic"},
     )
     folders = ["--results_dir", str(tmp_path / "results"), "--work_dir", str(tmp_path / "work")]
-    accuracy.main(["--study", str(path), *folders])
+    accuracy.main([str(path), *folders])
     (line,) = map(json.loads, (tmp_path / "results" / "some.jsonl").read_text().splitlines())
     assert 0 <= line["metrics"]["eval_accuracy"] <= 1 and line["flops"] > 0
     assert line["command"].startswith("python examples/run_image_classification.py --do_train True")
@@ -256,13 +277,42 @@ def test_one_cell_runs_for_real(write, tmp_path, capsys):
     assert (tmp_path / "results" / "some.png").stat().st_size > 5000
 
 
-def test_tables_of_the_repository_come_from_its_results(root, study_module, tmp_path):
-    report = importlib.import_module("study_report")
+def test_lines_are_written_at_once_or_not(make_runner, tmp_path):
+    runner = make_runner()
+    runner.run()
+    before = (tmp_path / "results" / "some.jsonl").read_text()
+    grid = importlib.import_module("grid")
+    broken = before.replace("{", "", 1)
+    (tmp_path / "results" / "some.jsonl").write_text(broken)
+    with pytest.raises(ValueError, match="Line 1 of .*some.jsonl is broken"):
+        make_runner()
+    assert (tmp_path / "results" / "some.jsonl").read_text() == broken
+    (tmp_path / "results" / "some.jsonl").write_text(before.rstrip("\n"))  # whole, but for its end
+    again = make_runner()
+    again.run()
+    assert again.ran == [] and (tmp_path / "results" / "some.jsonl").read_text() == before
+    assert len(grid.read_records(tmp_path / "results" / "some.jsonl")) == 2 * 3 * 4
+
+
+def test_two_runners_of_a_study_exclude_each_other(write, tmp_path):
+    accuracy = importlib.import_module("accuracy")
+    (tmp_path / "work").mkdir()
+    with FileLock(tmp_path / "work" / "some.lock"), pytest.raises(SystemExit, match="Another process runs"):
+        accuracy.main([str(write()), "--work_dir", str(tmp_path / "work")])
+
+
+def test_tables_of_the_repository_come_from_its_results(root, study_module, tmp_path, monkeypatch):
+    monkeypatch.chdir(root)  # as the paths in the results are
+    report, grid_module = importlib.import_module("study_report"), importlib.import_module("grid")
     results = sorted((root / "docs" / "results").glob("*.jsonl"))
     assert results
     for path in results:
         study = study_module.Study.read(root / "benchmarks" / "studies" / f"{path.stem}.yaml")
-        report.write_report(study, study_module.read_records(path), tmp_path)
+        grid = grid_module.Grid(study, path.parent)
+        assert {*grid.lines} == {*grid.cells}, path.stem  # all cells of the study, and no others
+        stale = [cell for cell in grid.cells if grid.record(cell) is None]
+        assert not stale, path.stem
+        report.write_report(grid, tmp_path)
         assert (tmp_path / f"{path.stem}.md").read_text() == path.with_suffix(".md").read_text()
 
 
