@@ -100,7 +100,7 @@ Loaded = tuple[list[str], list[Picture], dict[str, int]]  # class names, images,
 
 
 def scale(image: Image.Image, image_size: int | None) -> Image.Image:
-    """The image, if a size is given as a square of it; Pillow's filter covers all pixels, so nothing aliases."""
+    """The image; as a square of that size, if one is given. Pillow's filter covers all pixels, so nothing aliases."""
     return image.resize((image_size, image_size), Image.Resampling.BICUBIC) if image_size else image
 
 
@@ -127,7 +127,7 @@ def load_solar_cells(args: PrepareArguments, binary: bool) -> Loaded:
     The grades are what an expert called the cell, and whether they were sure: probabilities of a defect of 0, 1/3, 2/3
     and 1. The binary form is that of Deitsch et al. (Solar Energy 185, 2019): functional is a probability of 0, defective
     is any other. Both forms have the same splits, stratified by grade and by type of cell (mono- or polycrystalline).
-    The package doesn't tell which module a cell is of, so that cells of one module are in several splits.
+    The package doesn't tell which module a cell is of, so that cells of one module may be in several splits.
     """
     try:
         from elpv_dataset.utils import load_dataset
@@ -214,9 +214,6 @@ def load(name: str, args: PrepareArguments) -> Loaded:
 
 def split(pictures: list[Picture], class_names: list[str]) -> dict[str, list[int]]:
     """Indices of the images in each split: the same in every run, and the same shares of every stratum."""
-    counts = Counter(picture.label for picture in pictures)
-    if small := [name for label, name in enumerate(class_names) if counts[label] < 3]:
-        raise ValueError(f"The classes {small} have fewer than 3 images, but each split needs one of every class.")
     random = np.random.RandomState(SEED)  # draws the same with every version of NumPy
     parts: dict[str, list[int]] = {name: [] for name in SPLITS}
     for stratum in sorted({picture.stratum for picture in pictures}):
@@ -227,6 +224,9 @@ def split(pictures: list[Picture], class_names: list[str]) -> dict[str, list[int
         rest = [i for i in members if i not in taken]
         for name, indices in zip(SPLITS, (rest[count:], rest[:count], test)):
             parts[name] += indices
+    in_all = set.intersection(*({pictures[i].label for i in indices} for indices in parts.values()))
+    if small := [name for label, name in enumerate(class_names) if label not in in_all]:
+        raise ValueError(f"The classes {small} have too few images: each split needs one of every class.")
     return {name: sorted(indices) for name, indices in parts.items()}
 
 

@@ -25,6 +25,10 @@ class Depth:
     field: str
     blocks: str
 
+    @property
+    def has_stages(self) -> bool:
+        return re.compile(self.blocks).groups > 1
+
     def find(self, name: str) -> re.Match | None:
         """The block that a name belongs to: its groups are the stage, if there are stages, and the block."""
         return re.search(rf"(?:^|\.){self.blocks}(?=\.|$)", name)
@@ -59,9 +63,16 @@ def register_depth(*model_types: str, field: str, blocks: str) -> None:
 
 
 def config_with_blocks(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The part of a config that has the residual blocks: of detectors and segmenters, it is their backbone's."""
+    """
+    The part of a config that has the residual blocks: of detectors and segmenters, it is their backbone's.
+
+    Only backbones with stages are looked into: the blocks of others are called as the detector's own layers are.
+    """
     backbone = getattr(config, "backbone_config", None)
-    return config if config.model_type in DEPTHS or backbone is None else backbone
+    if config.model_type in DEPTHS or backbone is None:
+        return config
+    family = DEPTHS.get(backbone.model_type)
+    return backbone if family is None or family.has_stages else config
 
 
 def block_finder(config: PreTrainedConfig) -> Callable[[str], re.Match[str] | None]:

@@ -41,9 +41,8 @@ class DistillationTrainer(GradAugTrainer):
     def __init__(self, *args, teacher: PreTrainedModel, teacher_weight: float = 1.0, **kwargs):
         if not (math.isfinite(teacher_weight) and teacher_weight >= 0):
             raise ValueError(f"teacher_weight is {teacher_weight}, but it must be 0 or more.")
-        if (
-            kwargs.get("compute_loss_func") is not None
-        ):  # by its number of items, which the teacher's part doesn't have
+        # It divides by a number of items, which the teacher's part doesn't have.
+        if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func is given, but it must be None with a teacher.")
         self.teacher = teacher.eval().requires_grad_(False)
         self.teacher_weight = teacher_weight
@@ -57,16 +56,25 @@ class DistillationTrainer(GradAugTrainer):
     def create_accelerator_and_postprocess(self) -> None:
         if (count := self.gradaug_settings.num_subnetworks) > 0:
             raise ValueError(f"num_subnetworks is {count}, but it must be 0 with a teacher, which is in their place.")
-        for model in (self.teacher, self.model):
-            check_has_soft_targets(model)
-        classes, own = get_class_names(self.teacher.config), get_class_names(self.model.config)
+        if self.model is not None:
+            self._check_teacher(self.model)
+        super().create_accelerator_and_postprocess()
+        self.teacher.to(self.accelerator.device)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        model = super().call_model_init(trial)
+        self._check_teacher(model)
+        return model
+
+    def _check_teacher(self, model: nn.Module) -> None:
+        for network in (self.teacher, model):
+            check_has_soft_targets(network)
+        classes, own = get_class_names(self.teacher.config), get_class_names(model.config)
         if len(classes) != len(own):
             raise ValueError(f"The teacher has {len(classes)} classes, but the model has {len(own)}.")
         for number, (name, own_name) in enumerate(zip(classes, own)):
             if name != own_name:
                 raise ValueError(f"Class {number} is '{name}' of the teacher, but '{own_name}' of the model.")
-        super().create_accelerator_and_postprocess()
-        self.teacher.to(self.accelerator.device)
 
     def train(self, *args, **kwargs) -> TrainOutput:
         self._parts = LossParts(*self._parts.names)  # without what an earlier training left

@@ -5,9 +5,11 @@ import pytest
 import torch
 from dense import collate, dense_batch, dense_class, dense_config, dense_example, dense_model
 from tiny import parameters_of, tiny_trainer
+from transformers import Dinov2Config
 
 from hf_gradaug import GradAug, GradAugSettings, export_subnetwork, make_slimmable
 from hf_gradaug.depth import DEPTHS as DEPTHS_BY_TYPE
+from hf_gradaug.depth import depths_of
 
 
 DEPTHS = [1, 3, 2, 1]
@@ -120,3 +122,10 @@ def test_exported_detector_is_the_subnetwork(tmp_path):
         expected = model(**dense_batch("detr-resnet")).logits
     with torch.no_grad():
         torch.testing.assert_close(loaded(**dense_batch("detr-resnet")).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_backbone_without_stages_is_refused():
+    config = dense_config("detr-resnet")
+    config.backbone_config = Dinov2Config(num_hidden_layers=3)
+    with pytest.raises(TypeError, match="which blocks of model type 'detr' can be dropped"):
+        depths_of(config)

@@ -132,3 +132,13 @@ def test_the_example_distils_from_a_folder(tmp_path):
     with pytest.raises(ValueError, match="teacher is '.*teacher', but gradaug is on"):
         script.main([*common, *teacher, "--gradaug", "--output_dir", str(tmp_path / "none")])
     assert not (tmp_path / "none").exists()
+
+
+def test_teacher_is_checked_where_a_function_makes_the_model(tmp_path):
+    kwargs = {"teacher": tiny_model(seed=7), "model": None, "model_init": lambda: tiny_model()}
+    trainer = tiny_trainer(tmp_path, None, DistillationTrainer, trainer_kwargs=kwargs, num_subnetworks=0)
+    trainer.train()
+    assert any("loss_teacher" in row for row in trainer.state.log_history)
+    kwargs["model_init"] = lambda: tiny_model(num_labels=5)
+    with pytest.raises(ValueError, match="The teacher has 3 classes, but the model has 5"):
+        tiny_trainer(tmp_path, None, DistillationTrainer, trainer_kwargs=kwargs, num_subnetworks=0)

@@ -192,6 +192,6 @@ def test_errors_name_what_is_wrong(prepare, tmp_path):
         prepare("folder")
     with pytest.raises(ValueError, match="source is '.*none', but that is no folder"):
         prepare("clip-art", "--source", tmp_path / "none")
-    with pytest.raises(ValueError, match="'cat'.*fewer than 3 images"):
+    with pytest.raises(ValueError, match="'cat'.*too few images"):
         prepare("folder", "--source", images.make_folder(tmp_path / "few", images_per_class=2))
     assert not (tmp_path / "out").exists()
