@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForObjectDetection,
     AutoModelForUniversalSegmentation,
     Mask2FormerImageProcessor,
+    ResNetConfig,
     RTDetrImageProcessor,
     pipeline,
 )
@@ -200,3 +201,12 @@ def test_small_models_are_what_the_scripts_say(tasks):
     for task, auto_class in zip(tasks.values(), (AutoModelForObjectDetection, AutoModelForUniversalSegmentation)):
         model = randomize(task.new_model(task.new_backbone(), {"num_labels": 10}))
         assert task.auto_class is auto_class and sum(parameter.numel() for parameter in model.parameters()) < 1e6
+
+
+@pytest.mark.parametrize("stages", [3, 4])
+def test_the_small_segmenter_takes_backbones_of_other_depths(tasks, stages):
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 12, 16, 20][:stages], "depths": [1] * stages}
+    model = tasks["instance_segmentation"].new_model(ResNetConfig(**sizes, layer_type="basic"), {"num_labels": 10})
+    outputs = model.eval()(pixel_values=torch.zeros(1, 3, 64, 64))
+    assert outputs.masks_queries_logits.shape == (1, 20, 16, 16)  # a quarter of the image
+    assert model.config.feature_strides == [4, 8, 16, 32][:stages]
