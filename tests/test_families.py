@@ -241,7 +241,8 @@ for folder in sys.argv[1:]:
     model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True).eval()  # ours carry their code
     images, logits = torch.load(folder + "/expected.pt")
     with torch.no_grad():
-        assert torch.equal(model(pixel_values=images).logits, logits), folder
+        # Where the loaded weights lie in memory decides which kernel multiplies them, and so about the last bits.
+        assert torch.allclose(model(pixel_values=images).logits, logits, rtol=1e-5, atol=1e-6), folder
     print(type(model).__name__)
 """
 
