@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from cell import get_context, train
 from filelock import FileLock, Timeout
-from grid import Cell, Grid, as_argv, read_records
+from grid import Cell, Grid, as_argv, as_key, read_records
 from study import Study
 from study_report import write_report
 from transformers import HfArgumentParser
@@ -56,10 +56,6 @@ class AccuracyArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, but it must be 1 or more.")
-
-
-def as_key(origin: Mapping[str, Any]) -> str:
-    return json.dumps({name: origin.get(name) for name in ("flags", "teacher_flags", "data")}, sort_keys=True)
 
 
 def describe_commit() -> str:

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """The cells of a study, their flags, and the lines of results that are theirs."""
 
+import functools
 import json
 import statistics
 from collections.abc import Mapping
@@ -8,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from study import SPLITS, Study
+from study import REFERENCES, Study
 
 
 # Of every cell. The model is measured once, after the last step.
@@ -65,10 +66,16 @@ def as_argv(flags: Mapping[str, Any]) -> list[str]:
     return argv
 
 
-def find_data_hash(flags: Mapping[str, Any]) -> str | None:
+@functools.cache  # each cell is asked for many times
+def find_data_hash(train_dir: str | None) -> str | None:
     """The hash of the data that examples/prepare_data.py wrote, or `None` for other data."""
-    about = Path(flags["train_dir"]).parent / "data.json" if "train_dir" in flags else None
+    about = None if train_dir is None else Path(train_dir).parent / "data.json"
     return json.loads(about.read_text("utf-8"))["sha256"] if about is not None and about.exists() else None
+
+
+def as_key(origin: Mapping[str, Any]) -> str:
+    """Equal for lines and cells of the same origin, see [`Grid.origin`]."""
+    return json.dumps({name: origin.get(name) for name in ("flags", "teacher_flags", "data")}, sort_keys=True)
 
 
 class Grid:
@@ -161,7 +168,7 @@ class Grid:
         if flags is None or (teacher is not None and self.record(teacher) is None):
             return None
         teacher_flags = None if teacher is None else self.flags(teacher)
-        return {"flags": flags, "teacher_flags": teacher_flags, "data": find_data_hash(flags)}
+        return {"flags": flags, "teacher_flags": teacher_flags, "data": find_data_hash(flags.get("train_dir"))}
 
     def record(self, cell: Cell) -> dict[str, Any] | None:
         """The cell's line of results, if there is one of its origin. Data that are not at hand may be any."""
@@ -182,12 +189,11 @@ class Grid:
 
     def flags(self, cell: Cell) -> dict[str, Any] | None:
         """All flags of the cell's command but its folder; `None` as long as an arm that it builds on has not run."""
-        settings = dict(self.settings(cell))
-        target, teacher = settings.pop("compute_of", None), self.teacher(cell)
-        for name in ("teacher_arm", "against"):
-            settings.pop(name, None)
-        flags = {**FLAGS, **self.study.flags, **self.study.datasets[cell.dataset], **settings, "seed": cell.seed}
-        flags["do_predict"] = SPLITS[self.study.split] == "predict"
+        settings, teacher = self.settings(cell), self.teacher(cell)
+        own = {name: value for name, value in settings.items() if name not in REFERENCES}
+        flags = {**FLAGS, **self.study.flags, **self.study.datasets[cell.dataset], **own, "seed": cell.seed}
+        flags["do_predict"] = self.study.split == "test"
+        target = settings.get("compute_of")
         if target is not None:
             flops = self.flops(cell.dataset, target), self.flops(cell.dataset, self.study.baseline)
             if None in flops:

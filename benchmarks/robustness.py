@@ -63,14 +63,15 @@ class RobustnessBenchmarkArguments:
     plot: str | None = field(default=None, metadata={"help": "PNG file for the picture."})
 
     def __post_init__(self):
-        known = [*(Study.read(self.study).arms if self.study else ARMS)]
+        self.read_study = Study.read(self.study) if self.study else None
+        known = [*(self.read_study.arms if self.study else ARMS)]
         if BASELINE not in self.arms or not set(self.arms) <= set(known):
             raise ValueError(f"`arms` must be {BASELINE} and others of {known}, but is {self.arms}.")
         if self.study and (self.seeds or self.train_flags):
             raise ValueError(
                 "`seeds` and `train_flags` must not be given with `study`, whose models are trained already."
             )
-        self.seeds = Study.read(self.study).seeds if self.study else self.seeds or [1, 2, 3, 4, 5]
+        self.seeds = self.read_study.seeds if self.study else self.seeds or [1, 2, 3, 4, 5]
 
 
 def run_example(name: str, flags: Sequence[str]) -> Any:
@@ -151,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if args.study is None:
             (models, runs), images = train(args, folder), []
         else:
-            (models, images), runs = find_models(Study.read(args.study), args), []
+            (models, images), runs = find_models(args.read_study, args), []
         flags = [
             "--models",
             *models.values(),

@@ -25,6 +25,7 @@ from common import describe_run, write_json
 from transformers import HfArgumentParser
 
 from hf_gradaug import subnetwork
+from hf_gradaug.figures import new_figure
 
 
 # What is added to the base of each model, one after the other.
@@ -107,12 +108,8 @@ def measure_overhead(args: step.BenchmarkArguments) -> dict[str, Any]:
 
 def plot(results: dict[str, Any], path: str) -> None:
     """Bars of images per second, one group an entry, one panel a model."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     models = list(dict.fromkeys(entry["settings"]["model"] for entry in results["entries"].values()))
-    figure = Figure(figsize=(6 * len(models), 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6 * len(models), 4.5)
     for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models):
         entries = {n: e for n, e in results["entries"].items() if e["settings"]["model"] == model}
         names = [name.split(": ")[1] for name in entries]

@@ -43,6 +43,7 @@ from transformers import HfArgumentParser, PrinterCallback, TrainerCallback
 
 from hf_gradaug import GradAugConfig, GradAugTrainer
 from hf_gradaug.data import ImageData
+from hf_gradaug.figures import new_figure
 from hf_gradaug.image_transforms import ImageCollator, decode_image, get_train_transform
 from hf_gradaug.sampling import seeded
 
@@ -280,12 +281,8 @@ def print_table(results: dict[str, Any]) -> None:
 
 def plot(results: dict[str, Any], path: str) -> None:
     """Images per second by arm, on a logarithmic scale, and where an image's time goes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     arms, parts = results["arms"], results["milliseconds_per_image"]
-    figure = Figure(figsize=(10, 0.3 * len(arms) + 1.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 0.3 * len(arms) + 1.2)
     left, right = figure.subplots(1, 2, width_ratios=(3, 1))
     colors = {"raw": "#9aa3ad", "loader": "#5b6570", "memory": "#1f5fa8"}
     for name, arm in arms.items():

@@ -36,6 +36,8 @@ import yaml
 
 SPLITS = {"validation": "eval", "test": "predict"}
 METRICS = ("accuracy", "macro_f1", "top5_accuracy")
+# Of an arm's keys, those that name another arm of the study, and are no flags.
+REFERENCES = ("compute_of", "teacher_arm", "against")
 
 
 @dataclass
@@ -46,7 +48,6 @@ class Study:
     datasets: dict[str, dict[str, Any]]
     seeds: list[int]
     arms: dict[str, list[dict[str, Any]]]
-    title: str = ""
     flags: dict[str, Any] = field(default_factory=dict)
     split: str = "test"
     metric: str = "accuracy"
@@ -86,10 +87,8 @@ class Study:
         seeds = self.seeds
         if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds) or len({*seeds}) < len(seeds):
             raise ValueError(f"seeds is {seeds} in {self.path}, but must be a list of whole numbers, each once.")
-        if self.axis is not None and not all(_is_number(name.split()[0]) for name in self.datasets):
-            raise ValueError(
-                f"axis is '{self.axis}' in {self.path}, but the data sets don't begin with a number: {[*self.datasets]}."
-            )
+        if self.axis is not None:
+            self.get_places()
         self._check_search()
         tuned = list(self.tuned_by.arms) if self.tuned_by else []
         earlier: list[str] = []
@@ -132,16 +131,20 @@ class Study:
 
     @property
     def measured(self) -> str:
-        """The name of the metric among a run's."""
-        return f"{SPLITS[self.split]}_{self.metric}"
+        """The name of the study's metric among those of a run."""
+        return self.name_metric(self.metric)
 
+    def name_metric(self, metric: str) -> str:
+        return f"{SPLITS[self.split]}_{metric}"
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    def get_places(self) -> dict[str, float]:
+        """Where the data sets lie on the axis: the number that each name begins with."""
+        try:
+            return {dataset: float(dataset.split()[0]) for dataset in self.datasets}
+        except ValueError as error:
+            raise ValueError(
+                f"axis is '{self.axis}' in {self.path}, but the data sets don't begin with a number: {[*self.datasets]}."
+            ) from error
 
 
 def _as_list(arm: Any) -> list:

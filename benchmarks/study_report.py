@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from grid import Cell, Grid
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from scipy import stats
 from study import Study
+
+from hf_gradaug.figures import new_figure, style_axes
 
 
 @dataclass
@@ -80,7 +80,7 @@ def get_rows(grid: Grid, dataset: str) -> list[Row]:
             mine = values(arm, candidate)
             if not mine:
                 continue
-            f1 = [*values(arm, candidate, study.measured.replace(study.metric, "macro_f1")).values()]
+            f1 = [*values(arm, candidate, study.name_metric("macro_f1")).values()]
             flops = grid.flops(dataset, arm, candidate)
             is_baseline = (arm, candidate) == (study.baseline, 0)
             rows.append(
@@ -114,15 +114,6 @@ def make_table(rows: Sequence[Row], metric: str, baseline: str) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _axes(figure: Figure, count: int) -> list:
-    panels = list(figure.subplots(1, count, squeeze=False)[0])
-    for axes in panels:
-        axes.grid(True, color="#e3e6ea", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    return panels
-
-
 def _finite(half: float) -> float:
     return 100 * half if math.isfinite(half) else 0.0
 
@@ -131,9 +122,10 @@ def plot_points(study: Study, tables: Mapping[str, Sequence[Row]], path: Path) -
     """A panel a data set, a line an arm: mean and 95 % interval, and the baseline's mean as a dashed line."""
     labels = list(dict.fromkeys(row.label for rows in tables.values() for row in rows))
     longest = max(map(len, labels))
-    figure = Figure(figsize=(4.2 * len(tables) + 0.07 * longest, 1.2 + 0.3 * len(labels)), layout="constrained")
-    FigureCanvasAgg(figure)
-    for number, (axes, (dataset, rows)) in enumerate(zip(_axes(figure, len(tables)), tables.items())):
+    figure = new_figure(4.2 * len(tables) + 0.07 * longest, 1.2 + 0.3 * len(labels))
+    panels = figure.subplots(1, len(tables), squeeze=False)[0]
+    for number, (axes, (dataset, rows)) in enumerate(zip(panels, tables.items())):
+        style_axes(axes)
         for row in rows:
             place, color = labels.index(row.label), "C0" if row.arm == study.baseline else "C1"
             axes.errorbar(
@@ -150,10 +142,9 @@ def plot_points(study: Study, tables: Mapping[str, Sequence[Row]], path: Path) -
 
 def plot_curves(study: Study, tables: Mapping[str, Sequence[Row]], path: Path) -> None:
     """A line an arm against the number in the data sets' names: accuracy, and the difference to the baseline."""
-    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = _axes(figure, 2)
-    places = {dataset: float(dataset.split()[0]) for dataset in tables}
+    figure = new_figure(9.6, 4.2)
+    left, right = figure.subplots(1, 2)
+    places = {dataset: place for dataset, place in study.get_places().items() if dataset in tables}
     arms = list(dict.fromkeys(row.arm for rows in tables.values() for row in rows))
     for number, arm in enumerate(arms):
         rows = {places[dataset]: row for dataset, rows in tables.items() for row in rows if row.arm == arm}
@@ -165,6 +156,7 @@ def plot_curves(study: Study, tables: Mapping[str, Sequence[Row]], path: Path) -
             halves = [_finite(point.half) for point in points.values()]
             axes.errorbar([*points], [100 * point.mean for point in points.values()], halves, **style)
     for axes, title in ((left, f"{study.split} {study.metric}, %"), (right, f"against {study.baseline}, points")):
+        style_axes(axes)
         axes.set_xscale("log")
         axes.set_xticks([*places.values()], [f"{place:g}" for place in places.values()], minor=False)
         axes.minorticks_off()

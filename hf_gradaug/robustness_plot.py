@@ -5,6 +5,7 @@ import os
 import statistics
 from collections.abc import Mapping, Sequence
 
+from .figures import new_figure, show_percent, style_axes
 from .robustness_settings import Condition, RobustnessSettings
 
 
@@ -34,28 +35,18 @@ def plot_robustness(
         ImportError: if matplotlib is missing.
         ValueError: if there are no epsilons and no corruptions, so that there is nothing to draw.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import PercentFormatter
-    except ImportError as error:
-        raise ImportError("The picture needs matplotlib: pip install 'hf_gradaug[examples]'.") from error
     runs = {label: [runs] if isinstance(runs, Mapping) else list(runs) for label, runs in accuracies.items()}
     epsilons, corruptions = sorted(settings.epsilons), settings.corruptions
     widths = ([4.4] if epsilons else []) + ([2.6 + 0.4 * len(corruptions)] if corruptions else [])
     if not widths:
         raise ValueError("settings has no epsilons and no corruptions, so there is nothing to draw.")
 
-    # A figure of its own with the Agg canvas: works without a display and leaves the user's pyplot alone.
-    figure = Figure(figsize=(sum(widths), 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(sum(widths), 4.6)
     panels = list(figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0])
     for axes in panels:
         axes.set_ylim(0, 1.02)
-        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0))
-        axes.grid(True, axis="y", color="#e3e6ea", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        show_percent(axes.yaxis, decimals=0)
+        style_axes(axes, grid="y")
     figure.supylabel("accuracy", fontsize=10)
 
     if epsilons:

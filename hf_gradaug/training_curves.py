@@ -4,6 +4,8 @@
 import os
 from typing import Any
 
+from .figures import new_figure, show_percent, style_axes
+
 
 _FULL, _SUBNETWORKS, _OBJECTIVE, _GREY = "#1f5fa8", "#d9782d", "#9aa3ad", "#5b6570"
 
@@ -31,12 +33,6 @@ def plot_training_curves(log_history: list[dict[str, Any]], path: str | os.PathL
         ImportError: if matplotlib is missing.
         ValueError: if the history holds nothing to draw.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import PercentFormatter
-    except ImportError as error:
-        raise ImportError("The training curves need matplotlib: pip install 'hf_gradaug[examples]'.") from error
     losses = {
         "full network": ("loss_full", _FULL, "-"),
         "sub-networks, summed": ("loss_subnetworks", _SUBNETWORKS, "-"),
@@ -51,9 +47,7 @@ def plot_training_curves(log_history: list[dict[str, Any]], path: str | os.PathL
     if not any(key in row for row in log_history for key in ("loss", "eval_loss", "eval_accuracy")):
         raise ValueError("log_history holds no loss and no evaluation, so there is nothing to draw.")
 
-    # A figure of its own with the Agg canvas: works without a display and leaves the user's pyplot alone.
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(13, 3.8)
     panels = figure.subplots(1, 3)
     contents = (
         ("Loss", losses, "log"),
@@ -70,14 +64,12 @@ def plot_training_curves(log_history: list[dict[str, Any]], path: str | os.PathL
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(title.lower() + (" (log scale)" if scale == "log" else ""))
         axes.set_yscale(scale)
-        axes.grid(True, which="major", color="#e3e6ea", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        style_axes(axes)
         if len(axes.lines) and len(lines) > 1:
             axes.legend(frameon=False)
     accuracy_values = _series(log_history, "eval_accuracy")[1]
     if accuracy_values:
-        panels[1].yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=None))
+        show_percent(panels[1].yaxis)
         panels[1].annotate(
             f"{accuracy_values[-1]:.1%}",
             (_series(log_history, "eval_accuracy")[0][-1], accuracy_values[-1]),

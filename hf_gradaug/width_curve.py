@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from .calibration import batchnorm_layers, read_images, recalibrate_batchnorm
 from .depth import KeptBlocks
 from .export import copy_subnetwork, narrowed_fields
+from .figures import new_figure, show_percent, style_axes
 from .narrowing import check_width
 
 
@@ -178,12 +179,6 @@ def plot_widths(curves: Mapping[str, Rows | Sequence[Rows]], path: str | os.Path
         `ImportError`: If matplotlib is missing.
         `ValueError`: If there is nothing to draw.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import PercentFormatter
-    except ImportError as error:
-        raise ImportError("The picture needs matplotlib: pip install 'hf_gradaug[examples]'.") from error
     if not curves or not all(curves.values()):
         raise ValueError(f"`curves` must have rows for each model, but is {dict(curves)}.")
 
@@ -191,9 +186,7 @@ def plot_widths(curves: Mapping[str, Rows | Sequence[Rows]], path: str | os.Path
     every_row = [row for runs in runs_by_model.values() for rows in runs for row in rows]
     panels = {key: title for key, title in _PANELS.items() if any(row.get(key) is not None for row in every_row)}
 
-    # A figure of its own with the Agg canvas: works without a display and leaves the user's pyplot alone.
-    figure = Figure(figsize=(1 + 4.5 * len(panels), 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(1 + 4.5 * len(panels), 4.4)
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (key, title) in zip(all_axes, panels.items()):
         for (label, runs), color in zip(runs_by_model.items(), itertools.cycle(_COLORS)):
@@ -210,10 +203,8 @@ def plot_widths(curves: Mapping[str, Rows | Sequence[Rows]], path: str | os.Path
             axes.fill_between(widths, *zip(*band), color=color, alpha=0.15, linewidth=0)
         axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
         axes.set_xlabel("width multiplier")
-        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=None))
-        axes.grid(True, color="#e3e6ea", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        show_percent(axes.yaxis)
+        style_axes(axes)
     all_axes[0].set_ylabel("top-1 accuracy")
     # Below the panels, because curves can be anywhere in them.
     figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
