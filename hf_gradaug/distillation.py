@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.trainer_utils import TrainOutput
 
 from .class_names import get_class_names
 from .gradaug_trainer import GradAugTrainer
@@ -46,12 +45,14 @@ class DistillationTrainer(GradAugTrainer):
             raise ValueError("compute_loss_func is given, but it must be None with a teacher.")
         self.teacher = teacher.eval().requires_grad_(False)
         self.teacher_weight = teacher_weight
-        self._parts = LossParts("loss_labels", "loss_teacher")
         super().__init__(*args, **kwargs)
 
     @property
     def _corrects_baseline(self) -> bool:
         return True
+
+    def _new_step_log(self) -> LossParts:
+        return LossParts("loss_labels", "loss_teacher")
 
     def create_accelerator_and_postprocess(self) -> None:
         if (count := self.gradaug_settings.num_subnetworks) > 0:
@@ -76,10 +77,6 @@ class DistillationTrainer(GradAugTrainer):
             if name != own_name:
                 raise ValueError(f"Class {number} is '{name}' of the teacher, but '{own_name}' of the model.")
 
-    def train(self, *args, **kwargs) -> TrainOutput:
-        self._parts = LossParts(*self._parts.names)  # without what an earlier training left
-        return super().train(*args, **kwargs)
-
     def compute_loss(
         self,
         model: nn.Module,
@@ -96,7 +93,7 @@ class DistillationTrainer(GradAugTrainer):
         teacher_loss = soft_label_cross_entropy(get_logits(outputs), targets)
         share = 1 / self.current_gradient_accumulation_steps
         parts = [loss.detach().mean() * share for loss in (label_loss, teacher_loss)]
-        self._parts.add(parts, share, self.args.logging_nan_inf_filter)
+        self._step_log.add(parts, share, self.args.logging_nan_inf_filter)
         loss = label_loss + self.teacher_weight * teacher_loss
         return (loss, outputs) if return_outputs else loss
 
@@ -107,9 +104,3 @@ class DistillationTrainer(GradAugTrainer):
             return flops
         # The Trainer counts 6 for each input and parameter, of which a forward is a third.
         return flops + 2 * images.numel() * self.teacher.num_parameters(exclude_embeddings=True)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self._parts and "loss" in logs and "learning_rate" in logs:
-            logs.update(self._parts.means(self.accelerator))
-            self._parts = LossParts(*self._parts.names)
-        super().log(logs, start_time)

@@ -19,7 +19,7 @@ from .nonfinite import NonFiniteLossGuard
 from .passes import GradAug, GradAugPass
 from .schedules import MilestonesMixin
 from .settings import GradAugSettings, save_settings
-from .step_log import StepLog
+from .step_log import LossParts, StepLog
 from .stream_trainer import StreamMixin
 from .subnetwork import Build
 from .transforms import Transform
@@ -63,7 +63,7 @@ class GradAugMixin(ModelCardMixin, MilestonesMixin, HubMixin, FaultToleranceMixi
         self.gradaug: GradAug | None = None
         self._loss_guard: NonFiniteLossGuard | None = None
         self._gradaug_pass: GradAugPass | None = None
-        self._gradaug_log = StepLog()
+        self._step_log = self._new_step_log()
         self._subnetwork_flops = 0.0
         super().__init__(*args, **kwargs)
         if self._corrects_baseline:
@@ -82,6 +82,10 @@ class GradAugMixin(ModelCardMixin, MilestonesMixin, HubMixin, FaultToleranceMixi
         is_classifier = getattr(self.model, "loss_type", None) == "ForImageClassification"
         settings = self.gradaug_settings
         return settings.num_subnetworks > 0 or settings.subnetwork_targets == "labels" or is_classifier
+
+    def _new_step_log(self) -> StepLog | LossParts:
+        """What adds up the steps for the Trainer's next log line."""
+        return StepLog()
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -150,7 +154,7 @@ class GradAugMixin(ModelCardMixin, MilestonesMixin, HubMixin, FaultToleranceMixi
         return super().create_optimizer(model)
 
     def train(self, *args, **kwargs) -> TrainOutput:
-        self._gradaug_log = StepLog()  # without what an earlier training left
+        self._step_log = self._new_step_log()  # without what an earlier training left
         if self.gradaug is not None:
             self._loss_guard = NonFiniteLossGuard(self.accelerator, self.gradaug.model)
         return super().train(*args, **kwargs)
@@ -181,7 +185,7 @@ class GradAugMixin(ModelCardMixin, MilestonesMixin, HubMixin, FaultToleranceMixi
             losses, passes, step=self.state.global_step + 1, action=self.gradaug_settings.nonfinite_loss
         )
         self._subnetwork_flops = flops
-        self._gradaug_log.add(
+        self._step_log.add(
             losses,
             passes,
             share=1 / self.current_gradient_accumulation_steps,
@@ -246,10 +250,10 @@ class GradAugMixin(ModelCardMixin, MilestonesMixin, HubMixin, FaultToleranceMixi
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # "loss" and "learning_rate" together are the Trainer's own line, which every process logs.
-        if self._gradaug_log and "loss" in logs and "learning_rate" in logs:
-            logs.update(self._gradaug_log.means(self.accelerator))
-            self._gradaug_log = StepLog()
-            if self._loss_guard.num_skipped > 0:
+        if self._step_log and "loss" in logs and "learning_rate" in logs:
+            logs.update(self._step_log.means(self.accelerator))
+            self._step_log = self._new_step_log()
+            if self._loss_guard is not None and self._loss_guard.num_skipped > 0:
                 logs["skipped_steps"] = self._loss_guard.num_skipped
         super().log(logs, start_time)
 
