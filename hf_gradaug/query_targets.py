@@ -174,7 +174,12 @@ def _bernoulli_kl(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _box_distances(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each query: L1 distance, and 1 - generalized IoU."""
+    """
+    Of each query: L1 distance, and 1 - generalized IoU.
+
+    torchvision's loss for pairs of boxes adds a constant to areas, which is not small against those of relative boxes: boxes
+    that agree would have a loss.
+    """
     corners, target_corners = center_to_corners_format(boxes), center_to_corners_format(targets)
     shared = _area(
         torch.maximum(corners[..., :2], target_corners[..., :2]),
