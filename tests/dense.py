@@ -5,6 +5,7 @@ import copy
 
 import torch
 import transformers
+from tiny import tiny_trainer
 from transformers import (
     ConvNextConfig,
     HGNetV2Config,
@@ -14,6 +15,8 @@ from transformers import (
     RTDetrResNetConfig,
     SwinConfig,
 )
+
+from hf_gradaug import GradAugTrainer
 
 
 NUM_LABELS = 3
@@ -189,3 +192,16 @@ def _cast(value, dtype: torch.dtype):
     if isinstance(value, list):
         return [_cast(item, dtype) for item in value]
     return value.to(dtype) if value.is_floating_point() else value
+
+
+def dense_trainer(output_dir, name: str, model: PreTrainedModel | None = None, **args) -> GradAugTrainer:
+    """A trainer of one step of two images, in which Adam moves every parameter that has a gradient."""
+    settings = {"max_steps": 1, "scales": [0.5], "min_width": 0.5, "per_device_train_batch_size": 2}
+    settings |= {"remove_unused_columns": False, "optim": "adamw_torch", "adam_epsilon": 1e-12, "learning_rate": 0.01}
+    data = {"train_dataset": [dense_example(name, index) for index in range(2)], "eval_dataset": None}
+    return tiny_trainer(
+        output_dir,
+        dense_model(name) if model is None else model,
+        trainer_kwargs={**data, "data_collator": collate},
+        **settings | args,
+    )

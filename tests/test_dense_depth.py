@@ -3,8 +3,8 @@
 
 import pytest
 import torch
-from dense import collate, dense_batch, dense_class, dense_config, dense_example, dense_model
-from tiny import parameters_of, tiny_trainer
+from dense import dense_batch, dense_class, dense_config, dense_model, dense_trainer
+from tiny import parameters_of
 from transformers import Dinov2Config
 
 from hf_gradaug import GradAug, GradAugSettings, export_subnetwork, make_slimmable
@@ -77,18 +77,8 @@ def test_equals_a_model_whose_blocks_are_taken_out(name):
 @pytest.mark.parametrize("kind", ["depth", "width_depth"])
 def test_a_training_step_with_random_depth(kind, tmp_path):
     name = "detr-resnet"
-    trainer = tiny_trainer(
-        tmp_path,
-        deep_model(name),
-        trainer_kwargs={
-            "train_dataset": [dense_example(name, index) for index in range(2)],
-            "data_collator": collate,
-            "eval_dataset": None,
-        },
-        **{"subnetwork_targets": "labels", "subnetwork_kind": kind, "min_survival": 0.01, "min_width": 0.5},
-        **{"max_steps": 1, "scales": [0.5], "per_device_train_batch_size": 2, "remove_unused_columns": False},
-        **{"optim": "adamw_torch", "adam_epsilon": 1e-12, "learning_rate": 0.01},
-    )
+    settings = {"subnetwork_targets": "labels", "subnetwork_kind": kind, "min_survival": 0.01}
+    trainer = dense_trainer(tmp_path, name, deep_model(name), **settings)
     assert trainer.gradaug.subnetwork(1.0, KEPT).subnetwork.skeleton.config.backbone_config.depths == [1, 2, 1, 1]
     _, gradients = compute(deep_model(name).train(), name)
     before = parameters_of(trainer.model)

@@ -2,8 +2,6 @@
 """An example for detection in two real processes, started by `torchrun` with gloo, and in one."""
 
 import json
-import subprocess
-import sys
 
 import images
 import pytest
@@ -17,7 +15,7 @@ from hf_gradaug.dense_training import main
 pytestmark = pytest.mark.distributed
 
 
-def test_two_processes_train_and_evaluate_as_one(tmp_path, root, subprocess_env):
+def test_two_processes_train_and_evaluate_as_one(tmp_path, root, torchrun):
     # Each process counts the objects of both, and nothing but the loss goes over the batch. transformers divides the
     # number of objects by that of processes twice, so that the loss is twice as large; clipped, its gradient is the same.
     config = dense_config("deformable_detr")
@@ -33,15 +31,8 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path, root, subprocess_env)
 
     one, two = tmp_path / "one", tmp_path / "two"
     main(images.load_script("run_object_detection").TASK, [*args, *batch(4), "--output_dir", str(one)])
-    script = str(root / "examples" / "run_object_detection.py")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
-    done = subprocess.run(
-        [*launcher, *args, *batch(2), "--ddp_backend", "gloo", "--output_dir", str(two)],
-        env=subprocess_env,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    script = root / "examples" / "run_object_detection.py"
+    done = torchrun(script, *args, *batch(2), "--ddp_backend", "gloo", "--output_dir", str(two), timeout=600)
     assert done.returncode == 0, done.stderr
 
     first, second = (AutoModelForObjectDetection.from_pretrained(folder) for folder in (one, two))

@@ -8,18 +8,8 @@ import sys
 
 import pytest
 import torch
-from dense import (
-    DENSE_TYPES,
-    MODELS,
-    SIZE,
-    collate,
-    dense_batch,
-    dense_class,
-    dense_config,
-    dense_example,
-    dense_model,
-)
-from tiny import parameters_of, tiny_trainer
+from dense import DENSE_TYPES, MODELS, SIZE, dense_batch, dense_class, dense_config, dense_model, dense_trainer
+from tiny import parameters_of
 from transformers import DetrConfig
 
 from hf_gradaug import GradAug, GradAugSettings, make_slimmable, narrow_config, supported_model_types
@@ -122,15 +112,7 @@ def test_equals_an_independent_model_on_a_narrower_backbone(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_step_moves_every_parameter_and_the_checkpoint_is_plain(name, tmp_path):
-    examples = [dense_example(name, index) for index in range(4)]
-    trainer = tiny_trainer(
-        tmp_path,
-        dense_model(name),
-        trainer_kwargs={"train_dataset": examples, "data_collator": collate, "eval_dataset": None},
-        **{"subnetwork_targets": "labels", "min_width": 0.5, "num_subnetworks": 2, "max_steps": 1},
-        **{"scales": [0.5], "per_device_train_batch_size": 2, "remove_unused_columns": False},
-        **{"optim": "adamw_torch", "adam_epsilon": 1e-12, "learning_rate": 0.01},
-    )
+    trainer = dense_trainer(tmp_path, name, subnetwork_targets="labels", num_subnetworks=2)
     plain = dense_model(name).train()
     compute(plain, name).loss.backward()
     before = parameters_of(trainer.model)

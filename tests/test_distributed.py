@@ -3,8 +3,6 @@
 
 import functools
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -96,7 +94,7 @@ LAUNCHES = {
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, root, subprocess_env):
+def trained(tmp_path_factory, root, torchrun):
     """Gives a training of `LAUNCHES` by its name: the weights, what it wrote down and its folder."""
     folder = tmp_path_factory.mktemp("trainings")
 
@@ -112,15 +110,7 @@ def trained(tmp_path_factory, root, subprocess_env):
         if processes == 1:
             train_tiny.main(words)
         else:
-            script = str(root / "tests" / "scripts" / "train_tiny.py")
-            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-            done = subprocess.run(
-                [sys.executable, *launcher, script, words],
-                env=subprocess_env,
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
+            done = torchrun(root / "tests" / "scripts" / "train_tiny.py", words, processes=processes)
             assert done.returncode == 0, done.stderr
         for training in jobs:
             assert json.loads((folder / training / "result.json").read_text())["processes"] == processes

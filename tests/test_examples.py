@@ -267,16 +267,14 @@ def test_curves_of_gradaug_and_plain_runs(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_two_processes_stream_accumulate_and_evaluate(tmp_path, subprocess_env):
+def test_two_processes_stream_accumulate_and_evaluate(tmp_path, torchrun):
     path = str(images.make_parquet(tmp_path / "data", num_shards=3, images_per_shard=7))
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-endpoint", "localhost:0", "--rdzv-backend", "c10d",
-        str(images.ROOT / "examples" / "run_image_classification.py"), "--train_dir", path, "--validation_dir", path, *MODEL, *QUIET,
+    done = torchrun(
+        images.ROOT / "examples" / "run_image_classification.py", "--train_dir", path, "--validation_dir", path, *MODEL, *QUIET,
         "--gradaug", "--streaming", "--do_train", "--do_eval", "--num_train_epochs", "2", "--per_device_train_batch_size", "2",
         "--gradient_accumulation_steps", "2", "--per_device_eval_batch_size", "4", "--eval_strategy", "epoch",
         "--output_dir", str(tmp_path / "out"), "--ddp_backend", "gloo",
-    ]  # fmt: skip
-    done = subprocess.run(command, env=subprocess_env, capture_output=True, text=True, timeout=300)
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
     assert state["global_step"] == 6  # 21 images: 6 batches of 4, accumulated by 2, twice

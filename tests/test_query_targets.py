@@ -4,8 +4,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from dense import collate, dense_batch, dense_config, dense_example, dense_model
-from tiny import parameters_of, tiny_model, tiny_trainer
+from dense import dense_batch, dense_config, dense_model, dense_trainer
+from tiny import parameters_of, tiny_model
 from torchvision.ops import generalized_box_iou
 from transformers import DeformableDetrForObjectDetection
 from transformers.image_transforms import center_to_corners_format
@@ -148,18 +148,7 @@ def test_extreme_predictions_in_half_precision_stay_finite(name):
 
 @pytest.mark.parametrize("name", ["detr-convnext", "deformable_detr", "mask2former"])
 def test_a_training_step_moves_every_parameter(name, tmp_path):
-    trainer = tiny_trainer(
-        tmp_path,
-        dense_model(name),
-        trainer_kwargs={
-            "train_dataset": [dense_example(name, index) for index in range(2)],
-            "data_collator": collate,
-            "eval_dataset": None,
-        },
-        **{"subnetwork_targets": "queries", "min_width": 0.5, "num_subnetworks": 2, "max_steps": 1, "scales": [0.5]},
-        **{"per_device_train_batch_size": 2, "remove_unused_columns": False},
-        **{"optim": "adamw_torch", "adam_epsilon": 1e-12, "learning_rate": 0.01},
-    )
+    trainer = dense_trainer(tmp_path, name, subnetwork_targets="queries", num_subnetworks=2)
     plain = dense_model(name).train()
     torch.manual_seed(0)
     plain(**dense_batch(name)).loss.backward()

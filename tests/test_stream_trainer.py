@@ -5,8 +5,6 @@ import itertools
 import json
 import multiprocessing
 import shutil
-import subprocess
-import sys
 from collections import Counter
 
 import datasets
@@ -157,12 +155,10 @@ def places_by_seed(epochs):
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_two_processes_share_the_stream_and_resume(tmp_path, root, subprocess_env, shards):
+def test_two_processes_share_the_stream_and_resume(tmp_path, root, torchrun, shards):
     def run(output, *checkpoint):
         output.mkdir()
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        script = [str(root / "tests" / "scripts" / "train_stream.py"), str(output), shards, "16", *checkpoint]
-        done = subprocess.run([*launcher, *script], env=subprocess_env, capture_output=True, text=True, timeout=300)
+        done = torchrun(root / "tests" / "scripts" / "train_stream.py", str(output), shards, "16", *checkpoint)
         assert done.returncode == 0, done.stderr
         return [json.loads((output / f"seen_{rank}.json").read_text()) for rank in range(2)]
 

@@ -3,7 +3,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 
 import harness
@@ -162,14 +161,10 @@ class Kill(TrainerCallback):
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_one_process_dies(tmp_path, root, subprocess_env):
+def test_one_process_dies(tmp_path, root, torchrun):
     """SIGKILL of one of two processes in the middle of a step: the other ends too, and `torchrun` names the rank."""
-    script = str(root / "tests" / "faults" / "train_and_die.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
     # A minute for the other to end, and the rest for the two to start.
-    done = subprocess.run(
-        [*command, str(tmp_path / "out")], env=subprocess_env, capture_output=True, text=True, timeout=100
-    )
+    done = torchrun(root / "tests" / "faults" / "train_and_die.py", str(tmp_path / "out"), timeout=100)
     assert done.returncode != 0
     assert "rank      : 1 (local_rank: 1)" in done.stderr and "Signal 9 (SIGKILL)" in done.stderr
     pids = [int(path.read_text()) for path in (tmp_path / "out").glob("*.pid")]
