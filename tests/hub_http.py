@@ -16,7 +16,7 @@ from hub_store import HubError
 
 @dataclass
 class Request:
-    """A request that came in: how much of its body arrived, and the status of the answer, 0 if there was none."""
+    """A request that came in: the status of the answer, 0 if there is none, and how much of its body arrived."""
 
     method: str
     path: str
@@ -108,25 +108,24 @@ class RequestHandler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        self.size, self.status = 0, 0
         url = urlsplit(self.path)
         self.path, self.query = url.path, {key: values[-1] for key, values in parse_qs(url.query).items()}
+        # From the start, since a client may be done with a test before the thread of a connection that was cut is.
+        self.record = Request(self.command, self.path, status=0, size=0)
+        self.web.requests.append(self.record)
         fault = self.web.take_fault(self.command, self.path)
-        try:
-            if self.web.is_down:
-                return self._cut()
-            if fault is not None and fault.cut_after is not None:
-                self._read(fault.cut_after)
-                if fault.then is not None:
-                    fault.then()
-                return self._cut()
-            self.body = self._read()
-            if fault is not None:
-                return self._send(fault.status, b"<html>Something went wrong.</html>", {"Content-Type": "text/html"})
-            with self.web.lock:
-                self._dispatch()
-        finally:
-            self.web.requests.append(Request(self.command, self.path, self.status, self.size))
+        if self.web.is_down:
+            return self._cut()
+        if fault is not None and fault.cut_after is not None:
+            self._read(fault.cut_after)
+            if fault.then is not None:
+                fault.then()
+            return self._cut()
+        self.body = self._read()
+        if fault is not None:
+            return self._send(fault.status, b"<html>Something went wrong.</html>", {"Content-Type": "text/html"})
+        with self.web.lock:
+            self._dispatch()
 
     do_HEAD = do_POST = do_PUT = do_GET
 
@@ -157,7 +156,7 @@ class RequestHandler(BaseHTTPRequestHandler):
             self.rfile.readline()
         else:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.size = len(body)
+        self.record.size = len(body)
         return body
 
     def _cut(self) -> None:
@@ -166,7 +165,7 @@ class RequestHandler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
 
     def _send(self, status: int, body: bytes | dict | list, headers: dict[str, str] | None = None) -> None:
-        self.status = status
+        self.record.status = status
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", "Content-Length": str(len(content)), **(headers or {})}
         self.send_response(status)
