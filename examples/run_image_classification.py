@@ -111,6 +111,10 @@ class ModelArguments:
     def __post_init__(self):
         if self.teacher and self.gradaug:
             raise ValueError(f"teacher is '{self.teacher}', but gradaug is on: leave one of them out.")
+        if self.teacher_weight != 1.0 and not self.teacher:
+            raise ValueError(
+                f"teacher_weight is {self.teacher_weight}, but there is no teacher: name one, or leave it out."
+            )
 
     @property
     def distillation(self) -> dict[str, str | float]:

@@ -131,6 +131,8 @@ def test_the_example_distils_from_a_folder(tmp_path):
     assert "| `teacher` | teacher |" in card and "| `teacher_weight` | 2 |" in card
     with pytest.raises(ValueError, match="teacher is '.*teacher', but gradaug is on"):
         script.main([*common, *teacher, "--gradaug", "--output_dir", str(tmp_path / "none")])
+    with pytest.raises(ValueError, match="teacher_weight is 2.0, but there is no teacher"):
+        script.main([*common, "--teacher_weight", "2", "--output_dir", str(tmp_path / "none")])
     assert not (tmp_path / "none").exists()
 
 
