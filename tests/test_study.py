@@ -5,13 +5,13 @@ import importlib
 import json
 import math
 import statistics
-from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 import yaml
 from filelock import FileLock
 from scipy import stats
+from studies import fill
 
 
 STUDY = {
@@ -46,25 +46,6 @@ def write(tmp_path):
         return path
 
     return write
-
-
-def line(cell, origin, accuracy, flops=1.0, split="predict"):
-    metrics = {f"{split}_accuracy": accuracy, f"{split}_macro_f1": accuracy / 2}
-    return {**asdict(cell), **origin, "metrics": metrics, "seconds": 2.0, "flops": flops}
-
-
-def fill(path, tmp_path, accuracies, split="predict", flops=None):
-    """Lines of results of a study, by arm and candidate a list of accuracies by seed; arms in their order."""
-    study = importlib.import_module("study").Study.read(path)
-    grid = importlib.import_module("grid").Grid(study, tmp_path / "results")
-    for (arm, candidate), values in accuracies.items():
-        for dataset in study.datasets:
-            for seed, accuracy in zip(study.seeds, values):
-                cell = importlib.import_module("grid").Cell(dataset, arm, candidate, seed)
-                grid.lines[cell] = line(cell, grid.origin(cell), accuracy, (flops or {}).get(arm, 1.0), split)
-    grid.results.parent.mkdir(exist_ok=True)
-    grid.results.write_text("".join(json.dumps(item) + "\n" for item in grid.lines.values()))
-    return grid
 
 
 @pytest.mark.parametrize(

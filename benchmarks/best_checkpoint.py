@@ -1,0 +1,78 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""
+The best checkpoint of a study, and its card: the model that was best on the validation images is trained once more, and
+measured on the test images, which played no part in the choice.
+
+    python benchmarks/best_checkpoint.py benchmarks/studies/solar-cells.yaml --output_dir outputs/solar-cells
+
+Models that learned from a teacher are left out, since they can't be trained from their own command alone.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from grid import Cell, Grid, as_argv
+from huggingface_hub import ModelCard
+from study import Study
+from study_report import Mean
+
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+LOAD = "\n## How to load\n"
+
+
+def find_best(grid: Grid) -> Cell:
+    """
+    The cell with the highest metric on the validation images; of equal ones the first.
+
+    Raises:
+        `ValueError`: If the study was not measured on the test images, or has not run whole.
+    """
+    study = grid.study
+    missing = sum(grid.record(cell) is None for cell in grid.cells)
+    if study.split != "test" or missing:
+        state = f"{missing} of its cells have not run" if missing else f"it is of the {study.split} images"
+        raise ValueError(f"study is {study.path}, but {state}: it must be of the test images and have run whole.")
+    cells = [cell for cell in grid.cells if grid.teacher(cell) is None]
+    return max(cells, key=lambda cell: grid.record(cell)["metrics"][f"eval_{study.metric}"])
+
+
+def describe_choice(grid: Grid, best: Cell) -> str:
+    study = grid.study
+    arm = [cell for cell in grid.cells if (cell.dataset, cell.arm) == (best.dataset, best.arm)]
+    mean = Mean.of([grid.record(cell)["metrics"][study.measured] for cell in arm])
+    return (
+        f"The evaluation set is the test split. It played no part in the choice of this model, of the arm '{best.arm}' with "
+        f"seed {best.seed}, which of the {len(grid.cells)} models of the study `{study.name}` was the best on the validation "
+        f"split. The {len(arm)} models of its arm have a test {study.metric} of {mean.show()} %: mean over seeds and 95 % "
+        "interval."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", help="The study's YAML file.")
+    parser.add_argument("--output_dir", type=Path, required=True, help="New folder for the model and its card.")
+    parser.add_argument("--results_dir", default="docs/results", help="Folder of the study's lines of results.")
+    args = parser.parse_args(argv)
+    if args.output_dir.exists():
+        raise ValueError(f"output_dir is '{args.output_dir}', but must be a new folder.")
+    grid = Grid(Study.read(args.study), args.results_dir)
+    best = find_best(grid)
+    flags = grid.flags(best)
+    if "test_dir" not in flags:
+        raise ValueError(f"study is {args.study}, but its data set '{best.dataset}' has no test_dir.")
+    # The card shows the evaluation, which takes no part in the training. Here it is of the test images.
+    flags |= {"validation_dir": flags["test_dir"], "do_predict": False, "output_dir": str(args.output_dir)}
+    sys.path.append(str(EXAMPLES))
+    importlib.import_module("run_image_classification").main(as_argv(flags))
+    card = ModelCard.load(args.output_dir / "README.md")
+    card.text = card.text.replace(LOAD, f"\n{describe_choice(grid, best)}\n{LOAD}", 1)
+    card.save(args.output_dir / "README.md")
+
+
+if __name__ == "__main__":
+    main()
