@@ -147,7 +147,8 @@ def plot_curves(study: Study, tables: Mapping[str, Sequence[Row]], path: Path) -
     places = {dataset: place for dataset, place in study.get_places().items() if dataset in tables}
     arms = list(dict.fromkeys(row.arm for rows in tables.values() for row in rows))
     for number, arm in enumerate(arms):
-        rows = {places[dataset]: row for dataset, rows in tables.items() for row in rows if row.arm == arm}
+        beside = 1.04 ** (number - (len(arms) - 1) / 2)  # so that no interval hides another
+        rows = {places[dataset] * beside: row for dataset, rows in tables.items() for row in rows if row.arm == arm}
         style = {"color": f"C{number}", "marker": "o", "markersize": 4, "capsize": 3, "label": arm}
         for axes, points in (
             (left, {place: row.result for place, row in rows.items()}),
