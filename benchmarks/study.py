@@ -19,7 +19,7 @@ Beside flags an arm may have these, each naming an arm before it:
   the ratio of both arms' measured FLOPs.
 - `teacher_arm`: the baseline, whose model of the same seed, and so of the same training images, is the `teacher`. The
   teacher's training counts as the student's compute.
-- `against`: an arm to be compared with beside the baseline.
+- `against`: an arm to be compared with beside the baseline, or a list of them.
 
 And `tuned`: an arm of the study that `tuned_by` names, whose best candidate's settings come before the arm's own.
 `baseline` is the arm that others are compared with, by default `plain`. `axis` names what the numbers in the names of
@@ -73,7 +73,7 @@ class Study:
         study = cls(
             path=path,
             datasets=datasets,
-            arms={name: [dict(item or {}) for item in _as_list(arm)] for name, arm in arms.items()},
+            arms={name: [dict(item or {}) for item in as_list(arm)] for name, arm in arms.items()},
             tuned_by=cls.read(path.parent / tuned_by) if tuned_by else None,
             **values,
         )
@@ -101,10 +101,11 @@ class Study:
             for settings in candidates:
                 named = {"tuned": tuned, "compute_of": earlier, "against": earlier}
                 named["teacher_arm"] = [name for name in earlier if name == self.baseline]
-                for name, allowed in named.items():
-                    if name in settings and settings[name] not in allowed:
+                given = [(name, settings[name]) for name in named if name in settings and name != "against"]
+                for name, other in [*given, *(("against", other) for other in as_list(settings.get("against", [])))]:
+                    if other not in named[name]:
                         raise ValueError(
-                            f"{name} of the arm '{arm}' in {self.path} is '{settings[name]}', but must be one of {allowed}."
+                            f"{name} of the arm '{arm}' in {self.path} is '{other}', but must be one of {named[name]}."
                         )
             earlier.append(arm)
         if self.baseline not in earlier:
@@ -147,8 +148,8 @@ class Study:
             ) from error
 
 
-def _as_list(arm: Any) -> list:
-    return arm if isinstance(arm, list) else [arm]
+def as_list(value: Any) -> list:
+    return value if isinstance(value, list) else [value]
 
 
 def _with_folder(flags: Mapping[str, Any]) -> dict[str, Any]:

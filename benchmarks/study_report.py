@@ -10,7 +10,7 @@ from typing import Any
 
 from grid import Cell, Grid
 from scipy import stats
-from study import Study
+from study import Study, as_list
 
 from hf_gradaug.figures import new_figure, style_axes
 
@@ -37,8 +37,8 @@ class Mean:
 @dataclass
 class Row:
     """
-    One candidate of an arm on a data set. Differences are over the seeds that both arms have: to the baseline, and to
-    the arm that `against` names. Compute is that of the baseline's training, with the training of a teacher.
+    One candidate of an arm on a data set. Differences are over the seeds that both arms have: to the baseline, and by
+    name to the arms that are its counterparts (`against`). Compute is that of the baseline's training, with the training of a teacher.
     """
 
     arm: str
@@ -47,8 +47,7 @@ class Row:
     seeds: int
     result: Mean
     difference: Mean | None
-    against: str | None
-    other_difference: Mean | None
+    counterparts: dict[str, Mean]
     macro_f1: float | None
     compute: float | None
 
@@ -68,8 +67,8 @@ def get_rows(grid: Grid, dataset: str) -> list[Row]:
         records = {seed: grid.record(Cell(dataset, arm, candidate, seed)) for seed in study.seeds}
         return {seed: record["metrics"].get(metric) for seed, record in records.items() if record is not None}
 
-    def difference(mine: Mapping[int, float], arm: str | None) -> Mean | None:
-        others = values(arm) if arm else {}
+    def difference(mine: Mapping[int, float], arm: str) -> Mean | None:
+        others = values(arm)
         differences = [value - others[seed] for seed, value in mine.items() if seed in others]
         return Mean.of(differences) if differences else None
 
@@ -83,6 +82,7 @@ def get_rows(grid: Grid, dataset: str) -> list[Row]:
             f1 = [*values(arm, candidate, study.name_metric("macro_f1")).values()]
             flops = grid.flops(dataset, arm, candidate)
             is_baseline = (arm, candidate) == (study.baseline, 0)
+            against = {other: difference(mine, other) for other in as_list(settings.get("against", []))}
             rows.append(
                 Row(
                     arm,
@@ -91,8 +91,7 @@ def get_rows(grid: Grid, dataset: str) -> list[Row]:
                     len(mine),
                     Mean.of([*mine.values()]),
                     None if is_baseline else difference(mine, study.baseline),
-                    settings.get("against"),
-                    difference(mine, settings.get("against")),
+                    {other: found for other, found in against.items() if found},
                     None if None in f1 else statistics.mean(f1),
                     flops / baseline_flops if flops and baseline_flops else None,
                 )
@@ -101,14 +100,14 @@ def get_rows(grid: Grid, dataset: str) -> list[Row]:
 
 
 def make_table(rows: Sequence[Row], metric: str, baseline: str) -> str:
-    has_others = any(row.other_difference for row in rows)
+    has_counterparts = any(row.counterparts for row in rows)
     titles = ["arm", "seeds", f"{metric.replace('_', ' ')}, %", f"against {baseline}"]
-    titles += ["against its counterpart"] * has_others + ["macro-F1, %", "compute"]
+    titles += ["against its counterparts"] * has_counterparts + ["macro-F1, %", "compute"]
     lines = [titles, ["---"] * len(titles)]
     for row in rows:
         cells = [row.label, str(row.seeds), row.result.show(), row.difference.show("+") if row.difference else ""]
-        if has_others:
-            cells.append(f"{row.against}: {row.other_difference.show('+')}" if row.other_difference else "")
+        if has_counterparts:
+            cells.append("; ".join(f"{arm}: {found.show('+')}" for arm, found in row.counterparts.items()))
         cells.append("" if row.macro_f1 is None else f"{100 * row.macro_f1:.2f}")
         lines.append([*cells, "" if row.compute is None else f"{row.compute:.2f} x"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -64,6 +64,7 @@ def write(tmp_path):
         ({"arms": {"plain": {"compute_of": "GradAug"}, "GradAug": {}}}, "is 'GradAug', but must be one of []"),
         ({"arms": {"plain": {"tuned": "plain"}}}, "is 'plain', but must be one of []"),
         ({"arms": {"plain": {}, "b": {}, "c": {"teacher_arm": "b"}}}, "is 'b', but must be one of ['plain']"),
+        ({"arms": {"plain": {}, "b": {"against": ["plain", "c"]}}}, "against of the arm 'b' in {path} is 'c'"),
         ({"tuned_by": "same.yaml"}, "must be a study of the validation split"),
     ],
 )
@@ -214,7 +215,8 @@ def test_failed_cells_are_named_and_left_out(make_runner, tmp_path, capsys):
 
 def test_rows_are_means_and_paired_differences(write, tmp_path):
     report = importlib.import_module("study_report")
-    arms = {"plain": {}, "CutMix": {}, "GradAug": {"against": "CutMix"}, "taught": {"teacher_arm": "plain"}}
+    arms = {"plain": {}, "CutMix": {}, "GradAug": {"against": "CutMix"}}
+    arms["taught"] = {"teacher_arm": "plain", "against": ["plain", "GradAug"]}
     plain, other = [0.5, 0.6, 0.8], [0.6, 0.8, 0.9]
     accuracies = {("plain", 0): plain, ("GradAug", 0): other, ("CutMix", 0): [0.5, 0.6], ("taught", 0): [0.5] * 3}
     grid = fill(write(arms=arms), tmp_path, accuracies, flops={"GradAug": 2.5, "taught": 1.2})
@@ -230,11 +232,12 @@ def test_rows_are_means_and_paired_differences(write, tmp_path):
     assert (second.difference.mean - second.difference.half) == pytest.approx(paired.low)
     assert (second.difference.mean + second.difference.half) == pytest.approx(paired.high)
     # Over the two seeds that both have, 0.1 and 0.2; a student costs its teacher's training, too.
-    assert second.other_difference.half == pytest.approx(report.Mean.of([0.1, 0.2]).half)
+    assert second.counterparts["CutMix"].half == pytest.approx(report.Mean.of([0.1, 0.2]).half)
     assert taught.compute == pytest.approx(2.2) and taught.result.half == 0
     table = report.make_table([first, cutmix, second, taught], "accuracy", "plain")
     assert "| GradAug | 3 | 76.67 ± 37.95 | +13.33 ± 14.34 | CutMix: +15.00 ± 63.53 | 38.33 | 2.50 x |" in table
-    assert "| taught | 3 | 50.00 ± 0.00 | -13.33 ± 37.95 |  | 25.00 | 2.20 x |" in table
+    both = "plain: -13.33 ± 37.95; GradAug: -26.67 ± 37.95"
+    assert f"| taught | 3 | 50.00 ± 0.00 | -13.33 ± 37.95 | {both} | 25.00 | 2.20 x |" in table
     assert report.Mean.of([0.5]).show() == "50.00 ± ?"
 
 
