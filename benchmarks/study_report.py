@@ -38,7 +38,8 @@ class Mean:
 class Row:
     """
     One candidate of an arm on a data set. Differences are over the seeds that both arms have: to the baseline, and by
-    name to the arms that are its counterparts (`against`). Compute is that of the baseline's training, with the training of a teacher.
+    name to the arms that are its counterparts (`against`). Compute is in trainings of the baseline, and has the
+    training of a teacher in it.
     """
 
     arm: str
