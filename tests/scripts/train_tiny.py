@@ -84,6 +84,13 @@ def use_fsdp() -> None:
     PartialState.__init__ = start_as_accelerators
 
 
+def use_deepspeed() -> None:
+    """Without its operation for processes that share a memory, which a machine compiles at first for over a minute."""
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 def train(output: str, family: str = "convnext", kind: str = "plain", depths: list[int] | None = None, **args) -> None:
     counter = CountSynchronizations()
     trainer_kwargs = {"callbacks": [counter]}
@@ -120,6 +127,8 @@ def main(jobs: str) -> None:
     jobs = json.loads(jobs)
     if any(job.get("kind") == "fsdp" for job in jobs):
         use_fsdp()
+    if any("deepspeed" in job for job in jobs):
+        use_deepspeed()
     for job in jobs:
         train(**job)
         AcceleratorState._reset_state()  # the next job may have another configuration
