@@ -9,18 +9,16 @@ Models that learned from a teacher are left out, since they can't be trained fro
 """
 
 import argparse
-import importlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common import run_example
 from grid import Cell, Grid, as_argv
 from huggingface_hub import ModelCard
 from study import Study
 from study_report import Mean
 
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 LOAD = "\n## How to load\n"
 
 
@@ -67,8 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"study is {args.study}, but its data set '{best.dataset}' has no test_dir.")
     # The card shows the evaluation, which takes no part in the training. Here it is of the test images.
     flags |= {"validation_dir": flags["test_dir"], "do_predict": False, "output_dir": str(args.output_dir)}
-    sys.path.append(str(EXAMPLES))
-    importlib.import_module("run_image_classification").main(as_argv(flags))
+    run_example("run_image_classification", as_argv(flags))
     card = ModelCard.load(args.output_dir / "README.md")
     card.text = card.text.replace(LOAD, f"\n{describe_choice(grid, best)}\n{LOAD}", 1)
     card.save(args.output_dir / "README.md")

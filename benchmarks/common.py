@@ -1,14 +1,28 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""What every benchmark writes down beside its figures."""
+"""What benchmarks share: running an example script, and what they write down beside their figures."""
 
+import contextlib
 import datetime
+import importlib
 import json
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_gradaug.machine import describe_machine, describe_versions
+
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def run_example(name: str, flags: Sequence[str]) -> Any:
+    """What the main function of an example script returns."""
+    if str(EXAMPLES) not in sys.path:
+        sys.path.append(str(EXAMPLES))
+    with contextlib.redirect_stdout(sys.stderr):
+        return importlib.import_module(name).main(list(flags))
 
 
 def describe_run(script: str, argv: Sequence[str], device: str, *packages: str) -> dict[str, Any]:

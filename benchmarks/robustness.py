@@ -16,8 +16,6 @@ Or of the models that a study (see accuracy.py) has trained on its first data se
         --output docs/results/digits-robustness.json --plot docs/results/digits-robustness.png
 """
 
-import contextlib
-import importlib
 import shlex
 import statistics
 import sys
@@ -29,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import describe_run, write_json
+from common import describe_run, run_example, write_json
 from grid import Cell, as_argv
 from study import Study
 from transformers import HfArgumentParser
@@ -37,7 +35,6 @@ from transformers import HfArgumentParser
 from hf_gradaug import RobustnessSettings, mean_corruption_error, plot_robustness
 
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 ARMS = {"plain": [], "GradAug": ["--gradaug"]}
 BASELINE = "plain"
 
@@ -72,14 +69,6 @@ class RobustnessBenchmarkArguments:
                 "`seeds` and `train_flags` must not be given with `study`, whose models are trained already."
             )
         self.seeds = self.read_study.seeds if self.study else self.seeds or [1, 2, 3, 4, 5]
-
-
-def run_example(name: str, flags: Sequence[str]) -> Any:
-    """What the main function of an example script returns."""
-    if str(EXAMPLES) not in sys.path:
-        sys.path.append(str(EXAMPLES))
-    with contextlib.redirect_stdout(sys.stderr):
-        return importlib.import_module(name).main(list(flags))
 
 
 def get_figures(

@@ -22,14 +22,14 @@ def benchmarks(root, monkeypatch):
     monkeypatch.syspath_prepend(root / "benchmarks")
 
 
-def make_study(tmp_path, **changes):
+def make_study(tmp_path):
     for split, number in (("train", 4), ("validation", 3), ("test", 5)):
         images.make_folder(tmp_path / "data" / split, number)
     flags = {"model_type": "resnet", "config_overrides": NET, "image_size": 16, "max_steps": 1, "use_cpu": True}
     arms = {"plain": {}, "GradAug": {"gradaug": True}, "taught": {"teacher_arm": "plain"}}
     study = {"datasets": {"shapes": {"folder": str(tmp_path / "data")}}, "flags": flags, "seeds": [1, 2], "arms": arms}
     path = tmp_path / "shapes.yaml"
-    path.write_text(yaml.safe_dump(study | changes, sort_keys=False), "utf-8")
+    path.write_text(yaml.safe_dump(study, sort_keys=False), "utf-8")
     grid = fill(path, tmp_path, {("plain", 0): [0.9, 0.8], ("GradAug", 0): [0.5, 0.7], ("taught", 0): [0.9, 0.9]})
     for cell, line in grid.lines.items():
         line["metrics"]["eval_accuracy"] = VALIDATION.get((cell.arm, cell.seed), 0.0)
