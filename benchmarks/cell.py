@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common import EXAMPLES
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
 sys.path.append(str(EXAMPLES))
 
 import run_image_classification  # noqa: E402

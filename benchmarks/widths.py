@@ -20,13 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common import describe_run, write_json
+from common import EXAMPLES, describe_run, write_json
 from transformers import HfArgumentParser
 
 from hf_gradaug import format_widths, plot_widths
 
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 # Flags of the training, and what the picture calls it.
 ARMS = {
     "plain": ([], "plain"),

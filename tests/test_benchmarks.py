@@ -13,9 +13,7 @@ from hf_gradaug.image_processors import make_image_processor
 from hf_gradaug.transforms import scaled_size
 
 
-@pytest.fixture(autouse=True)
-def benchmarks(root, monkeypatch):
-    monkeypatch.syspath_prepend(root / "benchmarks")  # as for a script that is run
+pytestmark = pytest.mark.usefixtures("benchmarks")
 
 
 @pytest.fixture

@@ -17,9 +17,7 @@ NET = "embedding_size=8,hidden_sizes=[8,16],depths=[1,1],layer_type=basic"
 VALIDATION = {("plain", 1): 0.5, ("plain", 2): 0.7, ("GradAug", 1): 0.9, ("GradAug", 2): 0.8, ("taught", 1): 1.0}
 
 
-@pytest.fixture(autouse=True)
-def benchmarks(root, monkeypatch):
-    monkeypatch.syspath_prepend(root / "benchmarks")
+pytestmark = pytest.mark.usefixtures("benchmarks")
 
 
 def make_study(tmp_path):

@@ -14,8 +14,7 @@ WEIGHTS = EfficientnetLite0ModelFile.get_model_file_path()
 
 
 @pytest.fixture
-def converter(root, monkeypatch):
-    monkeypatch.syspath_prepend(root / "benchmarks")
+def converter(benchmarks):
     return importlib.import_module("efficientnet_lite")
 
 

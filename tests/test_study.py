@@ -28,9 +28,7 @@ STUDY = {
 }
 
 
-@pytest.fixture(autouse=True)
-def benchmarks(root, monkeypatch):
-    monkeypatch.syspath_prepend(root / "benchmarks")
+pytestmark = pytest.mark.usefixtures("benchmarks")
 
 
 @pytest.fixture
