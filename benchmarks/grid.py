@@ -2,6 +2,7 @@
 """The cells of a study, their flags, and the lines of results that are theirs."""
 
 import functools
+import hashlib
 import json
 import statistics
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ FLAGS = {"do_train": True, "do_eval": True, "eval_strategy": "no", "save_strateg
 FLAGS |= {"disable_tqdm": True, "log_level": "error"}
 # A forward is a third of a training step: what a teacher adds to it.
 TEACHER_FORWARD = 1 / 3
+# Of an origin, the hashes of files. What is not at hand has none.
+HASHES = ("data", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,20 @@ def find_data_hash(train_dir: str | None) -> str | None:
     return json.loads(about.read_text("utf-8"))["sha256"] if about is not None and about.exists() else None
 
 
+@functools.cache
+def find_checkpoint_hash(model_name_or_path: str | None) -> str | None:
+    """The hash of all files of the folder that is fine-tuned, or `None` for a model of the Hub, or none."""
+    if model_name_or_path is None or not Path(model_name_or_path).is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(path for path in Path(model_name_or_path).iterdir() if path.is_file()):
+        digest.update(hashlib.sha256(path.name.encode() + b"\0" + path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
 def as_key(origin: Mapping[str, Any]) -> str:
     """Equal for lines and cells of the same origin, see [`Grid.origin`]."""
-    return json.dumps({name: origin.get(name) for name in ("flags", "teacher_flags", "data")}, sort_keys=True)
+    return json.dumps({name: origin.get(name) for name in ("flags", "teacher_flags", *HASHES)}, sort_keys=True)
 
 
 class Grid:
@@ -161,21 +175,22 @@ class Grid:
 
     def origin(self, cell: Cell) -> dict[str, Any] | None:
         """
-        What a line must have to be the cell's: its flags, those of its teacher, and the hash of its data. `None` as long
-        as an arm that it builds on has not run.
+        What a line must have to be the cell's: its flags, those of its teacher, and the hashes of its data and of the
+        checkpoint that it starts from. `None` as long as an arm that it builds on has not run.
         """
         flags, teacher = self.flags(cell), self.teacher(cell)
         if flags is None or (teacher is not None and self.record(teacher) is None):
             return None
         teacher_flags = None if teacher is None else self.flags(teacher)
-        return {"flags": flags, "teacher_flags": teacher_flags, "data": find_data_hash(flags.get("train_dir"))}
+        hashes = find_data_hash(flags.get("train_dir")), find_checkpoint_hash(flags.get("model_name_or_path"))
+        return {"flags": flags, "teacher_flags": teacher_flags, **dict(zip(HASHES, hashes))}
 
     def record(self, cell: Cell) -> dict[str, Any] | None:
-        """The cell's line of results, if there is one of its origin. Data that are not at hand may be any."""
+        """The cell's line of results, if there is one of its origin. Files that are not at hand may be any."""
         line, origin = self.lines.get(cell), self.origin(cell)
         if line is None or origin is None:
             return None
-        known = {name: value for name, value in origin.items() if name != "data" or value is not None}
+        known = {name: value for name, value in origin.items() if name not in HASHES or value is not None}
         return line if all(line.get(name) == value for name, value in known.items()) else None
 
     def flops(self, dataset: str, arm: str, candidate: int = 0) -> float | None:

@@ -120,6 +120,7 @@ def _finite(half: float) -> float:
 
 def plot_points(study: Study, tables: Mapping[str, Sequence[Row]], path: Path) -> None:
     """A panel a data set, a line an arm: mean and 95 % interval, and the baseline's mean as a dashed line."""
+    spread = "mean and 95 % interval" if len(study.seeds) > 1 else "one run each"
     labels = list(dict.fromkeys(row.label for rows in tables.values() for row in rows))
     longest = max(map(len, labels))
     figure = new_figure(4.2 * len(tables) + 0.07 * longest, 1.2 + 0.3 * len(labels))
@@ -136,7 +137,7 @@ def plot_points(study: Study, tables: Mapping[str, Sequence[Row]], path: Path) -
         axes.set_yticks(range(len(labels)), labels if number == 0 else [""] * len(labels), fontsize=9)
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.set_title(dataset, loc="left", fontsize=11, fontweight="bold")
-        axes.set_xlabel(f"{study.split} {study.metric.replace('_', ' ')}, %: mean and 95 % interval", fontsize=9)
+        axes.set_xlabel(f"{study.split} {study.metric.replace('_', ' ')}, %: {spread}", fontsize=9)
     figure.savefig(path, dpi=150)
 
 

@@ -4,6 +4,7 @@
 import importlib
 import json
 import math
+import shutil
 import statistics
 from types import SimpleNamespace
 
@@ -198,6 +199,32 @@ def test_runner_goes_on_after_a_stop(make_runner, tmp_path):
     clone = make_runner()
     clone.run()
     assert len(clone.ran) == 2 * 3 * 2
+
+
+def test_lines_are_of_the_files_that_they_were_made_from(make_runner, tmp_path):
+    data, checkpoint = tmp_path / "data", tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    data.mkdir()
+    flags = {"train_dir": str(data / "train"), "model_name_or_path": str(checkpoint)}
+    grid = importlib.import_module("grid")
+
+    def count_runs(**files):
+        for name, text in files.items():
+            (data / "data.json" if name == "data" else checkpoint / name).write_text(text)
+        grid.find_data_hash.cache_clear()
+        grid.find_checkpoint_hash.cache_clear()
+        runner = make_runner(datasets={"few": flags}, arms={"plain": {}})
+        runner.run()
+        return len(runner.ran)
+
+    assert count_runs(data='{"sha256": "1"}', weights="a", config="a") == 3
+    assert count_runs() == 0
+    assert count_runs(weights="b") == 3
+    assert count_runs(config="b") == 3
+    assert count_runs(data='{"sha256": "2"}') == 3
+    shutil.rmtree(checkpoint)
+    (data / "data.json").unlink()
+    assert count_runs() == 0  # what is not at hand may be any
 
 
 def test_failed_cells_are_named_and_left_out(make_runner, tmp_path, capsys):
