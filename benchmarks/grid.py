@@ -18,8 +18,6 @@ FLAGS = {"do_train": True, "do_eval": True, "eval_strategy": "no", "save_strateg
 FLAGS |= {"disable_tqdm": True, "log_level": "error"}
 # A forward is a third of a training step: what a teacher adds to it.
 TEACHER_FORWARD = 1 / 3
-# Of an origin, the hashes of files. What is not at hand has none.
-HASHES = ("data", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,10 @@ def find_checkpoint_hash(model_name_or_path: str | None) -> str | None:
     for path in sorted(path for path in Path(model_name_or_path).iterdir() if path.is_file()):
         digest.update(hashlib.sha256(path.name.encode() + b"\0" + path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+# Of an origin, the hashes of files, each with the flag that names these. What is not at hand has none.
+HASHES = {"data": ("train_dir", find_data_hash), "checkpoint": ("model_name_or_path", find_checkpoint_hash)}
 
 
 def as_key(origin: Mapping[str, Any]) -> str:
@@ -182,8 +184,8 @@ class Grid:
         if flags is None or (teacher is not None and self.record(teacher) is None):
             return None
         teacher_flags = None if teacher is None else self.flags(teacher)
-        hashes = find_data_hash(flags.get("train_dir")), find_checkpoint_hash(flags.get("model_name_or_path"))
-        return {"flags": flags, "teacher_flags": teacher_flags, **dict(zip(HASHES, hashes))}
+        hashes = {name: find(flags.get(flag)) for name, (flag, find) in HASHES.items()}
+        return {"flags": flags, "teacher_flags": teacher_flags, **hashes}
 
     def record(self, cell: Cell) -> dict[str, Any] | None:
         """The cell's line of results, if there is one of its origin. Files that are not at hand may be any."""
