@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 SEED = 0
-HELD_OUT = 0.2  # share of the images in each of validation and test
+FOLDS = 5  # one is the test split, one the validation split
 ABOUT = {
     "digits": (
         "handwritten digits (scikit-learn), new splits",
@@ -79,10 +79,18 @@ class PrepareArguments:
         default=None,
         metadata={"help": "Store images scaled to so many pixels (of folder: the shorter side), else as they are."},
     )
+    fold: int = field(
+        default=0,
+        metadata={
+            "help": "Which fifth of the images is the test split, from 0 to 4 (digits: to 3). No two have a test image in common; those of 1 are the validation images of 0."
+        },
+    )
 
     def __post_init__(self):
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size is {self.image_size}, but it must be 1 or more.")
+        if not 0 <= self.fold < FOLDS:
+            raise ValueError(f"fold is {self.fold}, but it must be from 0 to {FOLDS - 1}.")
 
 
 class Picture:
@@ -212,21 +220,23 @@ def load(name: str, args: PrepareArguments) -> Loaded:
     return load_folders(args, root, classes, square=name == "clip-art")
 
 
-def split(pictures: list[Picture], class_names: list[str]) -> dict[str, list[int]]:
+def split(pictures: list[Picture], class_names: list[str], fold: int = 0) -> dict[str, list[int]]:
     """Indices of the images in each split: the same in every run, and the same shares of every stratum."""
     random = np.random.RandomState(SEED)  # draws the same with every version of NumPy
     parts: dict[str, list[int]] = {name: [] for name in SPLITS}
     for stratum in sorted({picture.stratum for picture in pictures}):
         members = random.permutation([i for i, picture in enumerate(pictures) if picture.stratum == stratum]).tolist()
-        count = max(1, round(HELD_OUT * len(members)))
-        test = [i for i in members if pictures[i].testable][:count]
+        count = max(1, round(len(members) / FOLDS))
+        test = [i for i in members if pictures[i].testable][fold * count :][:count]
         taken = set(test)
         rest = [i for i in members if i not in taken]
         for name, indices in zip(SPLITS, (rest[count:], rest[:count], test)):
             parts[name] += indices
     in_all = set.intersection(*({pictures[i].label for i in indices} for indices in parts.values()))
     if small := [name for label, name in enumerate(class_names) if label not in in_all]:
-        raise ValueError(f"The classes {small} have too few images: each split needs one of every class.")
+        raise ValueError(
+            f"The classes {small} have too few images: each split of fold {fold} needs one of every class."
+        )
     return {name: sorted(indices) for name, indices in parts.items()}
 
 
@@ -269,7 +279,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("dataset", choices=list(ABOUT), help="Which images.")
     args, positional = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
     output_dir = Path(args.output_dir)
-    request = {"dataset": positional.dataset, "image_size": args.image_size, "source": args.source}
+    request = {"dataset": positional.dataset, "image_size": args.image_size, "source": args.source, "fold": args.fold}
     if is_done(output_dir, request):
         logger.info(f"{output_dir} is there already, and complete.")
         return json.loads((output_dir / "data.json").read_text("utf-8"))
@@ -281,7 +291,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     # Renamed when it is whole: a run that is stopped leaves no folder that looks like a data set.
     with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as temporary:
         folder = Path(temporary) / "data"
-        written = write(folder, names, pictures, split(pictures, names))
+        written = write(folder, names, pictures, split(pictures, names, args.fold))
         facts = about | {"request": request, "classes": names, "left_out": left_out} | written
         (folder / "data.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         os.replace(folder, output_dir)

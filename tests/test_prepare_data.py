@@ -110,6 +110,26 @@ def test_solar_cells_have_the_same_splits_in_both_forms(script, tmp_path):
     assert len(set(seen)) == len(seen) == 40
 
 
+def test_folds_have_other_test_images(script, tmp_path):
+    labels = make_cells(tmp_path / "cells")
+    tested, validated = [], []
+    for fold in range(5):
+        out = tmp_path / f"fold-{fold}"
+        args = ["solar-cells", "--image_size", "16", "--source", str(labels), "--fold", str(fold)]
+        assert script.main([*args, "--output_dir", str(out)])["request"]["fold"] == fold
+        _, splits = read(out, tmp_path)
+        assert Counter(row["label"] for row in splits["test"]) == dict.fromkeys(range(4), 2)
+        assert len({*sum(map(pixels, splits.values()), [])}) == 40
+        tested.append({*pixels(splits["test"])})
+        validated.append({*pixels(splits["validation"])})
+    assert len(set.union(*tested)) == 40
+    assert validated[0] == tested[1]
+    with pytest.raises(ValueError, match="fold is 5, but it must be from 0 to 4"):
+        script.main(["digits", "--fold", "5", "--output_dir", str(tmp_path / "none")])
+    with pytest.raises(ValueError, match="each split of fold 4"):
+        script.main(["digits", "--fold", "4", "--output_dir", str(tmp_path / "none")])
+
+
 def test_solar_cells_are_those_of_the_package(prepare, tmp_path):
     prepare("solar-cells", "--source", make_cells(tmp_path / "cells", 3))
     first = np.asarray(Image.open(Path(elpv_dataset.__file__).parent / "data" / "images" / "cell0001.png"))
