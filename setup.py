@@ -55,6 +55,7 @@ TEST = [
     *EVIDENCE,
     "deepspeed>=0.19.8; sys_platform == 'linux'",
     "efficientnet-lite-pytorch>=0.1.0",
+    "psutil>=6.0.0",
     "pytest>=8.4.0",
     "pytest-timeout>=2.4.0",
     "pytest-xdist>=3.8.0",
