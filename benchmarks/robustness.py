@@ -10,10 +10,11 @@ Command:
     python benchmarks/robustness.py --seeds 1 2 3 4 5 --eval_flags "--epsilons 0 1 2 4 8 16 32" \
         --output benchmarks/results/robustness-digits.json --plot docs/robustness.png
 
-Or of the models that a study (see accuracy.py) has trained on its first data set:
+Or of the models that a study (see accuracy.py) has trained on its first data set, with a table and a picture of the arms
+beside the output (see robustness_report.py):
 
-    python benchmarks/robustness.py --study benchmarks/studies/digits.yaml --arms plain GradAug CutMix "GradAug + CutMix" \
-        --output docs/results/digits-robustness.json --plot docs/results/digits-robustness.png
+    python benchmarks/robustness.py --study benchmarks/studies/digits.yaml --eval_flags "--epsilons 4 8 16" \
+        --output docs/results/digits-robustness.json
 """
 
 import shlex
@@ -29,6 +30,7 @@ from typing import Any
 import torch
 from common import describe_run, run_example, write_json
 from grid import Cell, as_argv
+from robustness_report import write_report
 from study import Study
 from transformers import HfArgumentParser
 
@@ -51,22 +53,28 @@ class RobustnessBenchmarkArguments:
         },
     )
     work_dir: str = field(default="outputs/accuracy", metadata={"help": "Folder of the study's models."})
-    arms: list[str] = field(
-        default_factory=lambda: [*ARMS], metadata={"help": "What is compared; of a study, any of its arms."}
+    arms: list[str] | None = field(
+        default=None, metadata={"help": "What is compared, all if not given; of a study, its arms."}
     )
     train_flags: str = field(default="", metadata={"help": "More flags for every training, in one string."})
     eval_flags: str = field(default="", metadata={"help": "More flags for the measurement, likewise."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
-    plot: str | None = field(default=None, metadata={"help": "PNG file for the picture."})
+    plot: str | None = field(
+        default=None, metadata={"help": "PNG file for the picture. That of a study lies beside the output."}
+    )
 
     def __post_init__(self):
         self.read_study = Study.read(self.study) if self.study else None
         known = [*(self.read_study.arms if self.study else ARMS)]
+        self.arms = self.arms or known
         if BASELINE not in self.arms or not set(self.arms) <= set(known):
             raise ValueError(f"`arms` must be {BASELINE} and others of {known}, but is {self.arms}.")
-        if self.study and (self.seeds or self.train_flags):
+        if self.study and self.output is None:
+            raise ValueError("`output` is not given, but with `study` a table and a picture are written beside it.")
+        if self.study and (self.seeds or self.train_flags or self.plot):
             raise ValueError(
-                "`seeds` and `train_flags` must not be given with `study`, whose models are trained already."
+                "`seeds`, `train_flags` and `plot` must not be given with `study`, whose models are trained already, and "
+                "whose picture lies beside the output."
             )
         self.seeds = self.read_study.seeds if self.study else self.seeds or [1, 2, 3, 4, 5]
 
@@ -85,19 +93,21 @@ def get_figures(
     return {
         **{key: value for key, value in accuracy.items() if key == "clean" or key.startswith("fgsm/")},
         **{name: 1 - statistics.mean(values) for name, values in errors(accuracy).items()},
+        "corrupted": 1 - mean_corruption_error(errors(accuracy)),
         "unnormalized_mce": mean_corruption_error(errors(accuracy)),
         "mce": mean_corruption_error(errors(accuracy), errors(baseline)),
     }
 
 
-def describe(values: Sequence[float | None]) -> dict[str, float | None]:
+def describe(values: Sequence[float | None]) -> dict[str, Any]:
     if None in values:  # a ratio without a meaning
-        return {"mean": None, "deviation": None}
-    return {"mean": statistics.mean(values), "deviation": statistics.stdev(values) if len(values) > 1 else None}
+        return {"mean": None, "deviation": None, "by_seed": None}
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.mean(values), "deviation": deviation, "by_seed": list(values)}
 
 
 def summarize(figures: Mapping[str, Sequence[Mapping[str, float | None]]]) -> dict[str, dict[str, Any]]:
-    """Means and deviations over the seeds, of each arm and of its difference to the baseline."""
+    """Means and deviations over the seeds, and what they are of, of each arm and of its difference to the baseline."""
     others = [arm for arm in figures if arm != BASELINE]
     summary: dict[str, dict[str, Any]] = {arm: {} for arm in [*figures, *(f"{arm} - {BASELINE}" for arm in others)]}
     for key in figures[BASELINE][0]:
@@ -106,7 +116,7 @@ def summarize(figures: Mapping[str, Sequence[Mapping[str, float | None]]]) -> di
         for arm in others:
             pairs = [(run[key], plain[key]) for run, plain in zip(figures[arm], figures[BASELINE])]
             differences = [None if None in pair else pair[0] - pair[1] for pair in pairs]
-            summary[f"{arm} - {BASELINE}"][key] = {**describe(differences), "by_seed": differences}
+            summary[f"{arm} - {BASELINE}"][key] = describe(differences)
     return summary
 
 
@@ -166,9 +176,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "images": measured.description,
         "conditions": asdict(settings),
         "seeds": args.seeds,
+        "baseline": BASELINE,
         "summary": summarize(figures),
         "accuracy": accuracy,
     }
+    if args.study is not None:
+        results |= {"dataset": next(iter(args.read_study.datasets)), "split": args.read_study.split}
+        write_json(results, args.output)
+        print(write_report(results, args.output))
+        return results
     write_json(results, args.output)
     if args.plot is not None:
         plot_robustness(accuracy, settings, args.plot)

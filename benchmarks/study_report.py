@@ -4,7 +4,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,9 @@ class Row:
     seeds: int
     result: Mean
     difference: Mean | None
-    counterparts: dict[str, Mean]
-    macro_f1: float | None
-    compute: float | None
+    counterparts: dict[str, Mean] = field(default_factory=dict)
+    macro_f1: float | None = None
+    compute: float | None = None
 
     @property
     def label(self) -> str:
@@ -118,17 +118,22 @@ def _finite(half: float) -> float:
     return 100 * half if math.isfinite(half) else 0.0
 
 
-def plot_points(study: Study, tables: Mapping[str, Sequence[Row]], path: Path) -> None:
-    """A panel a data set, a line an arm: mean and 95 % interval, and the baseline's mean as a dashed line."""
-    spread = "mean and 95 % interval" if len(study.seeds) > 1 else "one run each"
+def plot_points(tables: Mapping[str, Sequence[Row]], measured: str, path: Path, width: float = 4.2) -> None:
+    """
+    A panel a data set, or a figure of one, and a line an arm: mean and 95 % interval, and the baseline's mean as a
+    dashed line. The width is that of a panel, in inches.
+    """
+    several = any(row.seeds > 1 for rows in tables.values() for row in rows)
+    spread = "mean and 95 % interval" if several else "one run each"
     labels = list(dict.fromkeys(row.label for rows in tables.values() for row in rows))
     longest = max(map(len, labels))
-    figure = new_figure(4.2 * len(tables) + 0.07 * longest, 1.2 + 0.3 * len(labels))
+    baseline = next((row.arm for rows in tables.values() for row in rows if row.is_baseline), None)
+    figure = new_figure(width * len(tables) + 0.07 * longest, 1.2 + 0.3 * len(labels))
     panels = figure.subplots(1, len(tables), squeeze=False)[0]
     for number, (axes, (dataset, rows)) in enumerate(zip(panels, tables.items())):
         style_axes(axes)
         for row in rows:
-            place, color = labels.index(row.label), "C0" if row.arm == study.baseline else "C1"
+            place, color = labels.index(row.label), "C0" if row.arm == baseline else "C1"
             axes.errorbar(
                 100 * row.result.mean, place, xerr=_finite(row.result.half), color=color, marker="o", capsize=3
             )
@@ -137,7 +142,7 @@ def plot_points(study: Study, tables: Mapping[str, Sequence[Row]], path: Path) -
         axes.set_yticks(range(len(labels)), labels if number == 0 else [""] * len(labels), fontsize=9)
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.set_title(dataset, loc="left", fontsize=11, fontweight="bold")
-        axes.set_xlabel(f"{study.split} {study.metric.replace('_', ' ')}, %: {spread}", fontsize=9)
+        axes.set_xlabel(f"{measured}: {spread}", fontsize=9)
     figure.savefig(path, dpi=150)
 
 
@@ -180,6 +185,9 @@ def write_report(grid: Grid, folder: str | Path | None = None) -> str:
         for dataset, rows in tables.items()
     )
     Path(folder, f"{study.name}.md").write_text(text + "\n", "utf-8")
-    plot = plot_points if study.axis is None else plot_curves
-    plot(study, tables, Path(folder, f"{study.name}.png"))
+    picture = Path(folder, f"{study.name}.png")
+    if study.axis is None:
+        plot_points(tables, f"{study.split} {study.metric.replace('_', ' ')}, %", picture)
+    else:
+        plot_curves(study, tables, picture)
     return text

@@ -146,7 +146,8 @@ def test_robustness_of_the_models_of_a_study(tmp_path):
         "datasets: {digits: {}}\nseeds: [1, 2]\nsplit: validation\narms: {plain: {}, CutMix: {cutmix_alpha: 1.0}}\n"
     )
     measure = "--max_samples 20 --epsilons 8 --corruptions fog --severities 2 --device cpu"
-    flags = ["--study", str(study), "--work_dir", str(tmp_path), "--arms", "plain", "CutMix", "--eval_flags", measure]
+    flags = ["--study", str(study), "--work_dir", str(tmp_path), "--eval_flags", measure]
+    flags += ["--output", str(tmp_path / "some-robustness.json")]
     with pytest.raises(ValueError, match="4 of its models are missing"):
         script.main(flags)
     for number, arm in enumerate(("plain", "CutMix")):
@@ -158,8 +159,33 @@ def test_robustness_of_the_models_of_a_study(tmp_path):
     results = script.main(flags)
     assert results["seeds"] == [1, 2] and len(results["commands"]) == 1
     assert [*results["summary"]] == ["plain", "CutMix", "CutMix - plain"]
+    table = (tmp_path / "some-robustness.md").read_text().splitlines()
+    assert table[0] == "**digits**: accuracy, %, on the validation images"
+    assert table[2] == "| arm | clean | FGSM, 8/255 | under corruptions |"
+    for line, arm in zip(table[4:], ("plain", "CutMix"), strict=True):
+        clean = [run["clean"] for run in results["accuracy"][arm]]
+        assert line.startswith(f"| {arm} | {100 * sum(clean) / 2:.2f}")
+    assert (tmp_path / "some-robustness.png").stat().st_size > 5_000
+    assert script.main([*flags, "--arms", "plain"])["accuracy"] == {"plain": results["accuracy"]["plain"]}
     assert all(0 <= run["fog/2"] <= 1 for run in results["accuracy"]["CutMix"])
     with pytest.raises(ValueError, match="must be plain and others"):
-        script.main([*flags[:2], "--arms", "GradAug"])
+        script.main([*flags, "--arms", "GradAug"])
+    with pytest.raises(ValueError, match="`output` is not given"):
+        script.main(flags[:2])
     with pytest.raises(ValueError, match="must not be given with `study`"):
         script.main([*flags, "--seeds", "3"])
+
+
+def test_table_of_robustness_has_differences_to_the_baseline_of_the_same_seed(tmp_path):
+    robustness, report = importlib.import_module("robustness"), importlib.import_module("robustness_report")
+    runs = {"plain": [0.5, 0.7, 0.6], "CutMix": [0.6, 0.9, 0.6]}
+    figures = {arm: [{"clean": run, "fgsm/4.0": run / 2, "corrupted": 0.1} for run in runs[arm]] for arm in runs}
+    results = {"dataset": "some", "split": "test", "baseline": "plain", "accuracy": runs}
+    text = report.write_report(results | {"summary": robustness.summarize(figures)}, tmp_path / "some.json")
+    assert text.splitlines()[2:] == [
+        "| arm | clean | FGSM, 4/255 | under corruptions |",
+        "| --- | --- | --- | --- |",
+        "| plain | 60.00 | 30.00 | 10.00 |",
+        # 10.00 is the deviation of 10, 20 and 0; 4.303 is Student's t
+        "| CutMix | 70.00 (+10.00 ± 24.84) | 35.00 (+5.00 ± 12.42) | 10.00 (+0.00 ± 0.00) |",
+    ]

@@ -325,6 +325,15 @@ def test_tables_of_the_repository_come_from_its_results(root, study_module, tmp_
         assert (tmp_path / f"{path.stem}.md").read_text() == path.with_suffix(".md").read_text()
 
 
+def test_tables_of_robustness_come_from_its_results(root, tmp_path):
+    report = importlib.import_module("robustness_report")
+    results = sorted((root / "docs" / "results").glob("*-robustness.json"))
+    assert results
+    for path in results:
+        report.write_report(json.loads(path.read_text()), tmp_path / path.name)
+        assert (tmp_path / f"{path.stem}.md").read_text() == path.with_suffix(".md").read_text()
+
+
 def test_texts_show_the_tables_of_the_results(root, tmp_path):
     evidence = importlib.import_module("evidence")
     (tmp_path / "one.md").write_text("| a |\n")
