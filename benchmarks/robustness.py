@@ -38,7 +38,6 @@ from hf_gradaug import RobustnessSettings, mean_corruption_error, plot_robustnes
 
 
 ARMS = {"plain": [], "GradAug": ["--gradaug"]}
-BASELINE = "plain"
 
 
 @dataclass
@@ -54,7 +53,7 @@ class RobustnessBenchmarkArguments:
     )
     work_dir: str = field(default="outputs/accuracy", metadata={"help": "Folder of the study's models."})
     arms: list[str] | None = field(
-        default=None, metadata={"help": "What is compared, all if not given; of a study, its arms."}
+        default=None, metadata={"help": "What is compared; if not given, all arms (with `study`, all of its arms)."}
     )
     train_flags: str = field(default="", metadata={"help": "More flags for every training, in one string."})
     eval_flags: str = field(default="", metadata={"help": "More flags for the measurement, likewise."})
@@ -66,9 +65,10 @@ class RobustnessBenchmarkArguments:
     def __post_init__(self):
         self.read_study = Study.read(self.study) if self.study else None
         known = [*(self.read_study.arms if self.study else ARMS)]
+        self.baseline = self.read_study.baseline if self.study else "plain"
         self.arms = self.arms or known
-        if BASELINE not in self.arms or not set(self.arms) <= set(known):
-            raise ValueError(f"`arms` must be {BASELINE} and others of {known}, but is {self.arms}.")
+        if self.baseline not in self.arms or not set(self.arms) <= set(known):
+            raise ValueError(f"`arms` must be {self.baseline} and others of {known}, but is {self.arms}.")
         if self.study and self.output is None:
             raise ValueError("`output` is not given, but with `study` a table and a picture are written beside it.")
         if self.study and (self.seeds or self.train_flags or self.plot):
@@ -90,8 +90,11 @@ def get_figures(
             for name in settings.corruptions
         }
 
+    attacked = {key: value for key, value in accuracy.items() if key == "clean" or key.startswith("fgsm/")}
+    if not settings.corruptions:
+        return attacked
     return {
-        **{key: value for key, value in accuracy.items() if key == "clean" or key.startswith("fgsm/")},
+        **attacked,
         **{name: 1 - statistics.mean(values) for name, values in errors(accuracy).items()},
         "corrupted": 1 - mean_corruption_error(errors(accuracy)),
         "unnormalized_mce": mean_corruption_error(errors(accuracy)),
@@ -106,17 +109,17 @@ def describe(values: Sequence[float | None]) -> dict[str, Any]:
     return {"mean": statistics.mean(values), "deviation": deviation, "by_seed": list(values)}
 
 
-def summarize(figures: Mapping[str, Sequence[Mapping[str, float | None]]]) -> dict[str, dict[str, Any]]:
+def summarize(figures: Mapping[str, Sequence[Mapping[str, float | None]]], baseline: str) -> dict[str, dict[str, Any]]:
     """Means and deviations over the seeds, and what they are of, of each arm and of its difference to the baseline."""
-    others = [arm for arm in figures if arm != BASELINE]
-    summary: dict[str, dict[str, Any]] = {arm: {} for arm in [*figures, *(f"{arm} - {BASELINE}" for arm in others)]}
-    for key in figures[BASELINE][0]:
+    others = [arm for arm in figures if arm != baseline]
+    summary: dict[str, dict[str, Any]] = {arm: {} for arm in [*figures, *(f"{arm} - {baseline}" for arm in others)]}
+    for key in figures[baseline][0]:
         for arm, runs in figures.items():
             summary[arm][key] = describe([run[key] for run in runs])
         for arm in others:
-            pairs = [(run[key], plain[key]) for run, plain in zip(figures[arm], figures[BASELINE])]
+            pairs = [(run[key], plain[key]) for run, plain in zip(figures[arm], figures[baseline])]
             differences = [None if None in pair else pair[0] - pair[1] for pair in pairs]
-            summary[f"{arm} - {BASELINE}"][key] = describe(differences)
+            summary[f"{arm} - {baseline}"][key] = describe(differences)
     return summary
 
 
@@ -169,15 +172,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     settings = measured.settings
     accuracy = {arm: [measured.accuracy[models[arm, seed]] for seed in args.seeds] for arm in args.arms}
     figures = {
-        arm: [get_figures(run, plain, settings) for run, plain in zip(accuracy[arm], accuracy[BASELINE])]
+        arm: [get_figures(run, plain, settings) for run, plain in zip(accuracy[arm], accuracy[args.baseline])]
         for arm in args.arms
     }
     results |= {
         "images": measured.description,
         "conditions": asdict(settings),
         "seeds": args.seeds,
-        "baseline": BASELINE,
-        "summary": summarize(figures),
+        "baseline": args.baseline,
+        "summary": summarize(figures, args.baseline),
         "accuracy": accuracy,
     }
     if args.study is not None:
@@ -189,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if args.plot is not None:
         plot_robustness(accuracy, settings, args.plot)
     print(f"{'':24}" + "".join(f"{arm:>20}" for arm in results["summary"]))
-    for key in figures[BASELINE][0]:
+    for key in figures[args.baseline][0]:
         cells = [summary[key] for summary in results["summary"].values()]
         shown = [
             "-" if cell["mean"] is None else f"{cell['mean']:.4f} ± {cell['deviation'] or 0:.4f}" for cell in cells

@@ -11,7 +11,8 @@ from study_report import Mean, Row, plot_points
 def name_figures(keys: list[str]) -> dict[str, str]:
     """What is shown of the figures of a model, by their keys: accuracies, so that higher is better everywhere."""
     attacks = {key: f"FGSM, {float(key.removeprefix('fgsm/')):g}/255" for key in keys if key.startswith("fgsm/")}
-    return {"clean": "clean", **attacks, "corrupted": "under corruptions"}
+    names = {"clean": "clean", **attacks, "corrupted": "under corruptions"}
+    return {key: name for key, name in names.items() if key in keys}
 
 
 def get_rows(summary: Mapping[str, Mapping[str, Any]], arms: Sequence[str], baseline: str) -> dict[str, list[Row]]:

@@ -82,7 +82,7 @@ class PrepareArguments:
     fold: int = field(
         default=0,
         metadata={
-            "help": "Which fifth of the images is the test split, from 0 to 4 (digits: to 3). No two have a test image in common; those of 1 are the validation images of 0."
+            "help": "Which fifth of the images is the test split, from 0 to 4 (digits: to 3). No two folds have a test image in common; the others' lie in training and validation."
         },
     )
 
@@ -221,7 +221,7 @@ def load(name: str, args: PrepareArguments) -> Loaded:
 
 
 def split(pictures: list[Picture], class_names: list[str], fold: int = 0) -> dict[str, list[int]]:
-    """Indices of the images in each split: the same in every run, and the same shares of every stratum."""
+    """Indices of the images in each split: the same in every run, and the same shares of every stratum but for rounding."""
     random = np.random.RandomState(SEED)  # draws the same with every version of NumPy
     parts: dict[str, list[int]] = {name: [] for name in SPLITS}
     for stratum in sorted({picture.stratum for picture in pictures}):
@@ -248,7 +248,8 @@ def is_done(output_dir: Path, request: dict[str, Any]) -> bool:
         raise ValueError(
             f"output_dir is '{output_dir}', but that is not empty, and not a complete result of this script."
         )
-    earlier = json.loads((output_dir / "data.json").read_text("utf-8")).get("request")
+    # Folders that were made when there was one fold say nothing of it.
+    earlier = {"fold": 0} | (json.loads((output_dir / "data.json").read_text("utf-8")).get("request") or {})
     if earlier != request:
         raise ValueError(f"output_dir is '{output_dir}', but that holds the result of {earlier}, not of {request}.")
     return True

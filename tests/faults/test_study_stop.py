@@ -22,6 +22,7 @@ def test_a_cell_ends_with_its_runner(root, tmp_path):
         while not log.exists() and time.monotonic() < until:
             assert runner.poll() is None
             time.sleep(0.1)
+        assert log.exists()
         started = psutil.Process(runner.pid).children(recursive=True)
         assert len(started) >= 2  # the cell, and the server that forked it
         runner.kill()
