@@ -93,12 +93,14 @@ def get_figures(
     attacked = {key: value for key, value in accuracy.items() if key == "clean" or key.startswith("fgsm/")}
     if not settings.corruptions:
         return attacked
+    own = errors(accuracy)
+    unnormalized = mean_corruption_error(own)
     return {
         **attacked,
-        **{name: 1 - statistics.mean(values) for name, values in errors(accuracy).items()},
-        "corrupted": 1 - mean_corruption_error(errors(accuracy)),
-        "unnormalized_mce": mean_corruption_error(errors(accuracy)),
-        "mce": mean_corruption_error(errors(accuracy), errors(baseline)),
+        **{name: 1 - statistics.mean(values) for name, values in own.items()},
+        "corrupted": 1 - unnormalized,
+        "unnormalized_mce": unnormalized,
+        "mce": mean_corruption_error(own, errors(baseline)),
     }
 
 
@@ -185,10 +187,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     }
     if args.study is not None:
         results |= {"dataset": next(iter(args.read_study.datasets)), "split": args.read_study.split}
-        write_json(results, args.output)
+    write_json(results, args.output)
+    if args.study is not None:
         print(write_report(results, args.output))
         return results
-    write_json(results, args.output)
     if args.plot is not None:
         plot_robustness(accuracy, settings, args.plot)
     print(f"{'':24}" + "".join(f"{arm:>20}" for arm in results["summary"]))

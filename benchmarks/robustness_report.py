@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from study_report import Mean, Row, plot_points
+from study_report import Mean, Row, format_table, plot_points
 
 
 def name_figures(keys: list[str]) -> dict[str, str]:
@@ -28,11 +28,11 @@ def get_rows(summary: Mapping[str, Mapping[str, Any]], arms: Sequence[str], base
 
 
 def make_table(tables: Mapping[str, list[Row]]) -> str:
-    lines = [["arm", *tables], ["---"] * (len(tables) + 1)]
+    lines = []
     for rows in zip(*tables.values()):
         shown = [f" ({row.difference.show('+')})" if row.difference else "" for row in rows]
         lines.append([rows[0].arm, *(f"{100 * row.result.mean:.2f}{more}" for row, more in zip(rows, shown))])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return format_table(["arm", *tables], lines)
 
 
 def write_report(results: Mapping[str, Any], path: str | Path) -> str:

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """The table and the picture of a study, from its lines of results."""
 
+import functools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -100,18 +101,23 @@ def get_rows(grid: Grid, dataset: str) -> list[Row]:
     return rows
 
 
+def format_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *lines))
+
+
 def make_table(rows: Sequence[Row], metric: str, baseline: str) -> str:
     has_counterparts = any(row.counterparts for row in rows)
     titles = ["arm", "seeds", f"{metric.replace('_', ' ')}, %", f"against {baseline}"]
     titles += ["against its counterparts"] * has_counterparts + ["macro-F1, %", "compute"]
-    lines = [titles, ["---"] * len(titles)]
+    lines = []
     for row in rows:
         cells = [row.label, str(row.seeds), row.result.show(), row.difference.show("+") if row.difference else ""]
         if has_counterparts:
             cells.append("; ".join(f"{arm}: {found.show('+')}" for arm, found in row.counterparts.items()))
         cells.append("" if row.macro_f1 is None else f"{100 * row.macro_f1:.2f}")
         lines.append([*cells, "" if row.compute is None else f"{row.compute:.2f} x"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return format_table(titles, lines)
 
 
 def _finite(half: float) -> float:
@@ -146,7 +152,7 @@ def plot_points(tables: Mapping[str, Sequence[Row]], measured: str, path: Path, 
     figure.savefig(path, dpi=150)
 
 
-def plot_curves(study: Study, tables: Mapping[str, Sequence[Row]], path: Path) -> None:
+def plot_curves(tables: Mapping[str, Sequence[Row]], measured: str, path: Path, study: Study) -> None:
     """A line an arm against the number in the data sets' names: accuracy, and the difference to the baseline."""
     figure = new_figure(9.6, 4.2)
     left, right = figure.subplots(1, 2)
@@ -162,7 +168,7 @@ def plot_curves(study: Study, tables: Mapping[str, Sequence[Row]], path: Path) -
         ):
             halves = [_finite(point.half) for point in points.values()]
             axes.errorbar([*points], [100 * point.mean for point in points.values()], halves, **style)
-    for axes, title in ((left, f"{study.split} {study.metric}, %"), (right, f"against {study.baseline}, points")):
+    for axes, title in ((left, measured), (right, f"against {study.baseline}, points")):
         style_axes(axes)
         axes.set_xscale("log")
         axes.set_xticks([*places.values()], [f"{place:g}" for place in places.values()], minor=False)
@@ -185,9 +191,6 @@ def write_report(grid: Grid, folder: str | Path | None = None) -> str:
         for dataset, rows in tables.items()
     )
     Path(folder, f"{study.name}.md").write_text(text + "\n", "utf-8")
-    picture = Path(folder, f"{study.name}.png")
-    if study.axis is None:
-        plot_points(tables, f"{study.split} {study.metric.replace('_', ' ')}, %", picture)
-    else:
-        plot_curves(study, tables, picture)
+    plot = plot_points if study.axis is None else functools.partial(plot_curves, study=study)
+    plot(tables, f"{study.split} {study.metric.replace('_', ' ')}, %", Path(folder, f"{study.name}.png"))
     return text

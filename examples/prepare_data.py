@@ -220,7 +220,7 @@ def load(name: str, args: PrepareArguments) -> Loaded:
     return load_folders(args, root, classes, square=name == "clip-art")
 
 
-def split(pictures: list[Picture], class_names: list[str], fold: int = 0) -> dict[str, list[int]]:
+def split(pictures: list[Picture], class_names: list[str], fold: int) -> dict[str, list[int]]:
     """Indices of the images in each split: the same in every run, and the same shares of every stratum but for rounding."""
     random = np.random.RandomState(SEED)  # draws the same with every version of NumPy
     parts: dict[str, list[int]] = {name: [] for name in SPLITS}
