@@ -62,7 +62,6 @@ __all__ = [
 if TYPE_CHECKING:
     from .calibration import recalibrate_batchnorm
     from .conversion import convert_authors_checkpoint, to_authors_state_dict
-    from .depth import leading_blocks, register_depth
     from .distillation import DistillationTrainer
     from .export import create_subnetwork_card, export_subnetwork
     from .gradaug_config import GradAugConfig
@@ -78,7 +77,6 @@ if TYPE_CHECKING:
         WideResNetForImageClassification,
         WideResNetModel,
     )
-    from .narrowing import narrow_config, register_narrowing, supported_model_types
     from .passes import GradAug, GradAugPass
     from .pixel_classifier import PixelClassifier
     from .preemption import StopOnSignal
@@ -87,8 +85,16 @@ if TYPE_CHECKING:
     from .robustness_results import RobustnessResults, mean_corruption_error
     from .robustness_settings import RobustnessSettings
     from .settings import GradAugSettings
+    from .slimmable import (
+        leading_blocks,
+        make_slimmable,
+        narrow_config,
+        register_depth,
+        register_narrowing,
+        subnetwork_state_dict,
+        supported_model_types,
+    )
     from .stream_trainer import StreamMixin
-    from .subnetwork import make_slimmable, subnetwork_state_dict
     from .training_curves import plot_training_curves
     from .training_stream import TrainingStream
     from .transforms import Compose, RandomRotation, RandomScale
@@ -123,22 +129,22 @@ _MODULES = {
     "export_subnetwork": "export",
     "export_widths": "width_curve",
     "format_widths": "width_curve",
-    "leading_blocks": "depth",
+    "leading_blocks": "slimmable",
     "load_classifier": "loading",
-    "make_slimmable": "subnetwork",
+    "make_slimmable": "slimmable",
     "mean_corruption_error": "robustness_results",
-    "narrow_config": "narrowing",
+    "narrow_config": "slimmable",
     "plot_robustness": "robustness_plot",
     "plot_training_curves": "training_curves",
     "plot_widths": "width_curve",
     "recalibrate_batchnorm": "calibration",
-    "register_depth": "depth",
-    "register_narrowing": "narrowing",
+    "register_depth": "slimmable",
+    "register_narrowing": "slimmable",
     "soft_label_cross_entropy": "losses",
     "soft_target_loss": "losses",
     "soft_targets": "losses",
-    "subnetwork_state_dict": "subnetwork",
-    "supported_model_types": "narrowing",
+    "subnetwork_state_dict": "slimmable",
+    "supported_model_types": "slimmable",
     "to_authors_state_dict": "conversion",
     "Compose": "transforms",
     "RandomRotation": "transforms",

@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from .binding import Subnetwork
 from .calibration import batchnorm_layers, recalibrate_batchnorm
-from .depth import KeptBlocks, block_finder, depths_of, kept_names
-from .subnetwork import SlimmableModel, make_slimmable, subnetwork_state_dict
+from .slimmable.binding import Subnetwork
+from .slimmable.depth import KeptBlocks, block_finder, depths_of
+from .slimmable.model import SlimmableModel, make_slimmable, subnetwork_state_dict
 
 
 logger = logging.getLogger(__name__)
@@ -119,15 +119,14 @@ def _check_places(
     config gives to the place: whether Swin shifts the windows, for one.
     """
     modules, find_block = dict(exported.named_modules()), block_finder(parent.config)
-    names = kept_names(dict(parent.named_modules()), parent.config, kept_blocks)
-    for name, full_name in names.items():
+    for name, source in zip(dict(subnetwork.skeleton.named_modules()), subnetwork.sources(kept_blocks), strict=True):
         if not find_block(name):
             continue
-        for setting, value in subnetwork.settings[full_name].items():
+        for setting, value in source.settings.items():
             here = getattr(modules[name], setting)
             if setting != "drop_prob" and isinstance(value, (int, float, str, tuple)) and here != value:
                 raise ValueError(
-                    f"`kept_blocks` is {kept_blocks}, but {full_name!r}, whose `{setting}` is {value}, would be "
+                    f"`kept_blocks` is {kept_blocks}, but {source.full_name!r}, whose `{setting}` is {value}, would be "
                     f"{name!r} in the exported model, whose `{setting}` is {here}. Keep other blocks: the first ones "
                     "of each stage stay in their places."
                 )

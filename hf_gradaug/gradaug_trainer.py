@@ -19,9 +19,9 @@ from .nonfinite import NonFiniteLossGuard
 from .passes import GradAug, GradAugPass
 from .schedules import MilestonesMixin
 from .settings import GradAugSettings, save_settings
+from .slimmable.model import Build
 from .step_log import LossParts, StepLog
 from .stream_trainer import StreamMixin
-from .subnetwork import Build
 from .transforms import Transform
 
 

@@ -25,13 +25,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import find_labels
 
 from .dense_inputs import check_rotations, select_rows, transform_images
-from .depth import KeptBlocks, depths_of
-from .image_size import check_image_size
 from .losses import get_logits, get_soft_labels, soft_label_cross_entropy
-from .narrowing import narrow_config
 from .sampling import draw_blocks, draw_widths, step_generator
 from .settings import GradAugSettings
-from .subnetwork import Build, make_slimmable
+from .slimmable.depth import KeptBlocks, depths_of
+from .slimmable.image_size import check_image_size
+from .slimmable.model import Build, make_slimmable
+from .slimmable.narrowing import narrow_config
 from .target_kinds import TARGET_KINDS
 from .transforms import Transform, random_transform, scaled_size
 
@@ -338,6 +338,6 @@ class GradAug:
 
     def _check_size(self, images: Tensor, size: tuple[int, int]) -> None:
         if size not in self._checked_sizes:
-            skeleton = self.model.subnetwork(1.0).subnetwork.skeleton
+            skeleton = self.model.subnetwork(1.0).skeleton
             check_image_size(skeleton, size, tuple(images.shape[-2:]), images.shape[1])
             self._checked_sizes.add(size)

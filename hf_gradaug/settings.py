@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from .narrowing import check_width
+from .slimmable.narrowing import check_width
 from .transforms import RandomRotation, RandomScale
 
 

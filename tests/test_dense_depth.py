@@ -1,6 +1,8 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """Detectors and segmenters with sub-networks that drop residual blocks of the backbone."""
 
+import dataclasses
+
 import pytest
 import torch
 from dense import dense_batch, dense_class, dense_config, dense_model, dense_trainer
@@ -8,8 +10,8 @@ from tiny import parameters_of
 from transformers import Dinov2Config
 
 from hf_gradaug import GradAug, GradAugSettings, export_subnetwork, make_slimmable
-from hf_gradaug.depth import DEPTHS as DEPTHS_BY_TYPE
-from hf_gradaug.depth import depths_of
+from hf_gradaug.slimmable.depth import depths_of
+from hf_gradaug.slimmable.registry import FAMILIES as REGISTERED
 
 
 DEPTHS = [1, 3, 2, 1]
@@ -79,7 +81,7 @@ def test_a_training_step_with_random_depth(kind, tmp_path):
     name = "detr-resnet"
     settings = {"subnetwork_targets": "labels", "subnetwork_kind": kind, "min_survival": 0.01}
     trainer = dense_trainer(tmp_path, name, deep_model(name), **settings)
-    assert trainer.gradaug.subnetwork(1.0, KEPT).subnetwork.skeleton.config.backbone_config.depths == [1, 2, 1, 1]
+    assert trainer.gradaug.subnetwork(1.0, KEPT).skeleton.config.backbone_config.depths == [1, 2, 1, 1]
     _, gradients = compute(deep_model(name).train(), name)
     before = parameters_of(trainer.model)
     trainer.train()
@@ -97,7 +99,7 @@ def test_backbones_without_blocks_to_drop(monkeypatch):
     settings = GradAugSettings(subnetwork_targets="labels", subnetwork_kind="depth")
     with pytest.raises(ValueError, match=r"this detr has no block to drop: its stages have \[1, 1, 1, 1\] blocks"):
         GradAug(dense_model("detr-resnet"), settings)
-    monkeypatch.delitem(DEPTHS_BY_TYPE, "resnet")
+    monkeypatch.setitem(REGISTERED, "resnet", dataclasses.replace(REGISTERED["resnet"], depth=None))
     with pytest.raises(TypeError, match="which blocks of model type 'resnet' can be dropped"):
         GradAug(deep_model("detr-resnet"), settings)
 

@@ -10,12 +10,12 @@ from tiny import largest_difference, state_of, tiny_images, tiny_model
 from transformers import ResNetForImageClassification
 
 from hf_gradaug import export_subnetwork, make_slimmable, register_depth, register_narrowing
-from hf_gradaug.depth import DEPTHS
-from hf_gradaug.registry import FAMILIES as FAMILIES_OF_WIDTH
+from hf_gradaug.slimmable.depth import droppable_model_types
+from hf_gradaug.slimmable.registry import FAMILIES as REGISTERED
 
 
 LABELS = torch.tensor([0, 1, 2, 0])
-WITH_DEPTH = [family for family in FAMILIES if family_config(family).model_type in DEPTHS]
+WITH_DEPTH = [family for family in FAMILIES if family_config(family).model_type in droppable_model_types()]
 # Parts of the names of the blocks, read off the models: the first number is the stage, the second the block.
 PLACES = {
     **dict.fromkeys(("swin", "swinv2", "pvt_v2"), "layers.{}.blocks.{}."),
@@ -181,7 +181,7 @@ def test_nested_with_one_skeleton():
         with second:
             assert not torch.equal(model(pixel_values=images).logits, expected)
         assert torch.equal(model(pixel_values=images).logits, expected)
-    assert all(tensor.is_meta for tensor in first.subnetwork.skeleton.state_dict().values())
+    assert all(tensor.is_meta for tensor in first.skeleton.state_dict().values())
 
 
 @pytest.mark.parametrize(
@@ -215,10 +215,9 @@ def test_a_build_that_ignores_the_depth_is_found_out():
 
 
 def test_own_family(monkeypatch):
-    for registered in (FAMILIES_OF_WIDTH, DEPTHS):
-        monkeypatch.setitem(registered, "mine", None)
-        del registered["mine"]  # and it is gone after the test
-    register_narrowing("mine")(FAMILIES_OF_WIDTH["resnet"].narrowing)
+    monkeypatch.setitem(REGISTERED, "mine", None)
+    del REGISTERED["mine"]  # and it is gone after the test
+    register_narrowing("mine")(REGISTERED["resnet"].narrowing)
     model = make_slimmable(deep_model("resnet-basic", model_type="mine").eval())
     with pytest.raises(TypeError, match="'mine'"):
         model.subnetwork(1.0, kept_blocks=kept_blocks(model, (0, 2)))

@@ -211,7 +211,7 @@ def test_heads_and_groups_stay_whole(family):
 
     for width in (0.3, 0.75, 0.99):
         for divisor in (1, 8):
-            skeleton = model.subnetwork(width, divisor).subnetwork.skeleton
+            skeleton = model.subnetwork(width, divisor).skeleton
             assert channels(skeleton) == channels(model)
             with torch.no_grad():
                 skeleton.eval()(pixel_values=_images(family, 2).to("meta"))

@@ -20,9 +20,9 @@ from transformers import (
 )
 
 from hf_gradaug import GradAug, GradAugSettings, make_slimmable, narrow_config, register_narrowing
-from hf_gradaug.image_size import can_take
-from hf_gradaug.registry import FAMILIES as REGISTERED
-from hf_gradaug.selection import select
+from hf_gradaug.slimmable.image_size import can_take
+from hf_gradaug.slimmable.registry import FAMILIES as REGISTERED
+from hf_gradaug.slimmable.selection import select
 
 
 # The table of the README: Swin's last feature map must not be smaller than a window, and LeViT's positions are fixed.
@@ -33,7 +33,7 @@ ONE_SIZE = {"swin", "swin-positions", "levit"}
 def test_other_image_sizes(family):
     model = make_slimmable(family_model(family).double().eval())
     size = {"hiera": 16, "levit": 96}.get(family, 24)  # Hiera takes multiples of its stride and its windows
-    skeleton = model.subnetwork(1.0).subnetwork.skeleton
+    skeleton = model.subnetwork(1.0).skeleton
     takes_it = family not in ONE_SIZE
     assert can_take(skeleton, (image_size(family),) * 2)
     assert can_take(skeleton, (size, size)) == takes_it

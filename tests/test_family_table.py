@@ -9,9 +9,9 @@ import pytest
 from dense import DENSE_TYPES
 
 from hf_gradaug import narrow_config, supported_model_types
-from hf_gradaug.depth import DEPTHS
-from hf_gradaug.selection import select
-from hf_gradaug.skeleton import build_skeleton, check_same, shapes_of
+from hf_gradaug.slimmable.depth import droppable_model_types
+from hf_gradaug.slimmable.selection import select
+from hf_gradaug.slimmable.skeleton import build_skeleton, check_same, shapes_of
 
 
 def table(root, heading: str, title: str) -> dict[str, str]:
@@ -29,8 +29,8 @@ def test_table_of_families(root):
 def test_table_of_random_depth(root):
     cells = table(root, "Random depth", "random depth")
     assert set(cells) == set(table(root, "Model families", "what is narrowed"))
-    assert {name for name, cell in cells.items() if cell == "yes"} == set(DEPTHS) - DENSE_TYPES
-    assert all(cell.startswith("no: ") for name, cell in cells.items() if name not in DEPTHS)
+    assert {name for name, cell in cells.items() if cell == "yes"} == set(droppable_model_types()) - DENSE_TYPES
+    assert all(cell.startswith("no: ") for name, cell in cells.items() if name not in droppable_model_types())
 
 
 def default_config(family: str):

@@ -34,9 +34,9 @@ def test_width_outside_its_range(width):
 
 def test_skeletons_are_cached_bounded_and_without_weights():
     model = make_slimmable(tiny_model("resnet-bottleneck"))
-    assert model.subnetwork(0.9).subnetwork is model.subnetwork(0.9).subnetwork
+    assert model.subnetwork(0.9).skeleton is model.subnetwork(0.9).skeleton
     # Another width with the same channel counts is the same sub-network.
-    assert model.subnetwork(0.9).subnetwork is model.subnetwork(0.9001).subnetwork
+    assert model.subnetwork(0.9).skeleton is model.subnetwork(0.9001).skeleton
     for divisor in range(1, 10):
         for width in range(10, 100):
             model.subnetwork(width / 100, width_divisor=divisor)
@@ -60,10 +60,10 @@ def test_a_changed_config_is_another_skeleton():
 
 def test_a_save_changes_no_skeleton(tmp_path):
     model = make_slimmable(tiny_model())
-    before = model.subnetwork(0.9).subnetwork
+    before = model.subnetwork(0.9).skeleton
     model.save_pretrained(tmp_path)  # which writes into the config
     assert model.config.architectures is not None
-    assert model.subnetwork(0.9).subnetwork is before
+    assert model.subnetwork(0.9).skeleton is before
 
 
 def test_skeletons_show_nowhere(tmp_path):

@@ -3,8 +3,8 @@ from tiny import FAMILIES, tiny_config
 from transformers import BertConfig, ConvNextConfig, PreTrainedConfig, ResNetConfig
 
 from hf_gradaug import narrow_config, register_narrowing, supported_model_types
-from hf_gradaug.registry import FAMILIES as REGISTERED
-from hf_gradaug.registry import narrow_channels
+from hf_gradaug.slimmable.registry import FAMILIES as REGISTERED
+from hf_gradaug.slimmable.registry import narrow_channels
 
 
 @pytest.mark.parametrize("width", [0.5, 0.75, 0.8, 0.9, 0.93, 0.97, 0.999])

@@ -8,8 +8,7 @@ What they save carries their code: where this package is absent, the Auto classe
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
-from ..depth import register_depth
-from ..registry import Narrow, register_narrowing
+from ..slimmable.registry import Depth, Narrow, register_family
 from .configuration_pyramidnet import PyramidNetConfig
 from .configuration_wide_resnet import WideResNetConfig
 from .modeling_pyramidnet import PyramidNetForImageClassification, PyramidNetModel
@@ -28,15 +27,14 @@ for _config, _model, _classifier in (
     _classifier.register_for_auto_class("AutoModelForImageClassification")
 
 
-@register_narrowing("wide_resnet")
+@register_family("wide_resnet", depth=Depth("depths", r"stages\.(\d+)\.(\d+)"))
 def _(config: WideResNetConfig, narrow: Narrow) -> None:
     config.embedding_size, *config.hidden_sizes = narrow([config.embedding_size, *config.hidden_sizes])
 
 
-register_depth("wide_resnet", field="depths", blocks=r"stages\.(\d+)\.(\d+)")
-
-
-@register_narrowing("pyramidnet")
+# Without `depth`: its layers all differ in channels, so that where one is missing, the next has inputs that nothing
+# computes.
+@register_family("pyramidnet")
 def _(config: PyramidNetConfig, narrow: Narrow) -> None:
     # One by one: no shortcut depends on which counts are equal, and inner ones are not a quarter of outer ones when both
     # are rounded, as in the authors' code.

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedConfig
 
-from .registry import FAMILIES, Narrow, register_narrowing
+from .registry import FAMILIES, STAGES, Narrow, register_family
 
 
-@register_narrowing("detr", "conditional_detr", "deformable_detr", "maskformer", "mask2former")
+@register_family("detr", "conditional_detr", "deformable_detr", "maskformer", "mask2former")
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     _narrow_backbone(config, narrow)
 
 
-@register_narrowing("rt_detr", "d_fine")
+@register_family("rt_detr", "d_fine")
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     # The models build by the backbone itself and count these only, but a config should say what is so.
     is_backbones_own = list(config.encoder_in_channels) == _feature_channels(config.backbone_config)
@@ -37,7 +37,7 @@ def _auxiliary(config: PreTrainedConfig) -> list[int]:
     return [_feature_channels(config.backbone_config)[2], config.auxiliary_channels]
 
 
-@register_narrowing(
+@register_family(
     "upernet",
     parts={
         r"decode_head\.bottleneck\.conv\.weight": {1: _pooled},
@@ -50,7 +50,7 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
         config.auxiliary_in_channels = _feature_channels(config.backbone_config)[2]
 
 
-@register_narrowing("rt_detr_resnet")
+@register_family("rt_detr_resnet", depth=STAGES)
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     # The stem begins with half of its count, and a bottleneck has a quarter inside.
     minimum = 4 if config.layer_type == "bottleneck" else 2

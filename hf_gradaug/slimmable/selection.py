@@ -19,6 +19,12 @@ class Selection:
     Args:
         spans (`Sequence[Sequence[slice]]`):
             For each dimension, the slices of the full tensor that follow each other in the narrow one.
+
+    Attributes:
+        size (`tuple[int, ...]`, *optional*):
+            Shape of the entries where they are the leading ones of every dimension, one block; else `None`.
+        key (`tuple`):
+            Equal for equal selections.
     """
 
     def __init__(self, spans: Sequence[Sequence[slice]]):
@@ -27,8 +33,10 @@ class Selection:
         for slices in spans:
             ends = itertools.accumulate(span.stop - span.start for span in slices)
             narrow_spans.append([slice(end - (span.stop - span.start), end) for span, end in zip(slices, ends)])
-        # Most have one block, which is a view.
+        # Most have one block, which is a view and begins at 0.
         self.blocks = list(zip(itertools.product(*spans), itertools.product(*narrow_spans)))
+        self.size = tuple(span.stop for (span,) in spans) if len(self.blocks) == 1 else None
+        self.key = self.size or tuple(tuple((span.start, span.stop) for span in slices) for slices in spans)
 
     def take(self, tensor: Tensor) -> Tensor:
         """The entries: a view where they are one block, and otherwise a concatenation through which gradients flow."""

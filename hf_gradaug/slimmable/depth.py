@@ -8,58 +8,15 @@ The config of such a sub-network has fewer blocks, and its names are mapped to t
 import copy
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .registry import FAMILIES, Depth
+
 
 # For each stage, the indices of the blocks that a sub-network keeps.
 KeptBlocks = Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True)
-class Depth:
-    """What [`register_depth`] was told about a family."""
-
-    field: str
-    blocks: str
-
-    @property
-    def has_stages(self) -> bool:
-        return re.compile(self.blocks).groups > 1
-
-    def find(self, name: str) -> re.Match | None:
-        """The block that a name belongs to: its groups are the stage, if there are stages, and the block."""
-        return re.search(rf"(?:^|\.){self.blocks}(?=\.|$)", name)
-
-
-DEPTHS: dict[str, Depth] = {}
-
-
-def register_depth(*model_types: str, field: str, blocks: str) -> None:
-    """
-    Registers where the residual blocks of a model family are, so that sub-networks can drop some.
-
-    The first block of each stage, which may change size and channels, is never dropped. Every other one must be a
-    residual block, whose output has the shape of its input.
-
-    Args:
-        model_types (`str`):
-            Values of `config.model_type`. They need a narrowing too (see [`register_narrowing`]).
-        field (`str`):
-            Field of the config with the number of blocks: one number, or one for each stage.
-        blocks (`str`):
-            Pattern (a regular expression) for the names of the blocks. Its last group matches the index of the block,
-            and the one before, where there are stages, that of the stage.
-
-    Example:
-
-    ```python
-    register_depth("my_model", field="depths", blocks=r"stages\\.(\\d+)\\.layers\\.(\\d+)")
-    ```
-    """
-    DEPTHS.update(dict.fromkeys(model_types, Depth(field, blocks)))
 
 
 def config_with_blocks(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -69,15 +26,25 @@ def config_with_blocks(config: PreTrainedConfig) -> PreTrainedConfig:
     Only backbones with stages are looked into: the blocks of others are called as the detector's own layers are.
     """
     backbone = getattr(config, "backbone_config", None)
-    if config.model_type in DEPTHS or backbone is None:
+    if _depth_of(config) or backbone is None:
         return config
-    family = DEPTHS.get(backbone.model_type)
-    return backbone if family is None or family.has_stages else config
+    depth = _depth_of(backbone)
+    return backbone if depth is None or depth.has_stages else config
+
+
+def _depth_of(config: PreTrainedConfig) -> Depth | None:
+    family = FAMILIES.get(config.model_type)
+    return family and family.depth
 
 
 def block_finder(config: PreTrainedConfig) -> Callable[[str], re.Match[str] | None]:
     """Finds the residual block in the name of a module or parameter of a model with this config, see [`Depth`]."""
-    return DEPTHS[config_with_blocks(config).model_type].find
+    return _depth_of(config_with_blocks(config)).find
+
+
+def droppable_model_types() -> list[str]:
+    """The `model_type` of every family whose residual blocks can be dropped."""
+    return sorted(name for name, family in FAMILIES.items() if family.depth)
 
 
 def depths_of(config: PreTrainedConfig) -> list[int]:
@@ -89,13 +56,14 @@ def depths_of(config: PreTrainedConfig) -> list[int]:
         `TypeError`: If it isn't registered where the blocks of the family are.
     """
     config = config_with_blocks(config)
-    if config.model_type not in DEPTHS:
+    depth = _depth_of(config)
+    if depth is None:
         raise TypeError(
             f"It isn't known which blocks of model type {config.model_type!r} can be dropped. `subnetwork_kind` "
-            f"'depth' and 'width_depth', and `kept_blocks`, are for: {sorted(DEPTHS)}. To add yours, see "
+            f"'depth' and 'width_depth', and `kept_blocks`, are for: {droppable_model_types()}. To add yours, see "
             "`hf_gradaug.register_depth`."
         )
-    depths = getattr(config, DEPTHS[config.model_type].field)
+    depths = getattr(config, depth.field)
     return [depths] if isinstance(depths, int) else list(depths)
 
 
@@ -172,7 +140,7 @@ def shallower_config(config: PreTrainedConfig, kept_blocks: KeptBlocks) -> PreTr
         config = copy.copy(config)
         config.backbone_config = shallower_config(backbone, kept)
         return config
-    field = DEPTHS[config.model_type].field
+    field = _depth_of(config).field
     lengths = [len(blocks) for blocks in kept]
     # The kinds of numbers and lists are those of the config, whose own checks run at the assignment.
     depths = getattr(config, field)
@@ -217,18 +185,3 @@ def dropped_parameters(model: PreTrainedModel, kept_blocks: KeptBlocks) -> list[
     parameters = dict(model.named_parameters())
     kept = set(kept_names(parameters, model.config, kept_blocks).values())
     return [parameter for name, parameter in parameters.items() if name not in kept and parameter.requires_grad]
-
-
-# Left out: mobilenet_v1, mobilenet_v2 and mobilevit, whose configs don't have the number of blocks; efficientnet,
-# levit and swiftformer, whose lists have layers between of another size or kind; cvt, whose second and third stage can't
-# be built with fewer than two and three blocks; pyramidnet, whose layers all differ in channels: where one is missing,
-# the next has inputs that nothing computes.
-register_depth(
-    *("resnet", "regnet", "bit", "convnext", "convnextv2", "focalnet", "hiera", "rt_detr_resnet"),
-    field="depths",
-    blocks=r"stages\.(\d+)\.layers\.(\d+)",
-)
-register_depth("swin", "maskformer-swin", "swinv2", "pvt_v2", field="depths", blocks=r"layers\.(\d+)\.blocks\.(\d+)")
-register_depth("hgnet_v2", field="stage_num_blocks", blocks=r"stages\.(\d+)\.blocks\.(\d+)")
-register_depth("poolformer", "segformer", field="depths", blocks=r"(?:block|stages)\.(\d+)\.(?:blocks\.)?(\d+)")
-register_depth("vit", "deit", "beit", "dinov2", field="num_hidden_layers", blocks=r"layers?\.(\d+)")

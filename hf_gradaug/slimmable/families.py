@@ -12,15 +12,24 @@ from collections.abc import Sequence
 from transformers import PreTrainedConfig
 
 from . import dense_families  # noqa: F401  its import registers the models on top of these
-from .registry import Narrow, register_narrowing
+from .registry import STAGES, Depth, Narrow, register_family
 
 
-@register_narrowing("convnext", "convnextv2", "poolformer")
+# Without `depth`: mobilenet_v1, mobilenet_v2 and mobilevit, whose configs don't have the number of blocks; efficientnet,
+# levit and swiftformer, whose lists have layers between of another size or kind; cvt, whose second and third stage can't
+# be built with fewer than two and three blocks.
+_LAYERS_OF_BLOCKS = Depth("depths", r"layers\.(\d+)\.blocks\.(\d+)")
+_BLOCKS_OR_STAGES = Depth("depths", r"(?:block|stages)\.(\d+)\.(?:blocks\.)?(\d+)")
+_ONE_STAGE = Depth("num_hidden_layers", r"layers?\.(\d+)")
+
+
+@register_family("poolformer", depth=_BLOCKS_OR_STAGES)
+@register_family("convnext", "convnextv2", depth=STAGES)
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     config.hidden_sizes = narrow(config.hidden_sizes)
 
 
-@register_narrowing("resnet")
+@register_family("resnet", depth=STAGES)
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     stem, sizes = config.embedding_size, list(config.hidden_sizes)
     if config.layer_type == "bottleneck" and stem == sizes[0] // 4:
@@ -33,7 +42,7 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
         config.embedding_size, *config.hidden_sizes = narrow([stem, *sizes], minimum=minimum)
 
 
-@register_narrowing("regnet")
+@register_family("regnet", depth=STAGES)
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     stem, sizes = config.embedding_size, list(config.hidden_sizes)
     groups = [1] + [config.groups_width] * len(sizes)
@@ -41,7 +50,7 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     config.embedding_size, *config.hidden_sizes = narrow([stem, *sizes], minimum=4, multiple=groups)
 
 
-@register_narrowing("bit")
+@register_family("bit", depth=STAGES)
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     # The model rounds a stage and the quarter of it inside its blocks to multiples of 8, and group normalization has
     # one number of groups for all layers: the least share to take away is one that leaves all of these whole.
@@ -59,14 +68,14 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     config.hidden_sizes = [size * kept // shares for size in sizes]
 
 
-@register_narrowing("mobilenet_v1")
+@register_family("mobilenet_v1")
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     # The first count is 32 times the multiplier, and the others are its doubles.
     (first,) = narrow([int(32 * config.depth_multiplier)])
     config.depth_multiplier = first / 32
 
 
-@register_narrowing("mobilenet_v2")
+@register_family("mobilenet_v2")
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     from transformers.models.mobilenet_v2.modeling_mobilenet_v2 import apply_depth_multiplier
 
@@ -83,7 +92,7 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
         )
 
 
-@register_narrowing("efficientnet")
+@register_family("efficientnet")
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     from transformers.models.efficientnet.modeling_efficientnet import round_filters
 
@@ -92,7 +101,7 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     config.hidden_dim = round_filters(config, 1280)
 
 
-@register_narrowing("swiftformer")
+@register_family("swiftformer")
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     config.embed_dims = narrow(config.embed_dims, minimum=2)  # the stem takes half of the first
 
@@ -103,12 +112,13 @@ def _aggregated(config: PreTrainedConfig, stage: int, block: int) -> list[int]:
     return [block_input] + [config.stage_mid_channels[stage]] * config.stage_numb_of_layers[stage]
 
 
-@register_narrowing(
+@register_family(
     "hgnet_v2",
     parts={
         r"embedder\.stem3\.convolution\.weight": {1: 2},
         r"stages\.(\d+)\.blocks\.(\d+)\.aggregation\.0\.convolution\.weight": {1: _aggregated},
     },
+    depth=Depth("stage_num_blocks", r"stages\.(\d+)\.blocks\.(\d+)"),
 )
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     fields = ("stage_in_channels", "stage_mid_channels", "stage_out_channels", "hidden_sizes")
@@ -126,12 +136,14 @@ def _modulation(config: PreTrainedConfig, stage: int) -> list[int]:
     return [channels, channels, config.focal_levels[stage] + 1]
 
 
-@register_narrowing("focalnet", parts={r"stages\.(\d+)\..*projection_in\.(?:weight|bias)": {0: _modulation}})
+@register_family(
+    "focalnet", parts={r"stages\.(\d+)\..*projection_in\.(?:weight|bias)": {0: _modulation}}, depth=STAGES
+)
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     (config.embed_dim,) = narrow([config.embed_dim])
 
 
-@register_narrowing("vit", "deit", "beit")
+@register_family("vit", "deit", "beit", depth=_ONE_STAGE)
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     pooler_is_as_wide = getattr(config, "pooler_output_size", None) == config.hidden_size
     _narrow_one_attention(config, narrow)
@@ -141,40 +153,46 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
 
 
 # The classifier sees the class token and the mean of the others. In transformers 5.17, SwiGLU has both halves in one layer.
-@register_narrowing("dinov2", parts={r"classifier\.weight": {1: 2}, r"mlp\.weights_in\.(?:weight|bias)": {0: 2}})
+@register_family(
+    "dinov2",
+    parts={r"classifier\.weight": {1: 2}, r"mlp\.weights_in\.(?:weight|bias)": {0: 2}},
+    depth=_ONE_STAGE,
+)
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     _narrow_one_attention(config, narrow)
 
 
 # Patch merging concatenates the channels of four neighbours.
-@register_narrowing(
+@register_family(
     "swin",
     "maskformer-swin",
     parts={r"downsample\.reduction\.weight": {1: 4}, r"downsample\.norm\.(?:weight|bias)": {0: 4}},
+    depth=_LAYERS_OF_BLOCKS,
 )
-@register_narrowing("swinv2", parts={r"downsample\.reduction\.weight": {1: 4}})
+@register_family("swinv2", parts={r"downsample\.reduction\.weight": {1: 4}}, depth=_LAYERS_OF_BLOCKS)
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     _narrow_doubling_attention(config, narrow, 2)
 
 
-@register_narrowing("hiera", parts={r"attn\.qkv\.(?:weight|bias)": {0: 3}})
+@register_family("hiera", parts={r"attn\.qkv\.(?:weight|bias)": {0: 3}}, depth=STAGES)
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     _narrow_doubling_attention(config, narrow, config.embed_dim_multiplier)
 
 
-@register_narrowing("pvt_v2", "segformer")
+@register_family("pvt_v2", depth=_LAYERS_OF_BLOCKS)
+@register_family("segformer", depth=_BLOCKS_OR_STAGES)
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     config.hidden_sizes, config.num_attention_heads = _narrow_stages(
         narrow, config.hidden_sizes, config.num_attention_heads
     )
 
 
-@register_narrowing("cvt")
+@register_family("cvt")
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     config.embed_dim, config.num_heads = _narrow_stages(narrow, config.embed_dim, config.num_heads)
 
 
-@register_narrowing("levit")
+@register_family("levit")
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     # The fused projections are laid out head by head, so that leading heads are leading entries.
     keys = [heads * key for heads, key in zip(config.num_attention_heads, config.key_dim)]
@@ -187,7 +205,7 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
 
 
 # Each of these layers ends with a convolution on its input and its features.
-@register_narrowing("mobilevit", parts={r"fusion\.convolution\.weight": {1: 2}})
+@register_family("mobilevit", parts={r"fusion\.convolution\.weight": {1: 2}})
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     heads, sizes = config.num_attention_heads, list(config.hidden_sizes)
     # One number of heads for all stages: rounding what their head sizes have in common rounds each.

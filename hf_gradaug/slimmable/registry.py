@@ -1,9 +1,10 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""How channel counts become narrower, and what is registered for each model family."""
+"""What is registered for each model family: how its config narrows, and where its residual blocks are."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedConfig
 
@@ -70,12 +71,55 @@ Parts = Mapping[str, Mapping[int, int | Callable[..., Sequence[int]]]]
 
 
 @dataclass(frozen=True)
+class Depth:
+    """
+    Where the residual blocks of a family are.
+
+    Args:
+        field (`str`): field of the config with the number of blocks, one number or one for each stage.
+        blocks (`str`): pattern for the names of the blocks. Its last group is the index of the block, the one before,
+            if there are stages, that of the stage.
+    """
+
+    field: str
+    blocks: str
+
+    @property
+    def has_stages(self) -> bool:
+        return re.compile(self.blocks).groups > 1
+
+    def find(self, name: str) -> re.Match | None:
+        """The block that a name belongs to: its groups are the stage, if there are stages, and the block."""
+        return re.search(rf"(?:^|\.){self.blocks}(?=\.|$)", name)
+
+
+@dataclass(frozen=True)
 class Family:
-    narrowing: Narrowing
+    """All that is known about a model family. `depth` is `None` if its blocks can't be dropped."""
+
+    narrowing: Narrowing | None = None
     parts: Parts = field(default_factory=dict)
+    depth: Depth | None = None
 
 
 FAMILIES: dict[str, Family] = {}
+
+# Most families of transformers have their blocks here.
+STAGES = Depth("depths", r"stages\.(\d+)\.layers\.(\d+)")
+
+
+def register_family(
+    *model_types: str, parts: Parts | None = None, depth: Depth | None = None
+) -> Callable[[Narrowing], Narrowing]:
+    """[`register_narrowing`] and [`register_depth`] in one, for the families that this package knows."""
+
+    def register(narrowing: Narrowing) -> Narrowing:
+        for name in model_types:
+            known = FAMILIES.get(name) or Family()
+            FAMILIES[name] = Family(narrowing, parts or {}, depth or known.depth)
+        return narrowing
+
+    return register
 
 
 def register_narrowing(*model_types: str, parts: Parts | None = None) -> Callable[[Narrowing], Narrowing]:
@@ -109,8 +153,30 @@ def register_narrowing(*model_types: str, parts: Parts | None = None) -> Callabl
     ```
     """
 
-    def register(narrowing: Narrowing) -> Narrowing:
-        FAMILIES.update(dict.fromkeys(model_types, Family(narrowing, parts or {})))
-        return narrowing
+    return register_family(*model_types, parts=parts)
 
-    return register
+
+def register_depth(*model_types: str, field: str, blocks: str) -> None:
+    """
+    Registers where the residual blocks of a model family are, so that sub-networks can drop some.
+
+    The first block of each stage, which may change size and channels, is never dropped. Every other one must be a
+    residual block, whose output has the shape of its input.
+
+    Args:
+        model_types (`str`):
+            Values of `config.model_type`. They need a narrowing too (see [`register_narrowing`]).
+        field (`str`):
+            Field of the config with the number of blocks: one number, or one for each stage.
+        blocks (`str`):
+            Pattern (a regular expression) for the names of the blocks. Its last group matches the index of the block,
+            and the one before, where there are stages, that of the stage.
+
+    Example:
+
+    ```python
+    register_depth("my_model", field="depths", blocks=r"stages\\.(\\d+)\\.layers\\.(\\d+)")
+    ```
+    """
+    for name in model_types:
+        FAMILIES[name] = replace((FAMILIES.get(name) or Family()), depth=Depth(field, blocks))

@@ -5,16 +5,12 @@ import copy
 
 from transformers import PreTrainedConfig
 
-from . import families, models  # noqa: F401  their import registers them
-from .registry import FAMILIES, Narrow, narrow_channels, register_narrowing
-
-
-__all__ = ["Narrow", "check_width", "narrow_channels", "narrow_config", "register_narrowing", "supported_model_types"]
+from .registry import FAMILIES, Narrow
 
 
 def supported_model_types() -> list[str]:
     """The `model_type` of every family with a registered narrowing."""
-    return sorted(FAMILIES)
+    return sorted(name for name, family in FAMILIES.items() if family.narrowing)
 
 
 def check_width(width: float, name: str = "width") -> None:
@@ -46,7 +42,7 @@ def narrow_config(config: PreTrainedConfig, width: float, divisor: int = 1) -> P
     if divisor < 1:
         raise ValueError(f"`width_divisor` must be 1 or more, but is {divisor}.")
     family = FAMILIES.get(config.model_type)
-    if family is None:
+    if family is None or family.narrowing is None:
         raise TypeError(
             f"No narrowing is known for model type {config.model_type!r}. Supported: {supported_model_types()}. To "
             "add yours, tell which config fields scale with the width:\n\n"

@@ -11,6 +11,7 @@ import copy
 import functools
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .binding import Subnetwork, select_entries
+from .binding import ModuleTree, Subnetwork
 from .depth import KeptBlocks, block_finder, dropped_parameters, kept_names, shallower_config
 from .image_size import size_arguments
 from .narrowing import narrow_config
@@ -31,6 +32,27 @@ _STATE = "_subnetworks"
 _NOT_OF_THE_NETWORK = ("id2label", "label2id", "architectures", "auto_map", "dtype")
 
 
+@dataclass(frozen=True)
+class SubnetworkSpec:
+    """
+    What a sub-network is.
+
+    Args:
+        width (`float`, *optional*, defaults to `1.0`): width multiplier, in (0, 1].
+        divisor (`int`, *optional*, defaults to `1`): channel counts are rounded to multiples of it.
+        kept_blocks (`tuple[tuple[int, ...], ...]`, *optional*): for each stage, the indices of the blocks that run.
+    """
+
+    width: float = 1.0
+    divisor: int = 1
+    kept_blocks: KeptBlocks | None = None
+
+    def config(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """The config of the sub-network, from the full network's."""
+        config = narrow_config(config, self.width, self.divisor)
+        return config if self.kept_blocks is None else shallower_config(config, self.kept_blocks)
+
+
 class _Subnetworks:
     """A slimmable model's state, apart from its modules: its plain class, cached sub-networks, the active ones."""
 
@@ -41,16 +63,17 @@ class _Subnetworks:
     def __init__(self, model_class: type[nn.Module], build: Build | None):
         self.model_class = model_class
         self.build = build
+        self.tree: ModuleTree | None = None
         self.cache: OrderedDict[str, Subnetwork] = OrderedDict()
         self.active: list[_Activation] = []
 
-    def get(self, model: nn.Module, width: float, divisor: int, kept_blocks: KeptBlocks | None = None) -> Subnetwork:
-        config = narrow_config(model.config, width, divisor)
-        subnetwork = self._cached(config, lambda: self._make(model, config, width))
-        if kept_blocks is None:
-            return subnetwork
-        shallower = shallower_config(config, kept_blocks)
-        return self._cached(shallower, lambda: self._make_shallower(subnetwork, shallower, kept_blocks, width))
+    def get(self, model: nn.Module, spec: SubnetworkSpec) -> Subnetwork:
+        config = narrow_config(model.config, spec.width, spec.divisor)
+        whole = self._cached(config, lambda: self._make(model, config, spec.width))
+        if spec.kept_blocks is None:
+            return whole
+        shallower = shallower_config(config, spec.kept_blocks)
+        return self._cached(shallower, lambda: self._make_shallower(whole, shallower, spec))
 
     def _cached(self, config: PreTrainedConfig, make: Callable[[], Subnetwork]) -> Subnetwork:
         key = str([config.num_labels, {k: v for k, v in vars(config).items() if k not in _NOT_OF_THE_NETWORK}])
@@ -65,22 +88,19 @@ class _Subnetworks:
         skeleton = build_skeleton(config, self.build or self.model_class)
         full, narrow = shapes_of(model), shapes_of(skeleton)
         check_same("parameter or buffer", full, narrow, width)
-        return Subnetwork(
-            skeleton, {name: select(name, full[name], narrow[name], model.config, config) for name in narrow}
-        )
+        if self.tree is None:
+            self.tree = ModuleTree(model)
+        selections = {name: select(name, full[name], narrow[name], model.config, config) for name in narrow}
+        return Subnetwork.narrow(skeleton, self.tree, full, selections)
 
-    def _make_shallower(
-        self, whole: Subnetwork, config: PreTrainedConfig, kept_blocks: KeptBlocks, width: float
-    ) -> Subnetwork:
+    def _make_shallower(self, whole: Subnetwork, config: PreTrainedConfig, spec: SubnetworkSpec) -> Subnetwork:
         skeleton = build_skeleton(config, self.build or self.model_class)
         for what, found_in in (("parameter or buffer", shapes_of), ("module", module_types)):
             full = found_in(whole.skeleton)
-            names = kept_names(full, config, kept_blocks)
+            names = kept_names(full, config, spec.kept_blocks)
             kept = {name: full[full_name] for name, full_name in names.items()}
-            check_same(what, kept, found_in(skeleton), width)
-        find_block = block_finder(config)
-        block_settings = {name: settings for name, settings in whole.settings.items() if find_block(name)}
-        return Subnetwork(skeleton, whole.selections, block_settings)
+            check_same(what, kept, found_in(skeleton), spec.width)
+        return whole.shallower(skeleton, block_finder(config))
 
 
 class _Activation:
@@ -97,14 +117,18 @@ class _Activation:
         self.active, self.subnetwork, self.kept_blocks = active, subnetwork, kept_blocks
         self.detached, self.compiled = detached, compiled
 
+    @property
+    def skeleton(self) -> nn.Module:
+        """The model of the narrower config; without weights but for the time of a forward and the rest of the block."""
+        return self.subnetwork.skeleton
+
     def __enter__(self) -> nn.Module:
         self.active.append(self)
-        return self.subnetwork.skeleton
+        return self.skeleton
 
     def __exit__(self, *exception) -> None:
         self.active.pop()
-        if all(activation.subnetwork is not self.subnetwork for activation in self.active):
-            self.subnetwork.unbind()
+        self.subnetwork.unbind()
 
 
 class SlimmableModel:
@@ -138,9 +162,10 @@ class SlimmableModel:
                 model with two stages. A model without stages has one. Not given: all blocks. If `detached` is `False`,
                 `backward` gives the others' parameters a gradient of 0.
             detached (`bool`, *optional*, defaults to `False`):
-                Computes with dense copies of the weights, whose gradients `backward` adds to `parameter.grad` itself.
-                Faster, and the sums are the same, but hooks on the parameters, those of DistributedDataParallel among
-                them, don't run, and `torch.autograd.grad` doesn't reach the parameters.
+                Computes with dense copies of the weights, whose gradients `backward` adds to `parameter.grad` all at
+                once. Faster, and the sums are the same. But hooks on the parameters don't run, those of
+                DistributedDataParallel among them, `torch.autograd.grad` doesn't reach the parameters, and the
+                gradients can't be differentiated.
             compiled (`bool`, *optional*, defaults to `False`):
                 Lets `torch.compile` compile the sub-network too, once for each width and image size.
 
@@ -159,7 +184,7 @@ class SlimmableModel:
         ```
         """
         state: _Subnetworks = self.__dict__[_STATE]
-        subnetwork = state.get(self, width, width_divisor, kept_blocks)
+        subnetwork = state.get(self, SubnetworkSpec(width, width_divisor, kept_blocks))
         return _Activation(state.active, subnetwork, kept_blocks, detached, compiled)
 
     def __deepcopy__(self, memo: dict) -> nn.Module:
@@ -262,20 +287,17 @@ def subnetwork_state_dict(
     narrower.load_state_dict(state_dict)
     ```
     """
-    subnetwork = make_slimmable(model).subnetwork(width, width_divisor, kept_blocks).subnetwork
+    spec = SubnetworkSpec(width, width_divisor, kept_blocks)
+    skeleton = make_slimmable(model).subnetwork(width, width_divisor, kept_blocks).skeleton
+    narrow = narrow_config(model.config, width, width_divisor)
     full = model.state_dict()
     full_names = kept_names(full, model.config, kept_blocks)
-    config = copy.deepcopy(
-        narrow_config(model.config, width, width_divisor)
-    )  # its names of labels are the model's own
-    if kept_blocks is not None:
-        config = shallower_config(config, kept_blocks)
     state = {}
-    for name, like in subnetwork.skeleton.state_dict().items():
-        full_name = full_names[name]
-        selected = select_entries(full[full_name], subnetwork.selections[full_name], like, full_name)
-        state[name] = selected.clone(memory_format=torch.contiguous_format)
-    return config, state
+    for name, like in skeleton.state_dict().items():
+        tensor = full[full_names[name]]
+        selection = select(full_names[name], tensor.shape, like.shape, model.config, narrow)
+        state[name] = selection.take(tensor).clone(memory_format=torch.contiguous_format)
+    return copy.deepcopy(spec.config(model.config)), state  # the names of labels would be the model's own
 
 
 def _swap_class(model: nn.Module, build: Build | None) -> nn.Module:
@@ -303,8 +325,8 @@ def _slimmable_class(model_class: type[nn.Module]) -> type[nn.Module]:
 # Dynamo enters neither these functions nor, without `compiled`, the skeleton: each drawn width would be another graph.
 @functools.partial(torch.compiler.disable, recursive=False)
 def _forward_subnetwork(model: nn.Module, activation: _Activation, args: tuple, kwargs: dict):
-    skeleton = activation.subnetwork.skeleton
-    activation.subnetwork.bind(model, activation.detached, activation.kept_blocks)
+    skeleton = activation.skeleton
+    activation.subnetwork.bind(model, activation.kept_blocks, detached=activation.detached)
     kwargs = {**size_arguments(skeleton, *args, **kwargs), **kwargs}
     outputs = skeleton(*args, **kwargs) if activation.compiled else _forward_eagerly(skeleton, args, kwargs)
     if activation.kept_blocks is None or activation.detached:

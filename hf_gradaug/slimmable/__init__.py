@@ -1,0 +1,27 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""
+Models with sub-networks: [`make_slimmable`] and what it rests on.
+
+- `registry`, `families`, `dense_families`: which config fields of a model family scale, and where its blocks are.
+- `narrowing`, `depth`: from a config to a sub-network's.
+- `skeleton`, `selection`, `binding`: a model of that config, which computes with the full network's weights.
+- `model`: the method `subnetwork` of a slimmable model.
+"""
+
+from .. import models  # noqa: F401  registers our own families
+from . import families  # noqa: F401  registers those of transformers
+from .depth import leading_blocks
+from .model import make_slimmable, subnetwork_state_dict
+from .narrowing import narrow_config, supported_model_types
+from .registry import register_depth, register_narrowing
+
+
+__all__ = [
+    "leading_blocks",
+    "make_slimmable",
+    "narrow_config",
+    "register_depth",
+    "register_narrowing",
+    "subnetwork_state_dict",
+    "supported_model_types",
+]
