@@ -44,9 +44,8 @@ from hf_gradaug import (
 from hf_gradaug.class_names import check_class_names, get_class_names
 from hf_gradaug.data import ImageData, load_image_data
 from hf_gradaug.data_arguments import DataArguments
-from hf_gradaug.hub_names import is_hub_name
 from hf_gradaug.image_transforms import ImageCollator, get_eval_transform
-from hf_gradaug.machine import find_device
+from hf_gradaug.reporting import find_device, is_hub_name
 from hf_gradaug.settings import SETTINGS_NAME
 
 

@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     from .passes import GradAug, GradAugPass
     from .pixel_classifier import PixelClassifier
     from .preemption import StopOnSignal
+    from .reporting.training_curves import plot_training_curves
     from .robustness import corrupt_image, evaluate_robustness
     from .robustness_plot import plot_robustness
     from .robustness_results import RobustnessResults, mean_corruption_error
@@ -89,7 +90,6 @@ if TYPE_CHECKING:
     from .settings import GradAugSettings
     from .stream_trainer import StreamMixin
     from .subnetwork import make_slimmable, subnetwork_state_dict
-    from .training_curves import plot_training_curves
     from .training_stream import TrainingStream
     from .transforms import Compose, RandomRotation, RandomScale
     from .width_curve import evaluate_widths, export_widths, format_widths, plot_widths
@@ -129,7 +129,7 @@ _MODULES = {
     "mean_corruption_error": "robustness_results",
     "narrow_config": "narrowing",
     "plot_robustness": "robustness_plot",
-    "plot_training_curves": "training_curves",
+    "plot_training_curves": "reporting",
     "plot_widths": "width_curve",
     "recalibrate_batchnorm": "calibration",
     "register_depth": "depth",

@@ -14,9 +14,9 @@ from .distributed import no_sync, shard_as_one_unit
 from .fault_tolerance import FaultToleranceMixin
 from .hub import HubMixin
 from .losses import get_logits, get_soft_labels, soft_label_cross_entropy
-from .model_card import ModelCardMixin
 from .nonfinite import NonFiniteLossGuard
 from .passes import GradAug, GradAugPass
+from .reporting.model_card import ModelCardMixin
 from .schedules import MilestonesMixin
 from .settings import GradAugSettings, save_settings
 from .step_log import LossParts, StepLog

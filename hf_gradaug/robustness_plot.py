@@ -5,7 +5,7 @@ import os
 import statistics
 from collections.abc import Mapping, Sequence
 
-from .figures import new_figure, show_percent, style_axes
+from .reporting.figures import new_figure, show_percent, style_axes
 from .robustness_settings import Condition, RobustnessSettings
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .machine import describe_machine, describe_versions
+from .reporting.machine import describe_machine, describe_versions
 from .robustness_settings import Condition, RobustnessSettings
 
 

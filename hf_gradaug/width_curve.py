@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from .calibration import batchnorm_layers, read_images, recalibrate_batchnorm
 from .depth import KeptBlocks
 from .export import copy_subnetwork, narrowed_fields
-from .figures import new_figure, show_percent, style_axes
 from .narrowing import check_width
+from .reporting.figures import new_figure, show_percent, style_axes
 
 
 _COLORS = ("#1f5fa8", "#d9782d", "#24804e", "#8a4fa3")

@@ -18,7 +18,7 @@ from transformers import HfArgumentParser
 import hf_gradaug
 
 
-MAX_LINES = 350
+MAX_LINES = 500
 
 
 @pytest.fixture
