@@ -24,8 +24,7 @@ from pathlib import Path
 from transformers import HfArgumentParser
 
 from hf_gradaug import PixelClassifier, RobustnessResults, RobustnessSettings, evaluate_robustness, plot_robustness
-from hf_gradaug.data import load_image_data
-from hf_gradaug.data_arguments import DataArguments
+from hf_gradaug.data import DataArguments, load_image_data
 from hf_gradaug.reporting import find_device
 
 

@@ -41,10 +41,15 @@ from hf_gradaug import (
     load_classifier,
     plot_widths,
 )
-from hf_gradaug.class_names import check_class_names, get_class_names
-from hf_gradaug.data import ImageData, load_image_data
-from hf_gradaug.data_arguments import DataArguments
-from hf_gradaug.image_transforms import ImageCollator, get_eval_transform
+from hf_gradaug.data import (
+    DataArguments,
+    ImageCollator,
+    ImageData,
+    check_class_names,
+    get_class_names,
+    get_eval_transform,
+    load_image_data,
+)
 from hf_gradaug.reporting import find_device, is_hub_name
 from hf_gradaug.settings import SETTINGS_NAME
 

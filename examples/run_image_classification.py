@@ -49,12 +49,17 @@ from transformers import (
 )
 
 from hf_gradaug import DistillationTrainer, GradAugConfig, GradAugTrainer, load_classifier
-from hf_gradaug.data import load_image_data
-from hf_gradaug.data_arguments import DataArguments
-from hf_gradaug.image_processors import make_image_processor
+from hf_gradaug.data import (
+    DataArguments,
+    ImageCollator,
+    get_eval_transform,
+    get_image_size,
+    get_streaming_arguments,
+    get_train_transform,
+    load_image_data,
+    make_image_processor,
+)
 from hf_gradaug.image_size import check_image_size
-from hf_gradaug.image_transforms import ImageCollator, get_eval_transform, get_image_size, get_train_transform
-from hf_gradaug.streaming import get_streaming_arguments
 from hf_gradaug.train_and_save import train_and_save
 from hf_gradaug.transforms import scaled_size
 

@@ -26,9 +26,7 @@ from transformers import (
 )
 
 from hf_gradaug import GradAug, GradAugSettings
-from hf_gradaug.data import load_image_data
-from hf_gradaug.data_arguments import DataArguments
-from hf_gradaug.image_transforms import ImageCollator, get_eval_transform, get_train_transform
+from hf_gradaug.data import DataArguments, ImageCollator, get_eval_transform, get_train_transform, load_image_data
 
 
 logger = logging.getLogger(__name__)

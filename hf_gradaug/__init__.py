@@ -62,6 +62,7 @@ __all__ = [
 if TYPE_CHECKING:
     from .calibration import recalibrate_batchnorm
     from .conversion import convert_authors_checkpoint, to_authors_state_dict
+    from .data.training_stream import TrainingStream
     from .depth import leading_blocks, register_depth
     from .distillation import DistillationTrainer
     from .export import create_subnetwork_card, export_subnetwork
@@ -90,7 +91,6 @@ if TYPE_CHECKING:
     from .settings import GradAugSettings
     from .stream_trainer import StreamMixin
     from .subnetwork import make_slimmable, subnetwork_state_dict
-    from .training_stream import TrainingStream
     from .transforms import Compose, RandomRotation, RandomScale
     from .width_curve import evaluate_widths, export_widths, format_widths, plot_widths
 
@@ -111,7 +111,7 @@ _MODULES = {
     "RobustnessResults": "robustness_results",
     "RobustnessSettings": "robustness_settings",
     "StreamMixin": "stream_trainer",
-    "TrainingStream": "training_stream",
+    "TrainingStream": "data",
     "WideResNetConfig": "models",
     "WideResNetForImageClassification": "models",
     "WideResNetModel": "models",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .data import load_digits_dataset
+from .data.loading import load_digits_dataset
 from .sampling import example_seed
 
 

@@ -19,9 +19,7 @@ from hf_gradaug import (
     evaluate_robustness,
     mean_corruption_error,
 )
-from hf_gradaug.data import load_image_data
-from hf_gradaug.data_arguments import DataArguments
-from hf_gradaug.image_transforms import get_eval_transform
+from hf_gradaug.data import DataArguments, get_eval_transform, load_image_data
 
 
 DIGITS = [str(digit) for digit in range(10)]

@@ -22,9 +22,7 @@ from hf_gradaug import (
     narrow_config,
     plot_widths,
 )
-from hf_gradaug.data import load_image_data
-from hf_gradaug.data_arguments import DataArguments
-from hf_gradaug.image_transforms import ImageCollator, get_eval_transform
+from hf_gradaug.data import DataArguments, ImageCollator, get_eval_transform, load_image_data
 from hf_gradaug.settings import save_settings
 
 
