@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from transformers import BaseImageProcessor
 from transformers.backbone_utils import BackboneMixin
 
-from .dense_inputs import resize_like_images
+from .dense.inputs import resize_like_images
 from .digit_scenes import ANNOTATIONS, IMAGES, write_digit_scenes
 
 
