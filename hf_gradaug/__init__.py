@@ -68,7 +68,6 @@ if TYPE_CHECKING:
     from .export import create_subnetwork_card, export_subnetwork
     from .gradaug_config import GradAugConfig
     from .gradaug_trainer import GradAugMixin, GradAugTrainer
-    from .hub import HubMixin, HubPushError
     from .loading import load_classifier
     from .losses import soft_label_cross_entropy, soft_target_loss, soft_targets
     from .models import (
@@ -82,15 +81,16 @@ if TYPE_CHECKING:
     from .narrowing import narrow_config, register_narrowing, supported_model_types
     from .passes import GradAug, GradAugPass
     from .pixel_classifier import PixelClassifier
-    from .preemption import StopOnSignal
     from .reporting.training_curves import plot_training_curves
     from .robustness import corrupt_image, evaluate_robustness
     from .robustness_plot import plot_robustness
     from .robustness_results import RobustnessResults, mean_corruption_error
     from .robustness_settings import RobustnessSettings
     from .settings import GradAugSettings
-    from .stream_trainer import StreamMixin
     from .subnetwork import make_slimmable, subnetwork_state_dict
+    from .training.hub import HubMixin, HubPushError
+    from .training.preemption import StopOnSignal
+    from .training.stream import StreamMixin
     from .transforms import Compose, RandomRotation, RandomScale
     from .width_curve import evaluate_widths, export_widths, format_widths, plot_widths
 
@@ -102,15 +102,15 @@ _MODULES = {
     "GradAugPass": "passes",
     "GradAugSettings": "settings",
     "GradAugTrainer": "gradaug_trainer",
-    "HubMixin": "hub",
-    "HubPushError": "hub",
+    "HubMixin": "training",
+    "HubPushError": "training",
     "PixelClassifier": "pixel_classifier",
     "PyramidNetConfig": "models",
     "PyramidNetForImageClassification": "models",
     "PyramidNetModel": "models",
     "RobustnessResults": "robustness_results",
     "RobustnessSettings": "robustness_settings",
-    "StreamMixin": "stream_trainer",
+    "StreamMixin": "training",
     "TrainingStream": "data",
     "WideResNetConfig": "models",
     "WideResNetForImageClassification": "models",
@@ -143,7 +143,7 @@ _MODULES = {
     "Compose": "transforms",
     "RandomRotation": "transforms",
     "RandomScale": "transforms",
-    "StopOnSignal": "preemption",
+    "StopOnSignal": "training",
 }
 
 

@@ -6,8 +6,8 @@ import sys
 
 from transformers import Trainer
 
-from .hub import HubPushError
-from .preemption import StopOnSignal
+from .training.hub import HubPushError
+from .training.preemption import StopOnSignal
 
 
 logger = logging.getLogger(__name__)

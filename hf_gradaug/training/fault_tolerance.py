@@ -10,8 +10,8 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
+from ..data.bad_images import SkippedImages
 from .checkpoints import find_checkpoint, find_damage
-from .data.bad_images import SkippedImages
 from .preemption import StopOnSignal
 from .tokens import hide_from_pickle
 
