@@ -60,15 +60,16 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .calibration import recalibrate_batchnorm
-    from .conversion import convert_authors_checkpoint, to_authors_state_dict
     from .data.training_stream import TrainingStream
     from .depth import leading_blocks, register_depth
     from .distillation import DistillationTrainer
-    from .export import create_subnetwork_card, export_subnetwork
+    from .export.calibration import recalibrate_batchnorm
+    from .export.conversion import convert_authors_checkpoint, to_authors_state_dict
+    from .export.loading import load_classifier
+    from .export.subnetworks import create_subnetwork_card, export_subnetwork
+    from .export.width_curve import evaluate_widths, export_widths, format_widths, plot_widths
     from .gradaug_config import GradAugConfig
     from .gradaug_trainer import GradAugMixin, GradAugTrainer
-    from .loading import load_classifier
     from .losses import soft_label_cross_entropy, soft_target_loss, soft_targets
     from .models import (
         PyramidNetConfig,
@@ -92,7 +93,6 @@ if TYPE_CHECKING:
     from .training.preemption import StopOnSignal
     from .training.stream import StreamMixin
     from .transforms import Compose, RandomRotation, RandomScale
-    from .width_curve import evaluate_widths, export_widths, format_widths, plot_widths
 
 _MODULES = {
     "DistillationTrainer": "distillation",
@@ -115,23 +115,23 @@ _MODULES = {
     "WideResNetConfig": "models",
     "WideResNetForImageClassification": "models",
     "WideResNetModel": "models",
-    "convert_authors_checkpoint": "conversion",
+    "convert_authors_checkpoint": "export",
     "corrupt_image": "robustness",
     "create_subnetwork_card": "export",
     "evaluate_robustness": "robustness",
-    "evaluate_widths": "width_curve",
+    "evaluate_widths": "export",
     "export_subnetwork": "export",
-    "export_widths": "width_curve",
-    "format_widths": "width_curve",
+    "export_widths": "export",
+    "format_widths": "export",
     "leading_blocks": "depth",
-    "load_classifier": "loading",
+    "load_classifier": "export",
     "make_slimmable": "subnetwork",
     "mean_corruption_error": "robustness_results",
     "narrow_config": "narrowing",
     "plot_robustness": "robustness_plot",
     "plot_training_curves": "reporting",
-    "plot_widths": "width_curve",
-    "recalibrate_batchnorm": "calibration",
+    "plot_widths": "export",
+    "recalibrate_batchnorm": "export",
     "register_depth": "depth",
     "register_narrowing": "narrowing",
     "soft_label_cross_entropy": "losses",
@@ -139,7 +139,7 @@ _MODULES = {
     "soft_targets": "losses",
     "subnetwork_state_dict": "subnetwork",
     "supported_model_types": "narrowing",
-    "to_authors_state_dict": "conversion",
+    "to_authors_state_dict": "export",
     "Compose": "transforms",
     "RandomRotation": "transforms",
     "RandomScale": "transforms",

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, PreTrainedModel
 
 from .data.class_names import get_class_names
 from .data.image_transforms import get_eval_crop, get_image_size, get_normalization
-from .loading import load_classifier
+from .export.loading import load_classifier
 
 
 def import_library(name: str) -> ModuleType:

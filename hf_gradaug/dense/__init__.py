@@ -2,7 +2,7 @@
 """What GradAug needs for detectors and segmenters: batches with masks and boxes, and soft targets for queries."""
 
 from .inputs import check_rotations, resize_like_images, select_rows, transform_images
-from .query_targets import QueryTargets, check_has_query_targets, query_loss, query_targets
+from .queries import QueryTargets, check_has_query_targets, query_loss, query_targets
 
 
 __all__ = [
