@@ -81,12 +81,12 @@ if TYPE_CHECKING:
     )
     from .narrowing import narrow_config, register_narrowing, supported_model_types
     from .passes import GradAug, GradAugPass
-    from .pixel_classifier import PixelClassifier
     from .reporting.training_curves import plot_training_curves
-    from .robustness import corrupt_image, evaluate_robustness
-    from .robustness_plot import plot_robustness
-    from .robustness_results import RobustnessResults, mean_corruption_error
-    from .robustness_settings import RobustnessSettings
+    from .robustness.evaluate import corrupt_image, evaluate_robustness
+    from .robustness.pixel_classifier import PixelClassifier
+    from .robustness.plot import plot_robustness
+    from .robustness.results import RobustnessResults, mean_corruption_error
+    from .robustness.settings import RobustnessSettings
     from .settings import GradAugSettings
     from .subnetwork import make_slimmable, subnetwork_state_dict
     from .training.hub import HubMixin, HubPushError
@@ -104,12 +104,12 @@ _MODULES = {
     "GradAugTrainer": "gradaug_trainer",
     "HubMixin": "training",
     "HubPushError": "training",
-    "PixelClassifier": "pixel_classifier",
+    "PixelClassifier": "robustness",
     "PyramidNetConfig": "models",
     "PyramidNetForImageClassification": "models",
     "PyramidNetModel": "models",
-    "RobustnessResults": "robustness_results",
-    "RobustnessSettings": "robustness_settings",
+    "RobustnessResults": "robustness",
+    "RobustnessSettings": "robustness",
     "StreamMixin": "training",
     "TrainingStream": "data",
     "WideResNetConfig": "models",
@@ -126,9 +126,9 @@ _MODULES = {
     "leading_blocks": "depth",
     "load_classifier": "export",
     "make_slimmable": "subnetwork",
-    "mean_corruption_error": "robustness_results",
+    "mean_corruption_error": "robustness",
     "narrow_config": "narrowing",
-    "plot_robustness": "robustness_plot",
+    "plot_robustness": "robustness",
     "plot_training_curves": "reporting",
     "plot_widths": "export",
     "recalibrate_batchnorm": "export",
