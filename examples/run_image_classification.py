@@ -38,6 +38,7 @@ import torch
 import transformers
 import yaml
 from accelerate import PartialState
+from common import train_and_save
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
@@ -60,7 +61,6 @@ from hf_gradaug.data import (
     make_image_processor,
 )
 from hf_gradaug.image_size import check_image_size
-from hf_gradaug.train_and_save import train_and_save
 from hf_gradaug.transforms import scaled_size
 
 

@@ -60,14 +60,21 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .data.training_stream import TrainingStream
+    from .data import TrainingStream
     from .depth import leading_blocks, register_depth
     from .distillation import DistillationTrainer
-    from .export.calibration import recalibrate_batchnorm
-    from .export.conversion import convert_authors_checkpoint, to_authors_state_dict
-    from .export.loading import load_classifier
-    from .export.subnetworks import create_subnetwork_card, export_subnetwork
-    from .export.width_curve import evaluate_widths, export_widths, format_widths, plot_widths
+    from .export import (
+        convert_authors_checkpoint,
+        create_subnetwork_card,
+        evaluate_widths,
+        export_subnetwork,
+        export_widths,
+        format_widths,
+        load_classifier,
+        plot_widths,
+        recalibrate_batchnorm,
+        to_authors_state_dict,
+    )
     from .gradaug_config import GradAugConfig
     from .gradaug_trainer import GradAugMixin, GradAugTrainer
     from .losses import soft_label_cross_entropy, soft_target_loss, soft_targets
@@ -81,17 +88,19 @@ if TYPE_CHECKING:
     )
     from .narrowing import narrow_config, register_narrowing, supported_model_types
     from .passes import GradAug, GradAugPass
-    from .reporting.training_curves import plot_training_curves
-    from .robustness.evaluate import corrupt_image, evaluate_robustness
-    from .robustness.pixel_classifier import PixelClassifier
-    from .robustness.plot import plot_robustness
-    from .robustness.results import RobustnessResults, mean_corruption_error
-    from .robustness.settings import RobustnessSettings
+    from .reporting import plot_training_curves
+    from .robustness import (
+        PixelClassifier,
+        RobustnessResults,
+        RobustnessSettings,
+        corrupt_image,
+        evaluate_robustness,
+        mean_corruption_error,
+        plot_robustness,
+    )
     from .settings import GradAugSettings
     from .subnetwork import make_slimmable, subnetwork_state_dict
-    from .training.hub import HubMixin, HubPushError
-    from .training.preemption import StopOnSignal
-    from .training.stream import StreamMixin
+    from .training import HubMixin, HubPushError, StopOnSignal, StreamMixin
     from .transforms import Compose, RandomRotation, RandomScale
 
 _MODULES = {

@@ -59,6 +59,7 @@ def root() -> Path:
 def benchmarks(root, monkeypatch):
     """Makes the modules of `benchmarks` importable, as they are for a script that is run there."""
     monkeypatch.syspath_prepend(root / "benchmarks")
+    monkeypatch.delitem(sys.modules, "common", raising=False)  # that of the examples
 
 
 @pytest.fixture

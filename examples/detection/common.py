@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
+from common import train_and_save
 from PIL import Image, ImageDraw
 from transformers import (
     AutoConfig,
@@ -23,6 +24,8 @@ from transformers import (
     set_seed,
 )
 
+from hf_gradaug import GradAugConfig, GradAugTrainer
+
 from .coco import (
     CocoArguments,
     CocoDataset,
@@ -31,9 +34,6 @@ from .coco import (
     load_backbone_weights,
     predict_objects,
 )
-from .gradaug_config import GradAugConfig
-from .gradaug_trainer import GradAugTrainer
-from .train_and_save import train_and_save
 
 
 logger = logging.getLogger(__name__)
@@ -238,7 +238,8 @@ def _draw_objects(picture: Image.Image, found: dict[str, torch.Tensor], names: l
 def main(task: DenseTask, args: list[str] | None = None) -> dict[str, float]:
     """Parses the arguments and runs the task."""
     logging.basicConfig(format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", level=logging.WARNING)
-    logging.getLogger("hf_gradaug").setLevel(logging.INFO if int(os.environ.get("RANK", 0)) == 0 else logging.WARNING)
+    for name in (__package__, "hf_gradaug"):
+        logging.getLogger(name).setLevel(logging.INFO if int(os.environ.get("RANK", 0)) == 0 else logging.WARNING)
     model_args, data_args, training_args = parse_arguments(task, args)
     if training_args.should_log:
         transformers.utils.logging.set_verbosity_info()

@@ -1,13 +1,12 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""The training of the example scripts, from a checkpoint if there is one to go on from, up to the saved model."""
+"""What the example scripts share."""
 
 import logging
 import sys
 
 from transformers import Trainer
 
-from .training.hub import HubPushError
-from .training.preemption import StopOnSignal
+from hf_gradaug import HubPushError, StopOnSignal
 
 
 logger = logging.getLogger(__name__)
