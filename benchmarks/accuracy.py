@@ -34,7 +34,7 @@ from study import Study
 from study_report import write_report
 from transformers import HfArgumentParser
 
-from hf_gradaug.machine import describe_machine, describe_versions
+from hf_gradaug.reporting import describe_machine, describe_versions
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_gradaug.machine import describe_machine, describe_versions
+from hf_gradaug.reporting import describe_machine, describe_versions
 
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

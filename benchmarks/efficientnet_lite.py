@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from transformers import EfficientNetConfig, EfficientNetForImageClassification, HfArgumentParser
 
-from hf_gradaug.image_processors import make_image_processor
+from hf_gradaug.data import make_image_processor
 
 
 # Names in the package's file, and those of transformers.

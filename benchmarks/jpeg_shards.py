@@ -11,8 +11,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from hf_gradaug.data import ImageData, load_image_data
-from hf_gradaug.data_arguments import DataArguments
+from hf_gradaug.data import DataArguments, ImageData, load_image_data
 
 
 NUM_LABELS = 10

@@ -25,7 +25,7 @@ from common import describe_run, write_json
 from transformers import HfArgumentParser
 
 from hf_gradaug import subnetwork
-from hf_gradaug.figures import new_figure
+from hf_gradaug.reporting import new_figure
 
 
 # What is added to the base of each model, one after the other.

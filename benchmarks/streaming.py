@@ -42,9 +42,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import HfArgumentParser, PrinterCallback, TrainerCallback
 
 from hf_gradaug import GradAugConfig, GradAugTrainer
-from hf_gradaug.data import ImageData
-from hf_gradaug.figures import new_figure
-from hf_gradaug.image_transforms import ImageCollator, decode_image, get_train_transform
+from hf_gradaug.data import ImageCollator, ImageData, decode_image, get_train_transform
+from hf_gradaug.reporting import new_figure
 from hf_gradaug.sampling import seeded
 
 

@@ -13,7 +13,7 @@ from grid import Cell, Grid
 from scipy import stats
 from study import Study, as_list
 
-from hf_gradaug.figures import new_figure, style_axes
+from hf_gradaug.reporting import new_figure, style_axes
 
 
 @dataclass

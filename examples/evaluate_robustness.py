@@ -21,16 +21,16 @@ import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from common import MeasuringArguments
 from transformers import HfArgumentParser
 
 from hf_gradaug import PixelClassifier, RobustnessResults, RobustnessSettings, evaluate_robustness, plot_robustness
-from hf_gradaug.data import load_image_data
-from hf_gradaug.data_arguments import DataArguments
-from hf_gradaug.machine import find_device
+from hf_gradaug.data import DataArguments, load_image_data
+from hf_gradaug.reporting import find_device
 
 
-@dataclass
-class RobustnessArguments:
+@dataclass(kw_only=True)
+class RobustnessArguments(MeasuringArguments):
     """Which models are compared, and how."""
 
     models: list[str] = field(metadata={"help": "Image classifiers: Hub names or folders."})
@@ -43,20 +43,9 @@ class RobustnessArguments:
         default=None, metadata={"help": "Use at most so many of them; in the place of max_eval_samples."}
     )
     batch_size: int = field(default=64, metadata={"help": "Images a batch."})
-    num_workers: int = field(default=0, metadata={"help": "Processes that read and corrupt images."})
-    device: str = field(default="auto", metadata={"help": "cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."})
-    seed: int = field(
-        default=42,
-        metadata={
-            "help": "Of corruptions and max_samples. If images are held out of the training images: the training's."
-        },
-    )
 
     def __post_init__(self):
-        for name, least in (("batch_size", 1), ("num_workers", 0), ("max_samples", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} is {value}, but it must be {least} or more.")
+        self.check_at_least(batch_size=1, max_samples=1)
 
 
 def main(args: list[str] | None = None) -> RobustnessResults:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import MeasuringArguments
 from torch.utils.data import DataLoader, Subset
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoImageProcessor, HfArgumentParser, PreTrainedModel
@@ -41,20 +42,24 @@ from hf_gradaug import (
     load_classifier,
     plot_widths,
 )
-from hf_gradaug.class_names import check_class_names, get_class_names
-from hf_gradaug.data import ImageData, load_image_data
-from hf_gradaug.data_arguments import DataArguments
-from hf_gradaug.hub_names import is_hub_name
-from hf_gradaug.image_transforms import ImageCollator, get_eval_transform
-from hf_gradaug.machine import find_device
+from hf_gradaug.data import (
+    DataArguments,
+    ImageCollator,
+    ImageData,
+    check_class_names,
+    get_class_names,
+    get_eval_transform,
+    load_image_data,
+)
+from hf_gradaug.reporting import find_device, is_hub_name
 from hf_gradaug.settings import SETTINGS_NAME
 
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class ExportArguments:
+@dataclass(kw_only=True)
+class ExportArguments(MeasuringArguments):
     """What is exported, and how it is measured."""
 
     output_dir: str = field(metadata={"help": "Folder for the models, the table and the picture."})
@@ -77,18 +82,13 @@ class ExportArguments:
     )
     batch_size: int = field(default=128, metadata={"help": "Images a batch, of the calibration too."})
     repetitions: int = field(default=20, metadata={"help": "Forwards of which the latency is the median."})
-    num_workers: int = field(default=0, metadata={"help": "Processes that read images."})
-    device: str = field(default="auto", metadata={"help": "cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."})
-    seed: int = field(
-        default=42, metadata={"help": "Of the images to calibrate on, and of those held out of the training images."}
-    )
 
     def __post_init__(self):
-        for name, least in (("calibration_samples", 0), ("batch_size", 2), ("repetitions", 1), ("num_workers", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it must be {least} or more.")
+        self.check_at_least(calibration_samples=0, batch_size=2, repetitions=1)
         if self.calibration_samples == 1:
-            raise ValueError("calibration_samples is 1, but BatchNorm needs two images or more; 0 turns it off.")
+            raise ValueError(
+                "`calibration_samples` must be 2 or more, which BatchNorm needs, or 0, which turns it off, but is 1."
+            )
         for depth in self.depths or []:
             if not all(number.isdecimal() for number in depth.split(",")):
                 raise ValueError(f"depths has {depth!r}, but must have numbers with commas between, such as 2,2,1.")

@@ -26,18 +26,24 @@ import csv
 import dataclasses
 import json
 import logging
-import os
 import re
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import evaluate
 import torch
-import transformers
 import yaml
-from accelerate import PartialState
+from common import (
+    CommonModelArguments,
+    label_names,
+    launch,
+    parse_training_arguments,
+    train_and_evaluate,
+    write_card,
+)
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
@@ -49,13 +55,17 @@ from transformers import (
 )
 
 from hf_gradaug import DistillationTrainer, GradAugConfig, GradAugTrainer, load_classifier
-from hf_gradaug.data import load_image_data
-from hf_gradaug.data_arguments import DataArguments
-from hf_gradaug.image_processors import make_image_processor
-from hf_gradaug.image_transforms import ImageCollator, get_eval_transform, get_image_size, get_train_transform
+from hf_gradaug.data import (
+    DataArguments,
+    ImageCollator,
+    get_eval_transform,
+    get_image_size,
+    get_streaming_arguments,
+    get_train_transform,
+    load_image_data,
+    make_image_processor,
+)
 from hf_gradaug.slimmable.image_size import check_image_size
-from hf_gradaug.streaming import get_streaming_arguments
-from hf_gradaug.train_and_save import train_and_save
 from hf_gradaug.transforms import scaled_size
 
 
@@ -65,21 +75,16 @@ EXAMPLES = Path(__file__).parent
 MODEL_TYPES = sorted(config.model_type for config in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING)
 
 
-@dataclass
-class ModelArguments:
+@dataclass(kw_only=True)
+class ModelArguments(CommonModelArguments):
     """Which model, pretrained or from scratch, and whether GradAug trains it."""
 
-    gradaug: bool = field(default=False, metadata={"help": "Train with GradAug; without it, the plain baseline."})
     teacher: str | None = field(
         default=None, metadata={"help": "Distil from this model instead: a folder or Hub name, of the same classes."}
     )
     teacher_weight: float = field(default=1.0, metadata={"help": "Weight of the loss to the teacher's predictions."})
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Pretrained model: a Hub name or folder."})
     model_type: str | None = field(
         default=None, metadata={"help": "For training from scratch, one of: " + ", ".join(MODEL_TYPES)}
-    )
-    config_name: str | None = field(
-        default=None, metadata={"help": "For training from scratch: config to start from."}
     )
     config_overrides: str | None = field(
         default=None,
@@ -96,16 +101,10 @@ class ModelArguments:
         default=None, metadata={"help": "Mean of the pixels of each channel in [0, 1], likewise (ImageNet's)."}
     )
     image_std: list[float] | None = field(default=None, metadata={"help": "Their standard deviation, likewise."})
-    ignore_mismatched_sizes: bool = field(
-        default=False, metadata={"help": "Start with a new head if the pretrained one has other classes."}
-    )
     sync_batchnorm: bool = field(
         default=False, metadata={"help": "BatchNorm over the images of all GPUs, not of each by itself."}
     )
     channels_last: bool = field(default=False, metadata={"help": "Memory format in which convolutions are fastest."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
-    token: str | None = field(default=None, metadata={"help": "Hub token for private models and data."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run model code from the Hub."})
 
     def __post_init__(self):
@@ -115,6 +114,10 @@ class ModelArguments:
             raise ValueError(
                 f"teacher_weight is {self.teacher_weight}, but there is no teacher: name one, or leave it out."
             )
+
+    @property
+    def hub(self) -> dict[str, Any]:
+        return {**super().hub, "trust_remote_code": self.trust_remote_code}
 
     @property
     def distillation(self) -> dict[str, str | float]:
@@ -135,9 +138,9 @@ def read_recipe(path: str | Path) -> dict:
     return recipe
 
 
-def parse_arguments(args: list[str] | None) -> tuple[ModelArguments, DataArguments, GradAugConfig]:
+def parse_arguments(args: Sequence[str]) -> tuple[ModelArguments, DataArguments, GradAugConfig]:
     """Flags, with the values of a recipe given first, or of the digits' recipe if no data is named, as defaults."""
-    args = list(sys.argv[1:] if args is None else args)
+    args = list(args)
     parser = HfArgumentParser((ModelArguments, DataArguments, GradAugConfig))
     recipe = read_recipe(args.pop(0)) if args and args[0].endswith((".json", ".yaml", ".yml")) else {}
     parser.set_defaults(**recipe)
@@ -148,12 +151,9 @@ def parse_arguments(args: list[str] | None) -> tuple[ModelArguments, DataArgumen
             digits.pop("model_type")
             digits.pop("config_overrides")
         parser.set_defaults(**{**digits, **recipe})
-    model_args, data_args, training_args = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
+    model_args, data_args, training_args = parse_training_arguments(parser, args)
     if not data_args.names_dataset:
         logger.info("No data is named: the embedded digits, with recipes/digits.yaml for what is not given.")
-    if not model_args.gradaug:
-        training_args.num_subnetworks = 0
-    training_args.remove_unused_columns = False  # the transforms need the image column
     return model_args, data_args, training_args
 
 
@@ -176,11 +176,9 @@ def parse_config_overrides(text: str) -> dict:
 
 def build_model(args: ModelArguments, class_names: list[str]):
     """The model, pretrained or new, and its image processor."""
-    hub = {"cache_dir": args.cache_dir, "revision": args.model_revision, "token": args.token}
-    hub["trust_remote_code"] = args.trust_remote_code
+    hub, labels = args.hub, label_names(class_names)
     overrides = parse_config_overrides(args.config_overrides) if args.config_overrides else {}
     source = args.config_name or args.model_name_or_path
-    labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
     if args.model_type and not source and args.model_type not in MODEL_TYPES:
         raise ValueError(f"model_type is '{args.model_type}', but must be one of {', '.join(MODEL_TYPES)}.")
     if not args.model_type and not source:
@@ -298,15 +296,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
         processing_class=image_processor,
         build=build,
     )
-    metrics: dict[str, float] = {}
-    if training_args.do_train:
-        train_and_save(trainer)
-    if training_args.do_eval:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
-    if training_args.do_train:
-        trainer.save_state()
+    metrics = train_and_evaluate(trainer)
     if training_args.do_predict:
         result = trainer.predict(test_dataset, metric_key_prefix="predict")
         trainer.log_metrics("predict", result.metrics)
@@ -325,24 +315,12 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
     }
     if data_args.dataset_name:
         card["dataset_tags"] = data_args.dataset_name
-    if training_args.push_to_hub:
-        trainer.push_to_hub(**card)
-    elif training_args.do_train:
-        trainer.create_model_card(**card)
+    write_card(trainer, **card)
     return metrics
 
 
 def main(args: list[str] | None = None) -> dict[str, float]:
-    logging.basicConfig(format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", level=logging.WARNING)
-    for name in (__name__, "hf_gradaug"):
-        logging.getLogger(name).setLevel(logging.INFO if int(os.environ.get("RANK", 0)) == 0 else logging.WARNING)
-    model_args, data_args, training_args = parse_arguments(args)
-    if training_args.should_log:
-        transformers.utils.logging.set_verbosity_info()
-    try:
-        return run(model_args, data_args, training_args)
-    finally:
-        PartialState().destroy_process_group()  # gloo aborts at exit otherwise
+    return launch(parse_arguments, run, args, logger.name)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import set_seed
+from common import label_names
 from torch.utils.data import DataLoader
 from transformers import (
     AutoImageProcessor,
@@ -26,9 +27,7 @@ from transformers import (
 )
 
 from hf_gradaug import GradAug, GradAugSettings
-from hf_gradaug.data import load_image_data
-from hf_gradaug.data_arguments import DataArguments
-from hf_gradaug.image_transforms import ImageCollator, get_eval_transform, get_train_transform
+from hf_gradaug.data import DataArguments, ImageCollator, get_eval_transform, get_train_transform, load_image_data
 
 
 logger = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ class LoopArguments:
 
 def build_model(args: LoopArguments, class_names: list[str]):
     """The model and its image processor."""
-    labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
+    labels = label_names(class_names)
     if args.model_name_or_path:
         # Said outright, or code from the Hub would be asked for at the keyboard.
         model = AutoModelForImageClassification.from_pretrained(

@@ -18,6 +18,7 @@ A new segmenter can start on the weights of a classifier that GradAug trained: `
 
 from typing import Any
 
+from detection.common import DenseTask, main
 from transformers import (
     AutoModelForUniversalSegmentation,
     Mask2FormerConfig,
@@ -26,8 +27,6 @@ from transformers import (
     PreTrainedModel,
     ResNetConfig,
 )
-
-from hf_gradaug.dense_training import DenseTask, main
 
 
 # For the embedded scenes, where the command doesn't say otherwise.

@@ -21,6 +21,7 @@ As in the paper's transfer experiment, a new detector starts on the weights of a
 from typing import Any
 
 import torch
+from detection.common import DenseTask, main
 from transformers import (
     AutoBackbone,
     AutoModelForObjectDetection,
@@ -30,8 +31,6 @@ from transformers import (
     RTDetrConfig,
     RTDetrImageProcessor,
 )
-
-from hf_gradaug.dense_training import DenseTask, main
 
 
 # For the embedded scenes, where the command doesn't say otherwise.

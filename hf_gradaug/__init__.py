@@ -60,14 +60,22 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .calibration import recalibrate_batchnorm
-    from .conversion import convert_authors_checkpoint, to_authors_state_dict
+    from .data import TrainingStream
     from .distillation import DistillationTrainer
-    from .export import create_subnetwork_card, export_subnetwork
+    from .export import (
+        convert_authors_checkpoint,
+        create_subnetwork_card,
+        evaluate_widths,
+        export_subnetwork,
+        export_widths,
+        format_widths,
+        load_classifier,
+        plot_widths,
+        recalibrate_batchnorm,
+        to_authors_state_dict,
+    )
     from .gradaug_config import GradAugConfig
     from .gradaug_trainer import GradAugMixin, GradAugTrainer
-    from .hub import HubMixin, HubPushError
-    from .loading import load_classifier
     from .losses import soft_label_cross_entropy, soft_target_loss, soft_targets
     from .models import (
         PyramidNetConfig,
@@ -78,12 +86,16 @@ if TYPE_CHECKING:
         WideResNetModel,
     )
     from .passes import GradAug, GradAugPass
-    from .pixel_classifier import PixelClassifier
-    from .preemption import StopOnSignal
-    from .robustness import corrupt_image, evaluate_robustness
-    from .robustness_plot import plot_robustness
-    from .robustness_results import RobustnessResults, mean_corruption_error
-    from .robustness_settings import RobustnessSettings
+    from .reporting import plot_training_curves
+    from .robustness import (
+        PixelClassifier,
+        RobustnessResults,
+        RobustnessSettings,
+        corrupt_image,
+        evaluate_robustness,
+        mean_corruption_error,
+        plot_robustness,
+    )
     from .settings import GradAugSettings
     from .slimmable import (
         leading_blocks,
@@ -94,11 +106,8 @@ if TYPE_CHECKING:
         subnetwork_state_dict,
         supported_model_types,
     )
-    from .stream_trainer import StreamMixin
-    from .training_curves import plot_training_curves
-    from .training_stream import TrainingStream
+    from .training import HubMixin, HubPushError, StopOnSignal, StreamMixin
     from .transforms import Compose, RandomRotation, RandomScale
-    from .width_curve import evaluate_widths, export_widths, format_widths, plot_widths
 
 _MODULES = {
     "DistillationTrainer": "distillation",
@@ -108,36 +117,36 @@ _MODULES = {
     "GradAugPass": "passes",
     "GradAugSettings": "settings",
     "GradAugTrainer": "gradaug_trainer",
-    "HubMixin": "hub",
-    "HubPushError": "hub",
-    "PixelClassifier": "pixel_classifier",
+    "HubMixin": "training",
+    "HubPushError": "training",
+    "PixelClassifier": "robustness",
     "PyramidNetConfig": "models",
     "PyramidNetForImageClassification": "models",
     "PyramidNetModel": "models",
-    "RobustnessResults": "robustness_results",
-    "RobustnessSettings": "robustness_settings",
-    "StreamMixin": "stream_trainer",
-    "TrainingStream": "training_stream",
+    "RobustnessResults": "robustness",
+    "RobustnessSettings": "robustness",
+    "StreamMixin": "training",
+    "TrainingStream": "data",
     "WideResNetConfig": "models",
     "WideResNetForImageClassification": "models",
     "WideResNetModel": "models",
-    "convert_authors_checkpoint": "conversion",
+    "convert_authors_checkpoint": "export",
     "corrupt_image": "robustness",
     "create_subnetwork_card": "export",
     "evaluate_robustness": "robustness",
-    "evaluate_widths": "width_curve",
+    "evaluate_widths": "export",
     "export_subnetwork": "export",
-    "export_widths": "width_curve",
-    "format_widths": "width_curve",
+    "export_widths": "export",
+    "format_widths": "export",
     "leading_blocks": "slimmable",
-    "load_classifier": "loading",
+    "load_classifier": "export",
     "make_slimmable": "slimmable",
-    "mean_corruption_error": "robustness_results",
+    "mean_corruption_error": "robustness",
     "narrow_config": "slimmable",
-    "plot_robustness": "robustness_plot",
-    "plot_training_curves": "training_curves",
-    "plot_widths": "width_curve",
-    "recalibrate_batchnorm": "calibration",
+    "plot_robustness": "robustness",
+    "plot_training_curves": "reporting",
+    "plot_widths": "export",
+    "recalibrate_batchnorm": "export",
     "register_depth": "slimmable",
     "register_narrowing": "slimmable",
     "soft_label_cross_entropy": "losses",
@@ -145,11 +154,11 @@ _MODULES = {
     "soft_targets": "losses",
     "subnetwork_state_dict": "slimmable",
     "supported_model_types": "slimmable",
-    "to_authors_state_dict": "conversion",
+    "to_authors_state_dict": "export",
     "Compose": "transforms",
     "RandomRotation": "transforms",
     "RandomScale": "transforms",
-    "StopOnSignal": "preemption",
+    "StopOnSignal": "training",
 }
 
 

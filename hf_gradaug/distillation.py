@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .class_names import get_class_names
+from .data.class_names import get_class_names
 from .gradaug_trainer import GradAugTrainer
 from .losses import check_has_soft_targets, get_logits, soft_label_cross_entropy, soft_targets
-from .step_log import LossParts
+from .training.step_log import LossParts
 
 
 class DistillationTrainer(GradAugTrainer):

@@ -10,18 +10,18 @@ from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 from transformers.training_args import OptimizerNames, ParallelMode
 
-from .distributed import no_sync, shard_as_one_unit
-from .fault_tolerance import FaultToleranceMixin
-from .hub import HubMixin
 from .losses import get_logits, get_soft_labels, soft_label_cross_entropy
-from .model_card import ModelCardMixin
-from .nonfinite import NonFiniteLossGuard
 from .passes import GradAug, GradAugPass
-from .schedules import MilestonesMixin
+from .reporting.model_card import ModelCardMixin
 from .settings import GradAugSettings, save_settings
 from .slimmable.model import Build
-from .step_log import LossParts, StepLog
-from .stream_trainer import StreamMixin
+from .training.distributed import no_sync, shard_as_one_unit
+from .training.fault_tolerance import FaultToleranceMixin
+from .training.hub import HubMixin
+from .training.nonfinite import NonFiniteLossGuard
+from .training.schedules import MilestonesMixin
+from .training.step_log import LossParts, StepLog
+from .training.stream import StreamMixin
 from .transforms import Transform
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import find_labels
 
-from .dense_inputs import check_rotations, select_rows, transform_images
+from .dense.inputs import check_rotations, select_rows, transform_images
 from .losses import get_logits, get_soft_labels, soft_label_cross_entropy
 from .sampling import draw_blocks, draw_widths, step_generator
 from .settings import GradAugSettings

@@ -73,7 +73,7 @@ class GradAugSettings:
             What [`GradAugTrainer`] does when a loss is NaN or infinite: `"stop"` raises before the weights change, `"skip"`
             leaves the optimizer step out and counts it. Training without sub-networks, and fp16, whose gradient scaler skips
             such steps, are left as they are; DeepSpeed has changed the weights when it raises. See
-            [`~hf_gradaug.nonfinite.NonFiniteLossGuard`].
+            [`~hf_gradaug.training.NonFiniteLossGuard`].
 
     Raises:
         `ValueError`: If a setting is out of range. It names the setting, its value and what is allowed.

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .dense.queries import check_has_query_targets, query_loss, query_targets
 from .losses import check_has_soft_targets, get_logits, soft_target_loss, soft_targets
-from .query_targets import check_has_query_targets, query_loss, query_targets
 
 
 @dataclass(frozen=True)

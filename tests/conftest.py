@@ -59,6 +59,7 @@ def root() -> Path:
 def benchmarks(root, monkeypatch):
     """Makes the modules of `benchmarks` importable, as they are for a script that is run there."""
     monkeypatch.syspath_prepend(root / "benchmarks")
+    monkeypatch.delitem(sys.modules, "common", raising=False)  # that of the examples
 
 
 @pytest.fixture
@@ -66,11 +67,11 @@ def hub(monkeypatch):
     """The tests' own Hub, empty, with a token that may write. Between attempts neither we nor the client wait."""
     import huggingface_hub.utils._http as client
 
-    import hf_gradaug.hub
+    import hf_gradaug.training.hub
 
     monkeypatch.setenv("HF_TOKEN", WRITER)
     monkeypatch.setattr(client, "time", SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None}))
-    monkeypatch.setattr(hf_gradaug.hub, "_WAITS", (0, 0))
+    monkeypatch.setattr(hf_gradaug.training.hub, "_WAITS", (0, 0))
     _HUB.clear()
     yield _HUB
     _HUB.clear()

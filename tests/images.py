@@ -13,6 +13,8 @@ from PIL import Image
 
 
 ROOT = Path(__file__).resolve().parents[1]
+# The scripts find what they share beside them.
+sys.path.append(str(ROOT / "examples"))
 CLASSES = ("cat", "dog", "owl")
 
 

@@ -13,7 +13,7 @@ from unittest.mock import patch
 from images import ROOT, load_script
 from transformers import TrainingArguments
 
-from hf_gradaug.model_card import _as_code, _table, _training_settings
+from hf_gradaug.reporting.model_card import _as_code, _table, _training_settings
 from hf_gradaug.settings import settings_as_dict
 
 

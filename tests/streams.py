@@ -8,11 +8,16 @@ import numpy as np
 from tiny import SIZE, tiny_model, tiny_trainer
 from transformers import ConvNextImageProcessor, TrainingArguments
 
-from hf_gradaug import GradAugTrainer, training_stream
-from hf_gradaug.data import load_image_data
-from hf_gradaug.data_arguments import DataArguments
-from hf_gradaug.image_transforms import ImageCollator, decode_image, get_train_transform
-from hf_gradaug.training_stream import TrainingStream
+from hf_gradaug import GradAugTrainer
+from hf_gradaug.data import (
+    DataArguments,
+    ImageCollator,
+    TrainingStream,
+    decode_image,
+    get_train_transform,
+    load_image_data,
+    training_stream,
+)
 
 
 IMAGES_PER_SHARD = 6

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from hf_gradaug.image_processors import make_image_processor
+from hf_gradaug.data import make_image_processor
 from hf_gradaug.transforms import scaled_size
 
 

@@ -24,7 +24,7 @@ from hf_gradaug import (
     make_slimmable,
     narrow_config,
 )
-from hf_gradaug.image_processors import make_image_processor
+from hf_gradaug.data import make_image_processor
 
 
 FAMILIES = ["wide_resnet", "pyramidnet"]

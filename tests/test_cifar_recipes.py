@@ -12,8 +12,7 @@ from tiny import largest_difference, parameters_of, tiny_model, tiny_trainer
 from transformers import AutoModelForImageClassification, Trainer, TrainerCallback
 
 from hf_gradaug import GradAugConfig
-from hf_gradaug.image_processors import make_image_processor
-from hf_gradaug.image_transforms import get_eval_transform, get_train_transform
+from hf_gradaug.data import get_eval_transform, get_train_transform, make_image_processor
 
 
 MEAN = [value / 255 for value in (125.3, 123.0, 113.9)]

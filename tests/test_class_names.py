@@ -7,7 +7,7 @@ import re
 import pytest
 from transformers import PreTrainedConfig
 
-from hf_gradaug.class_names import check_class_names, get_class_names
+from hf_gradaug.data import check_class_names, get_class_names
 
 
 # Of ImageNet's: in the folders, and by the Hub's and torchvision's lists.

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from hf_gradaug import convert_authors_checkpoint, make_slimmable, to_authors_state_dict
-from hf_gradaug.image_transforms import get_eval_transform, get_image_size
+from hf_gradaug.data import get_eval_transform, get_image_size
 
 
 DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_gradaug import RobustnessResults, RobustnessSettings, corrupt_image, mean_corruption_error, plot_robustness
-from hf_gradaug.robustness_settings import CORRUPTIONS
+from hf_gradaug.robustness import CORRUPTIONS
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)

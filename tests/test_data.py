@@ -10,10 +10,15 @@ import pytest
 import torch
 from transformers import BitImageProcessor, ConvNextImageProcessor, TrainingArguments, ViTImageProcessor
 
-from hf_gradaug.data import find_columns, load_digits_dataset, load_image_data
-from hf_gradaug.data_arguments import DataArguments
-from hf_gradaug.image_transforms import ImageCollator, get_eval_transform, get_image_size, get_train_transform
-from hf_gradaug.streaming import get_streaming_arguments
+from hf_gradaug.data import (
+    DataArguments,
+    ImageCollator,
+    get_eval_transform,
+    get_image_size,
+    get_streaming_arguments,
+    get_train_transform,
+)
+from hf_gradaug.data.loading import find_columns, load_digits_dataset, load_image_data
 
 
 def grey(image):

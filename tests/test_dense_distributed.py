@@ -6,10 +6,9 @@ import json
 import images
 import pytest
 from dense import dense_config
+from detection.common import main
 from tiny import largest_difference, state_of
 from transformers import AutoModelForObjectDetection
-
-from hf_gradaug.dense_training import main
 
 
 pytestmark = pytest.mark.distributed

@@ -6,6 +6,9 @@ import json
 import images
 import pytest
 import torch
+from detection import coco
+from detection.coco import CocoDataset, load_backbone_weights
+from detection.common import DenseTrainer, main
 from PIL import Image
 from tiny import randomize, tiny_config, tiny_model
 from transformers import (
@@ -18,9 +21,7 @@ from transformers import (
     pipeline,
 )
 
-from hf_gradaug import HubPushError, coco
-from hf_gradaug.coco import CocoDataset, load_backbone_weights
-from hf_gradaug.dense_training import DenseTrainer, main
+from hf_gradaug import HubPushError
 
 
 QUIET = ["--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no"]
@@ -78,7 +79,7 @@ def test_a_dead_hub_keeps_no_evaluation_from_happening(tasks, hub, tmp_path, mon
             super().__init__(*args, **kwargs)
             hub.is_down = True
 
-    monkeypatch.setattr("hf_gradaug.dense_training.DenseTrainer", Trainer)
+    monkeypatch.setattr("detection.common.DenseTrainer", Trainer)
     push = ["--push_to_hub", "--hub_model_id", "org/scenes", "--hub_strategy", "every_save"]
     push += ["--save_strategy", "steps", "--save_steps", "1", "--do_train", "--do_eval", "--output_dir", str(tmp_path)]
     with pytest.raises(HubPushError, match="hf upload"):
@@ -170,7 +171,7 @@ def test_average_precision_of_perfect_and_of_shifted_predictions(tasks, folder, 
     monkeypatch.setattr(coco, "predict_objects", predict)
     arguments = [*QUIET, "--do_eval", "--validation_dir", folder[0], "--validation_annotations", folder[1]]
     arguments += ["--output_dir", str(tmp_path / "out"), "--image_square_size", "64"]
-    monkeypatch.setattr("hf_gradaug.dense_training.draw_predictions", lambda *args: Image.new("RGB", (1, 1)))
+    monkeypatch.setattr("detection.common.draw_predictions", lambda *args: Image.new("RGB", (1, 1)))
     assert main(tasks[name], arguments)["eval_map"] == pytest.approx(1)
     shift = 4  # the two overlap by 6 / 14
     assert main(tasks[name], arguments)["eval_map_50"] == 0

@@ -8,7 +8,7 @@ from tiny import TinyImages, largest_difference, parameters_of, tiny_images, tin
 from torch.nn import functional as F
 
 from hf_gradaug import GradAug, GradAugSettings
-from hf_gradaug.dense_inputs import resize_like_images, select_rows
+from hf_gradaug.dense import resize_like_images, select_rows
 
 
 LABELS = torch.tensor([0, 1, 2, 0])

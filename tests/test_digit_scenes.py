@@ -5,11 +5,10 @@ import json
 
 import numpy as np
 import pytest
+from detection import scenes
+from detection.scenes import write_digit_scenes
 from PIL import Image
 from pycocotools import mask as coco_mask
-
-from hf_gradaug import digit_scenes
-from hf_gradaug.digit_scenes import write_digit_scenes
 
 
 def read(folder) -> dict:
@@ -51,13 +50,13 @@ def test_annotations_are_those_of_coco(tmp_path):
 
 def test_splits_have_no_digit_in_common(tmp_path, monkeypatch):
     used = {}
-    compose = digit_scenes._compose
+    compose = scenes._compose
 
     def spy(digits, *args):
         used.setdefault(split, {digit.tobytes() for digit in digits})
         return compose(digits, *args)
 
-    monkeypatch.setattr(digit_scenes, "_compose", spy)
+    monkeypatch.setattr(scenes, "_compose", spy)
     for split in ("train", "validation"):
         write_digit_scenes(tmp_path / split, split, 1)
     assert len(used["train"]) > 1400 and len(used["validation"]) > 350

@@ -28,7 +28,7 @@ def commands_in(error) -> list[list[str]]:
 
 
 def errors_in(caplog) -> list[str]:
-    records = [record for record in caplog.records if record.name == "hf_gradaug.hub"]
+    records = [record for record in caplog.records if record.name == "hf_gradaug.training.hub"]
     return [record.getMessage() for record in records if record.levelno == logging.ERROR]
 
 
@@ -155,7 +155,7 @@ def test_hub_that_dies_in_the_training(hub, tmp_path, caplog, strategy):
 def test_hub_that_comes_back_by_the_end_of_the_training(hub, tmp_path, caplog):
     trainer = make_trainer(tmp_path, hub_strategy="all_checkpoints")
     hub.fail("POST", "/commit/", 403, times=3)  # the model and the checkpoint of step 1, and the model of step 2
-    with caplog.at_level(logging.ERROR, "hf_gradaug.hub"):
+    with caplog.at_level(logging.ERROR, "hf_gradaug.training.hub"):
         trainer.train()
     # What the later push replaced needs no command any more.
     targets = [re.findall(r"hf upload \S+ \S+ (\S+)", text) for text in errors_in(caplog)]

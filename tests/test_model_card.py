@@ -17,7 +17,7 @@ from recipe_cards import RECIPES, card_of, settings_tables, tables_of
 from tiny import TinyImages, tiny_config, tiny_model, tiny_trainer
 from transformers import ConvNextForImageClassification, ConvNextImageProcessor
 
-from hf_gradaug.model_card import TEMPLATE, _show, _table
+from hf_gradaug.reporting.model_card import TEMPLATE, _show, _table
 
 
 CARDS = sorted((ROOT / "model_cards").glob("*.md"))

@@ -19,9 +19,7 @@ from hf_gradaug import (
     evaluate_robustness,
     mean_corruption_error,
 )
-from hf_gradaug.data import load_image_data
-from hf_gradaug.data_arguments import DataArguments
-from hf_gradaug.image_transforms import get_eval_transform
+from hf_gradaug.data import DataArguments, get_eval_transform, load_image_data
 
 
 DIGITS = [str(digit) for digit in range(10)]
@@ -304,7 +302,7 @@ def test_errors_come_before_anything_is_measured(script, folders, tmp_path, monk
         (folders[:1], ["--severities", "0"], "severities has 0, but each must be one of"),
         (folders[:1], ["--epsilons", "1", "-2"], r"epsilons has -2.0, but each must be in 0..255"),
         (folders[:1], ["--epsilons", "1", "1"], r"epsilons is \[1.0, 1.0\], but each must be given once"),
-        (folders[:1], ["--max_samples", "0"], "max_samples is 0, but it must be 1 or more"),
+        (folders[:1], ["--max_samples", "0"], "`max_samples` must be 1 or more, but is 0"),
         (folders[:1], ["--device", "tpu9"], "device is 'tpu9', which can't be used"),
         (folders[:1], ["--split", "train"], "split is 'train', but must be 'validation' or 'test'"),
         (folders[:1], ["--split", "test"], "There is no test split"),

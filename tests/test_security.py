@@ -15,7 +15,7 @@ from hub_server import WRITER
 from tiny import tiny_config, tiny_model, tiny_trainer
 from transformers import AutoModelForImageClassification, ConvNextForImageClassification, HfArgumentParser
 
-from hf_gradaug.checkpoints import find_damage
+from hf_gradaug.training import find_damage
 
 
 TOKEN = "hf_THISmustNOTbeWRITTENanywhere"

@@ -10,8 +10,8 @@ import pytest
 from streams import IMAGES_PER_SHARD, SEED, make_readers, make_rows, make_stream
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from hf_gradaug.data import TrainingStream
 from hf_gradaug.sampling import example_seed
-from hf_gradaug.training_stream import TrainingStream
 
 
 KINDS = ("parquet", "tar")

@@ -22,9 +22,7 @@ from hf_gradaug import (
     narrow_config,
     plot_widths,
 )
-from hf_gradaug.data import load_image_data
-from hf_gradaug.data_arguments import DataArguments
-from hf_gradaug.image_transforms import ImageCollator, get_eval_transform
+from hf_gradaug.data import DataArguments, ImageCollator, get_eval_transform, load_image_data
 from hf_gradaug.settings import save_settings
 
 
@@ -232,9 +230,9 @@ def test_script_without_calibration(script, flags, tmp_path):
     ("extra", "message"),
     [
         (["--widths", "0.5", "2"], r"`widths` .* must be in \(0, 1\], but is 2.0"),
-        (["--calibration_samples", "1"], "calibration_samples is 1, but BatchNorm needs two images"),
-        (["--batch_size", "1"], "batch_size is 1, but it must be 2 or more"),
-        (["--repetitions", "0"], "repetitions is 0, but it must be 1 or more"),
+        (["--calibration_samples", "1"], "`calibration_samples` must be 2 or more, which BatchNorm needs"),
+        (["--batch_size", "1"], "`batch_size` must be 2 or more, but is 1"),
+        (["--repetitions", "0"], "`repetitions` must be 1 or more, but is 0"),
         (["--streaming"], "streaming is on, but"),
         (["--train_dir", "{two}", "--validation_dir", "{two}"], "has 3 classes, but two has 2"),
     ],

@@ -10,7 +10,7 @@ import harness
 import images
 import pytest
 
-from hf_gradaug.image_transforms import keep_readable
+from hf_gradaug.data.image_transforms import keep_readable
 
 
 FLAGS = ["--per_device_train_batch_size", "4", "--num_train_epochs", "2", "--save_strategy", "no"]

@@ -8,7 +8,7 @@ import harness
 import pytest
 from harness import STEPS
 
-from hf_gradaug.checkpoints import find_checkpoint
+from hf_gradaug.training import find_checkpoint
 
 
 RESUME = ("--resume_from_checkpoint", "true")

@@ -13,7 +13,7 @@ from tiny import tiny_trainer
 from transformers import TrainerCallback
 
 from hf_gradaug import StopOnSignal
-from hf_gradaug.checkpoints import find_damage
+from hf_gradaug.training import find_damage
 
 
 class Terminate(TrainerCallback):

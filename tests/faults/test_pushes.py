@@ -46,7 +46,7 @@ def test_failed_push_ends_both_processes(hub, tmp_path, where):
     assert [run.code for run in runs] == [1, 1], runs
     advice = {"constructor": "Log in with `hf auth login`", "train": f"hf upload {NAME} {out}"}[where]
     for run in runs:
-        assert "hf_gradaug.hub.HubPushError" in run.text and advice in run.text
+        assert "hf_gradaug.training.hub.HubPushError" in run.text and advice in run.text
         assert WRITER not in run.text and "hf_wrong" not in run.text
     assert "The main process failed" in runs[1].text
     if where == "train":

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import largest_difference, state_of, tiny_model, tiny_trainer
 
-from hf_gradaug.checkpoints import find_checkpoint, find_damage
+from hf_gradaug.training import find_checkpoint, find_damage
 
 
 @pytest.fixture(scope="module")

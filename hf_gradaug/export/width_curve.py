@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..reporting.figures import new_figure, show_percent, style_axes
+from ..slimmable.depth import KeptBlocks
+from ..slimmable.narrowing import check_width
 from .calibration import batchnorm_layers, read_images, recalibrate_batchnorm
-from .export import copy_subnetwork, narrowed_fields
-from .figures import new_figure, show_percent, style_axes
-from .slimmable.depth import KeptBlocks
-from .slimmable.narrowing import check_width
+from .subnetworks import copy_subnetwork, narrowed_fields
 
 
 _COLORS = ("#1f5fa8", "#d9782d", "#24804e", "#8a4fa3")

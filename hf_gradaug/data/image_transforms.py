@@ -11,8 +11,8 @@ from PIL import Image
 from torch.utils.data import default_collate
 from torchvision.transforms import v2
 
+from ..sampling import example_seed, seeded
 from .bad_images import leave_out_unreadable, mark_unreadable
-from .sampling import example_seed, seeded
 
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,9 @@ from torch.utils.data import Dataset
 from transformers import BaseImageProcessor
 from transformers.backbone_utils import BackboneMixin
 
-from .dense_inputs import resize_like_images
-from .digit_scenes import ANNOTATIONS, IMAGES, write_digit_scenes
+from hf_gradaug.dense import resize_like_images
+
+from .scenes import ANNOTATIONS, IMAGES, write_digit_scenes
 
 
 _EXTRA = "Detection and instance segmentation need {}: pip install 'hf_gradaug[detection]'."

@@ -3,15 +3,21 @@
 
 import logging
 import os
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from accelerate import PartialState
+from common import (
+    CommonModelArguments,
+    label_names,
+    launch,
+    parse_training_arguments,
+    train_and_evaluate,
+    write_card,
+)
 from PIL import Image, ImageDraw
 from transformers import (
     AutoConfig,
@@ -23,6 +29,8 @@ from transformers import (
     set_seed,
 )
 
+from hf_gradaug import GradAugConfig, GradAugTrainer
+
 from .coco import (
     CocoArguments,
     CocoDataset,
@@ -31,9 +39,6 @@ from .coco import (
     load_backbone_weights,
     predict_objects,
 )
-from .gradaug_config import GradAugConfig
-from .gradaug_trainer import GradAugTrainer
-from .train_and_save import train_and_save
 
 
 logger = logging.getLogger(__name__)
@@ -42,25 +47,14 @@ PICTURE = "predictions.png"
 _COLOURS = ["#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#f032e6", "#42d4f4", "#ffffff"]
 
 
-@dataclass
-class DenseModelArguments:
+@dataclass(kw_only=True)
+class DenseModelArguments(CommonModelArguments):
     """Which model, pretrained or from scratch, and whether GradAug trains it."""
 
-    gradaug: bool = field(default=False, metadata={"help": "Train with GradAug; without it, the plain baseline."})
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Pretrained model: a Hub name or folder."})
-    config_name: str | None = field(
-        default=None, metadata={"help": "Train from scratch by this config, not by the small one of the script."}
-    )
     backbone: str | None = field(
         default=None,
         metadata={"help": "A classifier, by Hub name or folder, whose weights the new model's backbone starts with."},
     )
-    ignore_mismatched_sizes: bool = field(
-        default=False, metadata={"help": "Start with a new head if the pretrained one has other classes."}
-    )
-    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
-    token: str | None = field(default=None, metadata={"help": "Hub token for private models."})
 
     def __post_init__(self):
         given = [name for name in ("model_name_or_path", "config_name", "backbone") if getattr(self, name)]
@@ -99,28 +93,20 @@ class DenseTrainer(CocoEvaluationMixin, GradAugTrainer):
     """[`GradAugTrainer`] with average precision."""
 
 
-def parse_arguments(
-    task: DenseTask, args: list[str] | None
-) -> tuple[DenseModelArguments, CocoArguments, GradAugConfig]:
+def parse_arguments(task: DenseTask, args: Sequence[str]) -> tuple[DenseModelArguments, CocoArguments, GradAugConfig]:
     """Flags, with the task's defaults if no data is named."""
     parser = HfArgumentParser((DenseModelArguments, CocoArguments, GradAugConfig))
     parser.set_defaults(subnetwork_targets="labels")
-    args = sys.argv[1:] if args is None else args
     flags, _ = parser.parse_known_args(args)
     if flags.train_dir is None and flags.validation_dir is None:
         logger.info("No data is named: the embedded scenes of digits.")
         parser.set_defaults(**task.defaults)
-    model_args, data_args, training_args = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
-    if not model_args.gradaug:
-        training_args.num_subnetworks = 0
-    training_args.remove_unused_columns = False  # the collator knows what is needed
-    return model_args, data_args, training_args
+    return parse_training_arguments(parser, args)
 
 
 def build_model(task: DenseTask, args: DenseModelArguments, class_names: list[str]) -> PreTrainedModel:
     """The model, pretrained or new."""
-    hub = {"cache_dir": args.cache_dir, "revision": args.model_revision, "token": args.token}
-    labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
+    hub, labels = args.hub, label_names(class_names)
     if args.model_name_or_path:
         return task.auto_class.from_pretrained(
             args.model_name_or_path, ignore_mismatched_sizes=args.ignore_mismatched_sizes, **labels, **hub
@@ -171,25 +157,15 @@ def run(
         processing_class=processor,
         with_masks=task.with_masks,
     )
-    metrics: dict[str, float] = {}
+    metrics = train_and_evaluate(trainer)
+    if training_args.do_eval and trainer.is_world_process_zero():
+        picture = draw_predictions(model, processor, datasets["validation"])
+        picture.save(os.path.join(training_args.output_dir, PICTURE))
     if training_args.do_train:
-        train_and_save(trainer)
-    if training_args.do_eval:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
-        if trainer.is_world_process_zero():
-            picture = draw_predictions(model, processor, datasets["validation"])
-            picture.save(os.path.join(training_args.output_dir, PICTURE))
-    if training_args.do_train:
-        trainer.save_state()
         name = data_args.train_annotations or "scenes of handwritten digits (scikit-learn)"
         card = {"tasks": task.name, "dataset": os.path.basename(name), "tags": ["vision"]}
         card["finetuned_from"] = model_args.model_name_or_path
-        if training_args.push_to_hub:
-            trainer.push_to_hub(**card)
-        else:
-            trainer.create_model_card(**card)
+        write_card(trainer, **card)
     return metrics
 
 
@@ -237,12 +213,4 @@ def _draw_objects(picture: Image.Image, found: dict[str, torch.Tensor], names: l
 
 def main(task: DenseTask, args: list[str] | None = None) -> dict[str, float]:
     """Parses the arguments and runs the task."""
-    logging.basicConfig(format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", level=logging.WARNING)
-    logging.getLogger("hf_gradaug").setLevel(logging.INFO if int(os.environ.get("RANK", 0)) == 0 else logging.WARNING)
-    model_args, data_args, training_args = parse_arguments(task, args)
-    if training_args.should_log:
-        transformers.utils.logging.set_verbosity_info()
-    try:
-        return run(task, model_args, data_args, training_args)
-    finally:
-        PartialState().destroy_process_group()  # gloo aborts at exit otherwise
+    return launch(partial(parse_arguments, task), partial(run, task), args, logger.name)

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from .passes import GradAugPass
+from ..passes import GradAugPass
 
 
 logger = logging.getLogger(__name__)

@@ -6,8 +6,6 @@ import os
 import torch
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
-from . import models  # noqa: F401  registers them with the Auto classes
-
 
 def load_classifier(name_or_path: str | os.PathLike, trust_remote_code: bool = False) -> PreTrainedModel:
     """

@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from .bad_images import SkippedImages
+from ..data.bad_images import SkippedImages
 from .checkpoints import find_checkpoint, find_damage
 from .preemption import StopOnSignal
 from .tokens import hide_from_pickle
@@ -30,7 +30,7 @@ class FaultToleranceMixin:
       the files of all processes included.
     - A run that was killed after its last step doesn't train another one when it is resumed.
     - Hub tokens stay out of `training_args.bin`.
-    - Images that [`~hf_gradaug.image_transforms.ImageCollator`] left out are named and counted.
+    - Images that [`~hf_gradaug.data.ImageCollator`] left out are named and counted.
 
     What else belongs to a checkpoint has to be written in `_save_rng_state`: all processes come there, and what is written
     later is not covered.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from .sampling import example_seed
+from ..sampling import example_seed
 
 
 # Called with an example, what an error is to call it, and the seed of what is random about it.

@@ -15,13 +15,13 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from transformers.utils import logging as transformers_logging
 
-from .class_names import check_class_names
-from .data import ImageData
-from .image_transforms import ImageCollator
+from ..data.class_names import check_class_names
+from ..data.image_transforms import ImageCollator
+from ..data.loading import ImageData
+from ..sampling import example_seed
 from .pixel_classifier import PixelClassifier, import_library
-from .robustness_results import RobustnessResults
-from .robustness_settings import CORRUPTIONS, SEVERITIES, Condition, RobustnessSettings
-from .sampling import example_seed
+from .results import RobustnessResults
+from .settings import CORRUPTIONS, SEVERITIES, Condition, RobustnessSettings
 
 
 # What the corruptions are defined for.

@@ -5,8 +5,8 @@ import os
 import statistics
 from collections.abc import Mapping, Sequence
 
-from .figures import new_figure, show_percent, style_axes
-from .robustness_settings import Condition, RobustnessSettings
+from ..reporting.figures import new_figure, show_percent, style_axes
+from .settings import Condition, RobustnessSettings
 
 
 def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .transforms import Transform
+from ..transforms import Transform
 
 
 def resize_like_images(value: Any, old_size: tuple[int, int], new_size: tuple[int, int]) -> Any:

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .machine import describe_machine, describe_versions
-from .robustness_settings import Condition, RobustnessSettings
+from ..reporting.machine import describe_machine, describe_versions
+from .settings import Condition, RobustnessSettings
 
 
 # Of errors that add up to 0, rounding may leave more than that, but never as much as one image of a data set.

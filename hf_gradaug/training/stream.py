@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from .training_stream import TrainingStream
-from .transformed_dataset import TransformedDataset
+from ..data.training_stream import TrainingStream
+from ..data.transformed_dataset import TransformedDataset
 
 
 class StreamMixin:

@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from .data_arguments import DataArguments
+from .arguments import DataArguments
 from .image_transforms import ExampleTransform, keep_readable
 from .streaming import count_stream, store_stream
 from .training_stream import TrainingStream

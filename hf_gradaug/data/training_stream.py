@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .sampling import example_seed
+from ..sampling import example_seed
 from .transformed_dataset import TransformExample
 
 

@@ -11,9 +11,9 @@ from torch import nn
 from torchvision.transforms import v2
 from transformers import AutoImageProcessor, PreTrainedModel
 
-from .class_names import get_class_names
-from .image_transforms import get_eval_crop, get_image_size, get_normalization
-from .loading import load_classifier
+from ..data.class_names import get_class_names
+from ..data.image_transforms import get_eval_crop, get_image_size, get_normalization
+from ..export.loading import load_classifier
 
 
 def import_library(name: str) -> ModuleType:

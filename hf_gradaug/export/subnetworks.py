@@ -15,15 +15,15 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from ..slimmable.binding import Subnetwork
+from ..slimmable.depth import KeptBlocks, block_finder, depths_of
+from ..slimmable.model import SlimmableModel, make_slimmable, subnetwork_state_dict
 from .calibration import batchnorm_layers, recalibrate_batchnorm
-from .slimmable.binding import Subnetwork
-from .slimmable.depth import KeptBlocks, block_finder, depths_of
-from .slimmable.model import SlimmableModel, make_slimmable, subnetwork_state_dict
 
 
 logger = logging.getLogger(__name__)
 
-_TEMPLATE = Path(__file__).parent / "templates" / "subnetwork_card.md"
+_TEMPLATE = Path(__file__).parents[1] / "templates" / "subnetwork_card.md"
 
 
 def export_subnetwork(

@@ -12,12 +12,12 @@ from typing import Any
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as LOCAL_BUILDERS
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, model_info
 from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
 from transformers import Trainer
 from transformers.modelcard import TASK_TAG_TO_NAME_MAPPING, TrainingSummary
 
-from .hub_names import is_hub_name
+from ..settings import GradAugSettings, settings_as_dict
 from .machine import describe_machine, describe_versions
-from .settings import GradAugSettings, settings_as_dict
 from .training_curves import plot_training_curves
 
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 TAGS = ["gradaug"]
 CURVES = "training_curves.png"
-TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+TEMPLATE = Path(__file__).parents[1] / "templates" / "model_card.md"
 CITATION = """\
 @inproceedings{yang2020gradaug,
   title     = {{GradAug: A New Regularization Method for Deep Neural Networks}},
@@ -295,6 +295,23 @@ def _describe_run(trainer: Trainer) -> dict[str, Any]:
         "seed of the data": None if args.data_seed is None else str(args.data_seed),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
+
+
+def is_hub_name(name: str) -> bool:
+    """
+    Whether a name can be a repository's on the Hub: of its form, and no path on this machine.
+
+    Args:
+        name (`str`):
+            What `from_pretrained` or `load_dataset` took.
+    """
+    if os.path.exists(name):
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def find_licence(name: str | None, token: str | None = None) -> str | None:

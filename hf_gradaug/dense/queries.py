@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.image_transforms import center_to_corners_format
 
-from .losses import at_least_float32
+from ..losses import at_least_float32
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def describe_versions(*packages: str) -> dict[str, str]:
     """
     import transformers
 
-    from . import __version__
+    from .. import __version__
 
     return {
         "python": platform.python_version(),

@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from .passes import GradAugPass
+from ..passes import GradAugPass
 
 
 class LossParts:

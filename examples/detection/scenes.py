@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .data import load_digits_dataset
-from .sampling import example_seed
+from hf_gradaug.data import load_digits_dataset
+from hf_gradaug.sampling import example_seed
 
 
 IMAGES, ANNOTATIONS = "images", "annotations.json"

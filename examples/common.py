@@ -1,0 +1,161 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""What the example scripts share: arguments, the course of a run from a checkpoint to the card, and logging."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import transformers
+from accelerate import PartialState
+from transformers import HfArgumentParser, Trainer
+
+from hf_gradaug import HubPushError, StopOnSignal
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class CommonModelArguments:
+    """Which model, pretrained or from scratch, and whether GradAug trains it."""
+
+    gradaug: bool = field(default=False, metadata={"help": "Train with GradAug; without it, the plain baseline."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Pretrained model: a Hub name or folder."})
+    config_name: str | None = field(
+        default=None, metadata={"help": "For training from scratch: config to start from, a Hub name or folder."}
+    )
+    ignore_mismatched_sizes: bool = field(
+        default=False, metadata={"help": "Start with a new head if the pretrained one has other classes."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
+    token: str | None = field(default=None, metadata={"help": "Hub token for private models and data."})
+
+    @property
+    def hub(self) -> dict[str, Any]:
+        """What `from_pretrained` takes of them."""
+        return {"cache_dir": self.cache_dir, "revision": self.model_revision, "token": self.token}
+
+
+@dataclass(kw_only=True)
+class MeasuringArguments:
+    """On which device a script measures, and how it reads its images."""
+
+    num_workers: int = field(default=0, metadata={"help": "Processes that read images."})
+    device: str = field(default="auto", metadata={"help": "cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."})
+    seed: int = field(
+        default=42,
+        metadata={
+            "help": "Of all that is drawn. If images are held out of the training images: the seed of the training."
+        },
+    )
+
+    def check_at_least(self, **least: int) -> None:
+        """Raises a `ValueError` if a value that is given is less than its least one."""
+        for name, minimum in {"num_workers": 0, "seed": 0, **least}.items():
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise ValueError(f"`{name}` must be {minimum} or more, but is {value}.")
+
+
+def parse_training_arguments(parser: HfArgumentParser, args: Sequence[str]) -> tuple[Any, ...]:
+    """Model, data and training arguments. Without `--gradaug` there are no sub-networks."""
+    model_args, data_args, training_args = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
+    if not model_args.gradaug:
+        training_args.num_subnetworks = 0
+    training_args.remove_unused_columns = False  # transforms and collators know which columns they need
+    return model_args, data_args, training_args
+
+
+def label_names(class_names: Sequence[str]) -> dict[str, dict]:
+    """The classes, as a config takes them."""
+    return {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
+
+
+def train_and_evaluate(trainer: Trainer) -> dict[str, float]:
+    """Trains and evaluates as the trainer's arguments say, saves model and state, and returns evaluation's metrics."""
+    metrics: dict[str, float] = {}
+    if trainer.args.do_train:
+        train_and_save(trainer)
+    if trainer.args.do_eval:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    if trainer.args.do_train:
+        trainer.save_state()
+    return metrics
+
+
+def train_and_save(trainer: Trainer) -> None:
+    """
+    Trains, saves the model, and logs and saves the metrics.
+
+    `resume_from_checkpoint` of the trainer's arguments may be `"true"`, for the newest checkpoint that is whole. A push that
+    failed is logged: evaluation goes on, and the push at the script's end tries again and decides about the exit code.
+
+    Args:
+        trainer (`Trainer`):
+            With [`HubMixin`], such as a [`GradAugTrainer`].
+
+    Raises:
+        `SystemExit`: If SIGTERM stopped the training, with 128 and the signal's number.
+    """
+    args = trainer.args
+    checkpoint = args.resume_from_checkpoint
+    if checkpoint and checkpoint.lower() == "true":
+        checkpoint = True  # the newest one that is whole
+    stop = StopOnSignal()
+    trainer.add_callback(stop)
+    try:
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+    except HubPushError as error:
+        logger.error(error)
+        result = error.train_output
+    if stop.received:
+        logger.warning(
+            f"{stop.received.name} stopped the training after step {trainer.state.global_step}, whose checkpoint is in "
+            f"'{args.output_dir}'. The same command with --resume_from_checkpoint true goes on from there."
+        )
+        sys.exit(128 + stop.received)
+    if not args.push_to_hub:  # with it, `train` has saved the model, and `save_model` would push it
+        trainer.save_model()
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+
+
+def write_card(trainer: Trainer, **card: Any) -> None:
+    """Writes the model card, and with `push_to_hub` pushes it with the model."""
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(**card)
+    elif trainer.args.do_train:
+        trainer.create_model_card(**card)
+
+
+def launch(
+    parse: Callable[[Sequence[str]], tuple[Any, ...]],
+    run: Callable[..., dict[str, float]],
+    args: Sequence[str] | None,
+    logger_name: str,
+) -> dict[str, float]:
+    """
+    Runs a training script: logs on the main process, parses, runs, and ends the process group.
+
+    Args:
+        parse (`Callable`): makes model, data and training arguments from the command line's words.
+        run (`Callable`): takes these arguments, and returns metrics.
+        args (`Sequence[str]`, *optional*): the words. Default to those of this process.
+        logger_name (`str`): of the script.
+    """
+    logging.basicConfig(format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", level=logging.WARNING)
+    for name in (logger_name, "hf_gradaug"):
+        logging.getLogger(name).setLevel(logging.INFO if int(os.environ.get("RANK", 0)) == 0 else logging.WARNING)
+    arguments = parse(sys.argv[1:] if args is None else args)
+    if arguments[-1].should_log:
+        transformers.utils.logging.set_verbosity_info()
+    try:
+        return run(*arguments)
+    finally:
+        PartialState().destroy_process_group()  # gloo aborts at exit otherwise

@@ -1,0 +1,34 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""Images and labels for classifiers: read from folders, files or the Hub, transformed, mixed, and streamed."""
+
+from .arguments import DataArguments
+from .class_names import check_class_names, get_class_names
+from .image_processors import make_image_processor
+from .image_transforms import (
+    ImageCollator,
+    decode_image,
+    get_eval_transform,
+    get_image_size,
+    get_train_transform,
+)
+from .loading import ImageData, load_digits_dataset, load_image_data
+from .streaming import get_streaming_arguments
+from .training_stream import TrainingStream
+
+
+__all__ = [
+    "DataArguments",
+    "ImageCollator",
+    "ImageData",
+    "TrainingStream",
+    "check_class_names",
+    "decode_image",
+    "get_class_names",
+    "get_eval_transform",
+    "get_image_size",
+    "get_streaming_arguments",
+    "get_train_transform",
+    "load_digits_dataset",
+    "load_image_data",
+    "make_image_processor",
+]

@@ -1,0 +1,30 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""What makes long runs durable: checkpoints, Hub pushes, preemption, streams, several processes, losses not finite."""
+
+from .checkpoints import CheckpointDamage, find_checkpoint, find_damage
+from .distributed import no_sync, shard_as_one_unit
+from .fault_tolerance import FaultToleranceMixin
+from .hub import HubMixin, HubPushError
+from .nonfinite import NonFiniteLossGuard
+from .preemption import StopOnSignal
+from .schedules import MilestonesMixin
+from .step_log import LossParts, StepLog
+from .stream import StreamMixin
+
+
+__all__ = [
+    "CheckpointDamage",
+    "FaultToleranceMixin",
+    "HubMixin",
+    "HubPushError",
+    "LossParts",
+    "MilestonesMixin",
+    "NonFiniteLossGuard",
+    "StepLog",
+    "StopOnSignal",
+    "StreamMixin",
+    "find_checkpoint",
+    "find_damage",
+    "no_sync",
+    "shard_as_one_unit",
+]
