@@ -251,7 +251,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
         model.to(memory_format=torch.channels_last)  # the images follow the weights of the first convolution
     if model_args.sync_batchnorm:
         model, build = synchronize_batchnorm(model, training_args.device)
-    trainer_class = GradAugTrainer
+    trainer_class = partial(GradAugTrainer, build=build)
     if model_args.teacher:
         teacher = load_classifier(model_args.teacher, model_args.trust_remote_code)
         if model_args.channels_last:
@@ -294,7 +294,6 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
         compute_metrics=lambda result: metric.compute(predictions=result.predictions, references=result.label_ids),
         preprocess_logits_for_metrics=top_classes,
         processing_class=image_processor,
-        build=build,
     )
     metrics = train_and_evaluate(trainer)
     if training_args.do_predict:

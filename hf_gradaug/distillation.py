@@ -6,15 +6,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import TrainOutput
 
 from .data.class_names import get_class_names
-from .gradaug_trainer import GradAugTrainer
-from .losses import check_has_soft_targets, get_logits, soft_label_cross_entropy, soft_targets
+from .losses import check_has_soft_targets, get_logits, get_soft_labels, soft_label_cross_entropy, soft_targets
+from .reporting.model_card import ModelCardMixin
+from .settings import GradAugSettings, save_settings
+from .training.distributed import shard_as_one_unit
+from .training.durable import DurableTrainerMixin
 from .training.step_log import LossParts
 
 
-class DistillationTrainer(GradAugTrainer):
+class DistillationTrainer(ModelCardMixin, DurableTrainerMixin, Trainer):
     """
     Trains a model on its labels and on the soft predictions of a teacher, a network that was trained before.
 
@@ -25,7 +29,7 @@ class DistillationTrainer(GradAugTrainer):
 
     Args:
         *args, **kwargs:
-            Those of [`GradAugTrainer`], with 0 sub-networks.
+            The Trainer's. `args` may be a [`GradAugConfig`] with 0 sub-networks.
         teacher (`PreTrainedModel`):
             An image classifier with the model's classes in their order. It is changed in place: frozen, and moved to the
             device that trains.
@@ -45,13 +49,18 @@ class DistillationTrainer(GradAugTrainer):
             raise ValueError("compute_loss_func is given, but it must be None with a teacher.")
         self.teacher = teacher.eval().requires_grad_(False)
         self.teacher_weight = teacher_weight
+        self._step_log = self._new_step_log()
         super().__init__(*args, **kwargs)
+        # As with `GradAugTrainer`: the heads take `**kwargs`, but don't scale their loss by `num_items_in_batch`.
+        self.model_accepts_loss_kwargs = False
 
     @property
-    def _corrects_baseline(self) -> bool:
-        return True
+    def gradaug_settings(self) -> GradAugSettings:
+        """Those in `args`, without sub-networks."""
+        return self.args if isinstance(self.args, GradAugSettings) else GradAugSettings(num_subnetworks=0)
 
-    def _new_step_log(self) -> LossParts:
+    @staticmethod
+    def _new_step_log() -> LossParts:
         return LossParts("loss_labels", "loss_teacher")
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -77,6 +86,15 @@ class DistillationTrainer(GradAugTrainer):
             if name != own_name:
                 raise ValueError(f"Class {number} is '{name}' of the teacher, but '{own_name}' of the model.")
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.accelerator.is_fsdp2:  # Accelerate itself fails on models without input embeddings
+            shard_as_one_unit(self.model, self.accelerator.state.fsdp_plugin)
+        return super().create_optimizer(model)
+
+    def train(self, *args, **kwargs) -> TrainOutput:
+        self._step_log = self._new_step_log()  # without what an earlier training left
+        return super().train(*args, **kwargs)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -84,18 +102,35 @@ class DistillationTrainer(GradAugTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        if not model.training or self.teacher_weight == 0:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         images = {name: value for name, value in inputs.items() if name not in self.label_names}
-        label_loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        with torch.no_grad(), self.accelerator.autocast():
-            targets = soft_targets(get_logits(self.teacher(**images)))
-        teacher_loss = soft_label_cross_entropy(get_logits(outputs), targets)
-        share = 1 / self.current_gradient_accumulation_steps
-        parts = [loss.detach().mean() * share for loss in (label_loss, teacher_loss)]
-        self._step_log.add(parts, share, self.args.logging_nan_inf_filter)
-        loss = label_loss + self.teacher_weight * teacher_loss
+        if (labels := get_soft_labels(inputs)) is None:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        else:  # which the heads take for multi-label ones
+            outputs = model(**{name: value for name, value in inputs.items() if value is not labels})
+            loss = soft_label_cross_entropy(get_logits(outputs), labels, self.args.label_smoothing_factor)
+        if model.training and self.teacher_weight > 0:
+            with torch.no_grad(), self.accelerator.autocast():
+                targets = soft_targets(get_logits(self.teacher(**images)))
+            teacher_loss = soft_label_cross_entropy(get_logits(outputs), targets)
+            share = 1 / self.current_gradient_accumulation_steps
+            parts = [part.detach().mean() * share for part in (loss, teacher_loss)]
+            self._step_log.add(parts, share, self.args.logging_nan_inf_filter)
+            loss = loss + self.teacher_weight * teacher_loss
         return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._step_log and "loss" in logs and "learning_rate" in logs:  # the Trainer's own line, in every process
+            logs.update(self._step_log.means(self.accelerator))
+            self._step_log = self._new_step_log()
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            self._save_beside_weights(output_dir or self.args.output_dir)
+
+    def _save_beside_weights(self, folder: str) -> None:
+        save_settings(self.gradaug_settings, folder)
 
     def floating_point_ops(self, inputs: dict[str, Tensor | Any]) -> int:
         flops = super().floating_point_ops(inputs)

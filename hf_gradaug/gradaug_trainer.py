@@ -16,16 +16,13 @@ from .reporting.model_card import ModelCardMixin
 from .settings import GradAugSettings, save_settings
 from .slimmable.model import Build
 from .training.distributed import no_sync, shard_as_one_unit
-from .training.fault_tolerance import FaultToleranceMixin
-from .training.hub import HubMixin
+from .training.durable import DurableTrainerMixin
 from .training.nonfinite import NonFiniteLossGuard
-from .training.schedules import MilestonesMixin
 from .training.step_log import LossParts, StepLog
-from .training.stream import StreamMixin
 from .transforms import Transform
 
 
-class GradAugMixin(ModelCardMixin, MilestonesMixin, HubMixin, FaultToleranceMixin, StreamMixin):
+class GradAugMixin:
     """
     Adds GradAug to any Trainer: `class MyTrainer(GradAugMixin, SomeTrainer)`.
 
@@ -40,9 +37,8 @@ class GradAugMixin(ModelCardMixin, MilestonesMixin, HubMixin, FaultToleranceMixi
     the model's `config.problem_type` is `"single_label_classification"`. With `subnetwork_targets="labels"` the first
     correction is there for every model.
 
-    Checkpoints are looked through before they are resumed from, and more: see [`FaultToleranceMixin`]. Pushes to the
-    Hub are whole: see [`HubMixin`]. Wherever the model is saved, its settings are beside it: see
-    [`~hf_gradaug.settings.save_settings`].
+    Wherever the model is saved, its settings are beside it: see [`~hf_gradaug.settings.save_settings`]. Model cards and
+    durable runs, `lr_milestones` among them, are mixins of their own: see [`GradAugTrainer`].
 
     Args:
         *args, **kwargs:
@@ -91,6 +87,12 @@ class GradAugMixin(ModelCardMixin, MilestonesMixin, HubMixin, FaultToleranceMixi
         super().create_accelerator_and_postprocess()
         # The constructor's first hook that knows model, arguments and devices: an error comes before it makes folders
         # and Hub repositories.
+        milestones = getattr(self.args, "lr_milestones", None)
+        if milestones is not None and not isinstance(self, DurableTrainerMixin):
+            raise ValueError(
+                f"`lr_milestones` must be None without `DurableTrainerMixin`, which schedules them, but is {milestones}. "
+                "Add it: `class MyTrainer(GradAugMixin, DurableTrainerMixin, SomeTrainer)`."
+            )
         if self.gradaug_settings.num_subnetworks > 0:
             self._check_arguments(self.model)
             if self.model is not None:
@@ -257,8 +259,12 @@ class GradAugMixin(ModelCardMixin, MilestonesMixin, HubMixin, FaultToleranceMixi
                 logs["skipped_steps"] = self._loss_guard.num_skipped
         super().log(logs, start_time)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            self._save_beside_weights(output_dir or self.args.output_dir)
+
     def _save_beside_weights(self, folder: str) -> None:
-        super()._save_beside_weights(folder)
         save_settings(self.gradaug_settings, folder)
 
 
@@ -279,11 +285,13 @@ def _count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-class GradAugTrainer(GradAugMixin, Trainer):
+class GradAugTrainer(GradAugMixin, ModelCardMixin, DurableTrainerMixin, Trainer):
     """
     The Trainer of transformers with GradAug (Yang, Zhu and Chen, NeurIPS 2020, arXiv 2006.07989).
 
-    Takes what `Trainer` takes, and a [`TrainingStream`] as training data; see [`GradAugMixin`] and [`StreamMixin`].
+    Takes what `Trainer` takes, and a [`TrainingStream`] as training data. [`GradAugMixin`] has the method,
+    [`~hf_gradaug.training.DurableTrainerMixin`] makes long runs durable, and
+    [`~hf_gradaug.reporting.ModelCardMixin`] writes the model card.
 
     Example:
 

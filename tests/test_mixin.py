@@ -7,6 +7,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from hf_gradaug import GradAugMixin
+from hf_gradaug.settings import SETTINGS_NAME
 
 
 class LossOnlyTrainer(Trainer):
@@ -64,3 +65,14 @@ def test_mixin_on_another_trainer(tmp_path):
     first, other = mine.state.log_history[0], stock.state.log_history[0]
     assert first["loss_full"] == pytest.approx(2 * other["loss_full"])
     assert first["loss_subnetworks"] == pytest.approx(other["loss_subnetworks"])
+
+
+def test_mixin_has_the_method_alone(tmp_path):
+    assert GradAugMixin.__bases__ == (object,)
+    mixed = type("Mixed", (GradAugMixin, Trainer), {})
+    with pytest.raises(ValueError, match="`lr_milestones` must be None without `DurableTrainerMixin`"):
+        tiny_trainer(tmp_path / "out", cls=mixed, lr_scheduler_type="constant", lr_milestones=[0.5])
+    assert not (tmp_path / "out").exists()
+    trainer = tiny_trainer(tmp_path, cls=mixed)
+    trainer.save_model()
+    assert (tmp_path / SETTINGS_NAME).is_file()

@@ -3,22 +3,22 @@
 
 from .checkpoints import CheckpointDamage, find_checkpoint, find_damage
 from .distributed import no_sync, shard_as_one_unit
+from .durable import DurableTrainerMixin
 from .fault_tolerance import FaultToleranceMixin
 from .hub import HubMixin, HubPushError
 from .nonfinite import NonFiniteLossGuard
 from .preemption import StopOnSignal
-from .schedules import MilestonesMixin
 from .step_log import LossParts, StepLog
 from .stream import StreamMixin
 
 
 __all__ = [
     "CheckpointDamage",
+    "DurableTrainerMixin",
     "FaultToleranceMixin",
     "HubMixin",
     "HubPushError",
     "LossParts",
-    "MilestonesMixin",
     "NonFiniteLossGuard",
     "StepLog",
     "StopOnSignal",

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from accelerate.utils import broadcast_object_list
 
@@ -163,12 +163,7 @@ class HubMixin:
             raise HubPushError(message) from None  # the original may show the token
 
     def _save_beside_weights(self, folder: str) -> None:
-        """For what belongs to a model besides what the Trainer saves. Called wherever weights are saved or pushed."""
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            self._save_beside_weights(output_dir or self.args.output_dir)
+        """Saves what the Trainer doesn't copy from a checkpoint to the output folder before it pushes that. Nothing here."""
 
     def train(self, *args, **kwargs) -> TrainOutput:
         output = super().train(*args, **kwargs)

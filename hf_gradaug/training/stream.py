@@ -36,15 +36,15 @@ class StreamMixin:
 
     _stream_loader: DataLoader | None = None
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.add_callback(_EpochCallback(self))
-
     @property
     def _stream(self) -> TrainingStream | None:
         return self.train_dataset if isinstance(self.train_dataset, TrainingStream) else None
 
     def get_train_dataloader(self) -> DataLoader:
+        # Only where the data need it: with other data the Trainer is the stock one.
+        if isinstance(self.train_dataset, (TrainingStream, TransformedDataset)):
+            self.remove_callback(_EpochCallback)
+            self.add_callback(_EpochCallback())
         if self._stream is None:
             return super().get_train_dataloader()
         try:
@@ -130,24 +130,24 @@ class StreamMixin:
 
 
 class _EpochCallback(TrainerCallback):
-    """Tells the data the epoch, and the Trainer the epoch of a stream."""
+    """
+    Tells the data the epoch, and the Trainer the epoch of a stream. It knows the loader alone: one that held the Trainer
+    would keep it, and the model, in memory after `del trainer`.
+    """
 
-    def __init__(self, trainer: StreamMixin):
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         # Accelerate's loader does so in a single process only.
-        if isinstance(self.trainer.train_dataset, TransformedDataset):
-            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
+        if isinstance(train_dataloader.dataset, TransformedDataset):
+            train_dataloader.dataset.set_epoch(int(state.epoch or 0))
 
-    def on_step_end(self, args, state, control, **kwargs):
-        stream = self.trainer._stream
-        if stream is not None:
+    def on_step_end(self, args, state, control, train_dataloader=None, **kwargs):
+        stream = train_dataloader.dataset
+        if isinstance(stream, TrainingStream):
             # The Trainer counts from where a training was resumed, since it has no batches to skip.
             batches = state.global_step * args.gradient_accumulation_steps
-            images = batches * self.trainer._train_batch_size * args.world_size
+            images = batches * train_dataloader.batch_size * args.world_size
             state.epoch = images / stream.num_examples if stream.num_examples else state.global_step / state.max_steps
 
-    def on_train_end(self, args, state, control, **kwargs):
-        if self.trainer._stream_loader is not None:
-            self.trainer._stream_loader.load_state_dict({})  # lets go of the workers, and of what they hold in memory
+    def on_train_end(self, args, state, control, train_dataloader=None, **kwargs):
+        if isinstance(train_dataloader.dataset, TrainingStream):
+            train_dataloader.load_state_dict({})  # lets go of the workers, and of what they hold in memory
