@@ -18,6 +18,7 @@ REQUIREMENTS = [
     "jinja2>=3.1.0",
     "numpy>=2.0.0",
     "pillow>=11.0.0",
+    "tabulate>=0.9.0",
     "torch>=2.11.0",
     "torchvision>=0.26.0",
     # Trainer's hooks, which this package overrides, have changed between major releases.

@@ -131,12 +131,12 @@ def test_table():
         },
     ]
     assert format_widths(rows).splitlines() == [
-        "| width | parameters |  MFLOPs |  top-1 | top-1, recalibrated |",
-        "|------:|-----------:|--------:|-------:|--------------------:|",
-        "|   0.5 |      1,234 |       - | 50.00% |                   - |",
-        "|     1 |     98,765 | 2,500.0 | 98.77% |             100.00% |",
+        "|   width |   parameters |   MFLOPs |   top-1 |   top-1, recalibrated |",
+        "|--------:|-------------:|---------:|--------:|----------------------:|",
+        "|     0.5 |        1,234 |        - |  50.00% |                     - |",
+        "|       1 |       98,765 |  2,500.0 |  98.77% |               100.00% |",
     ]
-    assert format_widths(rows[:1]).splitlines()[0] == "| width | parameters |  top-1 |"
+    assert format_widths(rows[:1]).splitlines()[0] == "|   width |   parameters |   top-1 |"
 
 
 def test_picture(tmp_path):

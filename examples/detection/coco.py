@@ -12,17 +12,16 @@ import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from PIL import Image
+from pycocotools.coco import COCO
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from torchmetrics.detection import MeanAveragePrecision
 from transformers import BaseImageProcessor
 from transformers.backbone_utils import BackboneMixin
 
 from hf_gradaug.dense import resize_like_images
 
 from .scenes import ANNOTATIONS, IMAGES, write_digit_scenes
-
-
-_EXTRA = "Detection and instance segmentation need {}: pip install 'hf_gradaug[detection]'."
 
 
 @dataclass
@@ -88,7 +87,6 @@ class CocoDataset(Dataset):
 
     Raises:
         `ValueError`: If the file isn't in that format.
-        `ImportError`: If pycocotools is missing.
     """
 
     def __init__(
@@ -100,10 +98,6 @@ class CocoDataset(Dataset):
         with_targets: bool = False,
         max_samples: int | None = None,
     ):
-        try:
-            from pycocotools.coco import COCO
-        except ImportError as error:
-            raise ImportError(_EXTRA.format("pycocotools")) from error
         with contextlib.redirect_stdout(io.StringIO()):  # it tells how long it takes
             self.coco = COCO(annotations)
         if missing := [key for key in ("images", "annotations", "categories") if key not in self.coco.dataset]:
@@ -185,18 +179,10 @@ class CocoEvaluationMixin:
             `targets`.
         with_masks (`bool`, *optional*, defaults to `False`):
             Compares masks, and not boxes.
-
-    Raises:
-        `ImportError`: If torchmetrics or pycocotools is missing.
     """
 
     def __init__(self, *args, with_masks: bool = False, **kwargs):
-        try:
-            from torchmetrics.detection import MeanAveragePrecision
-
-            self._average_precision = MeanAveragePrecision(iou_type="segm" if with_masks else "bbox")
-        except ImportError as error:
-            raise ImportError(_EXTRA.format("torchmetrics and pycocotools")) from error
+        self._average_precision = MeanAveragePrecision(iou_type="segm" if with_masks else "bbox")
         super().__init__(*args, **kwargs)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from hf_gradaug.data import load_digits_dataset
 from hf_gradaug.sampling import example_seed
@@ -28,7 +29,7 @@ def write_digit_scenes(
     none in common. The same arguments give the same scenes.
 
     The annotations are those of COCO's instances: `bbox` is `[left, top, width, height]` in pixels, and `segmentation`
-    a mask as uncompressed run lengths, column by column.
+    a mask as run lengths.
 
     Args:
         folder (`str` or `os.PathLike`):
@@ -113,15 +114,10 @@ def _background(size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _describe(mask: np.ndarray) -> dict[str, Any]:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    top, left = int(rows[0]), int(columns[0])
-    # Run lengths alternate between outside and inside, beginning with outside.
-    pixels = np.concatenate([[False], mask.ravel(order="F"), [not mask[-1, -1]]])
-    changes = np.flatnonzero(pixels[1:] != pixels[:-1])
-    counts = np.diff(np.concatenate([[0], changes])).tolist()
+    lengths = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {
-        "bbox": [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1],
-        "area": int(mask.sum()),
-        "segmentation": {"size": list(mask.shape), "counts": counts},
+        "bbox": [int(number) for number in coco_mask.toBbox(lengths)],
+        "area": int(coco_mask.area(lengths)),
+        "segmentation": {"size": lengths["size"], "counts": lengths["counts"].decode()},
         "iscrowd": 0,
     }

@@ -65,6 +65,8 @@ def recalibrate_batchnorm(model: PreTrainedModel, calibration_data: Iterable[Map
     Raises:
         `ValueError`: If there is no batch, or one without images or with a single one. The model is then as it was.
     """
+    # `torch.optim.swa_utils.update_bn` doesn't fit: it runs the whole model in train mode, with dropout, counts a small
+    # batch as much as a large one, takes no batches that are dictionaries, and leaves the statistics half done on errors.
     layers = batchnorm_layers(model)
     if not layers:
         return 0

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from tabulate import tabulate
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -151,16 +152,14 @@ def format_widths(rows: Rows) -> str:
         `str`: The table, whose columns are aligned in plain text.
     """
     columns = {key: column for key, column in _COLUMNS.items() if any(row.get(key) is not None for row in rows)}
-    table = [[title for title, _ in columns.values()]]
+    table = []
     for row in rows:
         values = [(row.get(key), show) for key, (_, show) in columns.items()]
         table.append(
             ["-" if value is None else (show if callable(show) else show.format)(value) for value, show in values]
         )
-    lengths = [max(map(len, column)) for column in zip(*table)]
-    lines = ["| " + " | ".join(cell.rjust(length) for cell, length in zip(cells, lengths)) + " |" for cells in table]
-    lines.insert(1, "|" + "|".join("-" * (length + 1) + ":" for length in lengths) + "|")
-    return "\n".join(lines)
+    titles = [title for title, _ in columns.values()]
+    return tabulate(table, titles, "pipe", disable_numparse=True, colalign=["right"] * len(titles))
 
 
 def plot_widths(curves: Mapping[str, Rows | Sequence[Rows]], path: str | os.PathLike) -> None:

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tabulate import tabulate
+
 from ..reporting.machine import describe_machine, describe_versions
 from .settings import Condition, RobustnessSettings
 
@@ -223,9 +225,10 @@ class RobustnessResults:
         for key, title in titles.items():
             if all(key in row for row in summary.values()):
                 rows.append((title, [_percent(row[key]) for row in summary.values()]))
-        first = max(len(title) for title, _ in rows)
-        width = max(len(cell) for _, cells in rows for cell in cells)
-        return "\n".join(f"{title:{first}}" + "".join(f"  {cell:>{width}}" for cell in cells) for title, cells in rows)
+        align = ["left"] + ["right"] * len(self.labels)
+        return tabulate(
+            [[title, *cells] for title, cells in rows], tablefmt="plain", disable_numparse=True, colalign=align
+        )
 
 
 def _percent(share: float | None) -> str:
