@@ -65,7 +65,7 @@ from hf_gradaug.data import (
     load_image_data,
     make_image_processor,
 )
-from hf_gradaug.slimmable.image_size import check_image_size
+from hf_gradaug.slimmable import check_image_size
 from hf_gradaug.transforms import scaled_size
 
 

@@ -11,12 +11,14 @@ Models with sub-networks: [`make_slimmable`] and what it rests on.
 from .. import models  # noqa: F401  registers our own families
 from . import families  # noqa: F401  registers those of transformers
 from .depth import leading_blocks
+from .image_size import check_image_size
 from .model import make_slimmable, subnetwork_state_dict
 from .narrowing import narrow_config, supported_model_types
 from .registry import register_depth, register_narrowing
 
 
 __all__ = [
+    "check_image_size",
     "leading_blocks",
     "make_slimmable",
     "narrow_config",
