@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import TrainOutput
 
 from .data.class_names import get_class_names
-from .losses import check_has_soft_targets, get_logits, get_soft_labels, soft_label_cross_entropy, soft_targets
+from .losses import check_has_soft_targets, get_float_labels, get_logits, soft_label_cross_entropy, soft_targets
 from .reporting.model_card import ModelCardMixin
 from .settings import GradAugSettings, save_settings
 from .training.distributed import shard_as_one_unit
@@ -78,7 +78,7 @@ class DistillationTrainer(ModelCardMixin, DurableTrainerMixin, Trainer):
 
     def _check_teacher(self, model: nn.Module) -> None:
         for network in (self.teacher, model):
-            check_has_soft_targets(network)
+            check_has_soft_targets(network, multi_label=False)
         classes, own = get_class_names(self.teacher.config), get_class_names(model.config)
         if len(classes) != len(own):
             raise ValueError(f"The teacher has {len(classes)} classes, but the model has {len(own)}.")
@@ -103,7 +103,7 @@ class DistillationTrainer(ModelCardMixin, DurableTrainerMixin, Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         images = {name: value for name, value in inputs.items() if name not in self.label_names}
-        if (labels := get_soft_labels(inputs)) is None:
+        if (labels := get_float_labels(inputs)) is None:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         else:  # which the heads take for multi-label ones
             outputs = model(**{name: value for name, value in inputs.items() if value is not labels})

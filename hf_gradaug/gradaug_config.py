@@ -24,6 +24,9 @@ class GradAugConfig(GradAugSettings, TrainingArguments):
         lr_milestones (`list[float]`, *optional*):
             Shares of the training, each in (0, 1): after each of them the learning rate is a tenth of what it was before. They
             go with `lr_scheduler_type="constant"`. Of transformers' own schedules none falls in steps.
+        logging_nan_inf_filter (`bool`, *optional*):
+            As in `TrainingArguments`, where it is `True`: the Trainer waits for the device in each step then. Not given:
+            `True` without sub-networks and with `nonfinite_loss="skip"`, else `False`.
         output_dir (`str`) and all others:
             See `TrainingArguments`.
 
@@ -39,8 +42,18 @@ class GradAugConfig(GradAugSettings, TrainingArguments):
         },
     )
 
+    logging_nan_inf_filter: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Leave losses that are NaN or infinite out of the logged loss, for which the Trainer waits for the device in "
+            "each step. Not given: where there are no sub-networks, as in TrainingArguments, and with nonfinite_loss skip."
+        },
+    )
+
     def __post_init__(self):
         GradAugSettings.__post_init__(self)
+        if self.logging_nan_inf_filter is None:
+            self.logging_nan_inf_filter = self.num_subnetworks == 0 or self.nonfinite_loss == "skip"
         TrainingArguments.__post_init__(self)
         if self.lr_milestones is None:
             return

@@ -2,6 +2,9 @@
 """The Trainer with GradAug."""
 
 import contextlib
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +13,7 @@ from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 from transformers.training_args import OptimizerNames, ParallelMode
 
-from .losses import get_logits, get_soft_labels, soft_label_cross_entropy
+from .losses import get_float_labels, get_logits, soft_label_cross_entropy, soft_labels_in_heads
 from .passes import GradAug, GradAugPass
 from .reporting.model_card import ModelCardMixin
 from .settings import GradAugSettings, save_settings
@@ -53,14 +56,22 @@ class GradAugMixin:
         several backwards in a step. Nothing is written before.
     """
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        order = cls.__mro__
+        if Trainer in order and order.index(Trainer) < order.index(GradAugMixin):
+            raise TypeError(
+                f"`GradAugMixin` must come before the Trainer among the bases of {cls.__name__}, but comes after it, where it "
+                "changes nothing: `class MyTrainer(GradAugMixin, SomeTrainer)`."
+            )
+
     def __init__(self, *args, transform: Transform | None = None, build: Build | None = None, **kwargs):
         self._gradaug_transform = transform
         self._gradaug_build = build
         self.gradaug: GradAug | None = None
         self._loss_guard: NonFiniteLossGuard | None = None
-        self._gradaug_pass: GradAugPass | None = None
         self._step_log = self._new_step_log()
-        self._subnetwork_flops = 0.0
+        self._subnetwork_share = 0.0  # of the full network's floating-point operations, in the last batch
         super().__init__(*args, **kwargs)
         if self._corrects_baseline:
             # These heads take `**kwargs`, from which the Trainer concludes that they scale their loss by
@@ -115,7 +126,7 @@ class GradAugMixin:
             # DeepSpeed's engine takes gradients from hooks on the parameters, in every backward.
             detached=not self.is_deepspeed_enabled,
         )
-        self._loss_guard = NonFiniteLossGuard(self.accelerator, model)
+        self._loss_guard = self._new_loss_guard()
 
     def _check_arguments(self, model: nn.Module | None) -> None:
         if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
@@ -155,11 +166,23 @@ class GradAugMixin:
             shard_as_one_unit(self.model, self.accelerator.state.fsdp_plugin)
         return super().create_optimizer(model)
 
-    def train(self, *args, **kwargs) -> TrainOutput:
-        self._step_log = self._new_step_log()  # without what an earlier training left
-        if self.gradaug is not None:
-            self._loss_guard = NonFiniteLossGuard(self.accelerator, self.gradaug.model)
-        return super().train(*args, **kwargs)
+    def _new_loss_guard(self) -> NonFiniteLossGuard:
+        return NonFiniteLossGuard(self.accelerator, self.gradaug.model, self.gradaug_settings.nonfinite_loss)
+
+    def _inner_training_loop(self, *args, **kwargs) -> TrainOutput:
+        # `auto_find_batch_size` comes here for each try. Nothing is left of an earlier one.
+        self._step_log = self._new_step_log()
+        self._subnetwork_share = 0.0
+        if self.gradaug is None:
+            return super()._inner_training_loop(*args, **kwargs)
+        self._loss_guard = self._new_loss_guard()
+        try:
+            output = super()._inner_training_loop(*args, **kwargs)
+        except Exception:
+            self._loss_guard.settle()  # a loss that is not finite may be why
+            raise
+        self._loss_guard.settle()
+        return output
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items_in_batch: Tensor | int | None = None
@@ -170,23 +193,23 @@ class GradAugMixin:
             self._check_arguments(self.model)
             self._make_gradaug(self.model)
         inputs = self._prepare_inputs(inputs)
-        losses, passes, flops = [], [], 0.0
-        self._loss_guard.start(self.gradaug_settings.nonfinite_loss)
+        losses, passes, share = [], [], 0.0
+        self._loss_guard.start()
+        # The Trainer's step calls `compute_loss`, which may be a user's: only passes that learn from labels go through it.
+        label_loss = self.compute_loss
         try:
             for gradaug_pass in self.gradaug.passes(inputs, step=self.state.global_step):
-                self._gradaug_pass = gradaug_pass
+                self.compute_loss = functools.partial(self._compute_pass_loss, gradaug_pass, label_loss)
                 sync = contextlib.nullcontext() if gradaug_pass.is_last else no_sync(self.accelerator, model)
                 with sync, gradaug_pass:
                     losses.append(super().training_step(model, *_with_labels(gradaug_pass, num_items_in_batch)))
                     if not gradaug_pass.is_full:
-                        flops += self._subnetwork_floating_point_ops(gradaug_pass)
+                        share += self._share_of_flops(gradaug_pass, inputs)
                 passes.append(gradaug_pass)
         finally:
-            self._gradaug_pass = None
-        self._loss_guard.finish(
-            losses, passes, step=self.state.global_step + 1, action=self.gradaug_settings.nonfinite_loss
-        )
-        self._subnetwork_flops = flops
+            del self.compute_loss
+        self._loss_guard.finish(losses, passes, step=self.state.global_step + 1)
+        self._subnetwork_share = share
         self._step_log.add(
             losses,
             passes,
@@ -195,6 +218,32 @@ class GradAugMixin:
         )
         return torch.stack(losses).sum()
 
+    def _compute_pass_loss(
+        self,
+        gradaug_pass: GradAugPass,
+        label_loss: Callable,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        if gradaug_pass.learns_from_labels:
+            # Its own dictionary, because a loss may take the labels out.
+            kwargs = {"return_outputs": True, "num_items_in_batch": num_items_in_batch}
+            loss = label_loss(model, dict(inputs), **_accepted(label_loss, kwargs))
+            if not (isinstance(loss, tuple) and len(loss) == 2):
+                raise ValueError(
+                    "`compute_loss` must return the loss and the model's outputs where `return_outputs` is True, but returns "
+                    f"a {type(loss).__name__}. The sub-networks learn from the outputs."
+                )
+            loss, outputs = loss
+            return gradaug_pass.loss(outputs, label_loss=loss)
+        loss = gradaug_pass.loss(model(**inputs))
+        # The Trainer takes the loss of `compute_loss_func` for one that is scaled already, and this one isn't.
+        is_scaled = getattr(self, "loss_is_scaled_for_ga", None)
+        if self.compute_loss_func is not None if is_scaled is None else is_scaled:
+            loss = loss / self.current_gradient_accumulation_steps
+        return loss
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -202,55 +251,56 @@ class GradAugMixin:
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        if self._gradaug_pass is None or self._gradaug_pass.learns_from_labels:
-            return self._compute_label_loss(model, inputs, return_outputs, num_items_in_batch)
-        outputs = model(**inputs)
-        loss = self._gradaug_pass.loss(outputs)
-        # The Trainer takes the loss of `compute_loss_func` for one that is scaled already, and this one isn't.
-        is_scaled = getattr(self, "loss_is_scaled_for_ga", None)
-        if self.compute_loss_func is not None if is_scaled is None else is_scaled:
-            loss = loss / self.current_gradient_accumulation_steps
+        """
+        The Trainer's loss, for class probabilities among the labels too. A subclass may override it: in training its loss is
+        the full network's, and the sub-networks' where they learn from labels.
+        """
+        labels, trainer_loss = get_float_labels(inputs), super().compute_loss
+        is_single_label = (
+            getattr(getattr(self.model, "config", None), "problem_type", None) == "single_label_classification"
+        )
+        if labels is None or self.compute_loss_func is not None or not is_single_label:
+            kwargs = _accepted(trainer_loss, {"num_items_in_batch": num_items_in_batch})
+            return trainer_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+        # The heads take floating-point labels for multi-label ones.
+        if trainer_loss.__func__ is not Trainer.compute_loss:
+            with soft_labels_in_heads(self.model):
+                kwargs = _accepted(trainer_loss, {"num_items_in_batch": num_items_in_batch})
+                return trainer_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+        outputs = model(**{name: value for name, value in inputs.items() if value is not labels})
+        loss = soft_label_cross_entropy(get_logits(outputs), labels, self.args.label_smoothing_factor)
         return (loss, outputs) if return_outputs else loss
 
-    def _compute_label_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor | Any],
-        return_outputs: bool,
-        num_items_in_batch: Tensor | int | None,
-    ) -> Tensor | tuple[Tensor, Any]:
-        labels = get_soft_labels(inputs)
-        trainer_loss = super().compute_loss
-        # The heads take soft labels for multi-label ones. A loss of the user's own knows what it does.
-        if (
-            labels is not None
-            and self.compute_loss_func is None
-            and trainer_loss.__func__ is Trainer.compute_loss
-            and getattr(getattr(self.model, "config", None), "problem_type", None) == "single_label_classification"
-        ):
-            outputs = model(**{name: value for name, value in inputs.items() if value is not labels})
-            loss = soft_label_cross_entropy(get_logits(outputs), labels, self.args.label_smoothing_factor)
-        elif self._gradaug_pass is None:
-            return trainer_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
-        else:
-            # Its own dictionary, because label smoothing and `compute_loss_func` take the labels out.
-            loss, outputs = trainer_loss(
-                model, dict(inputs), return_outputs=True, num_items_in_batch=num_items_in_batch
-            )
-        if self._gradaug_pass is not None:
-            loss = self._gradaug_pass.loss(outputs, label_loss=loss)
-        return (loss, outputs) if return_outputs else loss
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self._loss_guard is not None and self.gradaug_settings.num_subnetworks > 0:
+            self._loss_guard.check_gradients(norm)
+        return norm
 
-    def floating_point_ops(self, inputs: dict[str, Tensor | Any]) -> int:
-        flops, self._subnetwork_flops = self._subnetwork_flops, 0.0
-        return super().floating_point_ops(inputs) + flops
+    def _save_checkpoint(self, *args, **kwargs) -> None:
+        self._settle()
+        super()._save_checkpoint(*args, **kwargs)
 
-    def _subnetwork_floating_point_ops(self, gradaug_pass: GradAugPass) -> float:
-        # The Trainer's estimate is proportional to input size and parameters: a sub-network has its share of both.
-        share = _count_parameters(gradaug_pass.network) / _count_parameters(self.gradaug.model)
-        return super().floating_point_ops(gradaug_pass.inputs) * share
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        self._settle()
+        return super().evaluate(*args, **kwargs)
+
+    def _settle(self) -> None:
+        if self._loss_guard is not None:
+            self._loss_guard.settle()
+
+    def floating_point_ops(self, inputs: dict[str, Tensor | Any]) -> float:
+        share, self._subnetwork_share = self._subnetwork_share, 0.0
+        return super().floating_point_ops(inputs) * (1 + share)
+
+    def _share_of_flops(self, gradaug_pass: GradAugPass, inputs: dict[str, Tensor | Any]) -> float:
+        # The Trainer's estimate is proportional to input size and parameters.
+        name = self.gradaug.image_name
+        pixels = gradaug_pass.inputs[name].numel() / inputs[name].numel()
+        return pixels * gradaug_pass.num_parameters / self.gradaug.num_parameters
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self._settle()
         # "loss" and "learning_rate" together are the Trainer's own line, which every process logs.
         if self._step_log and "loss" in logs and "learning_rate" in logs:
             logs.update(self._step_log.means(self.accelerator))
@@ -281,8 +331,11 @@ def _with_labels(
     return inputs, num_items_in_batch if gradaug_pass.share == 1 else num_items_in_batch * gradaug_pass.share
 
 
-def _count_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def _accepted(function: Callable, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that a `compute_loss` takes: older ones know no `num_items_in_batch`."""
+    parameters = inspect.signature(function).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return kwargs if takes_all else {name: value for name, value in kwargs.items() if name in parameters}
 
 
 class GradAugTrainer(GradAugMixin, ModelCardMixin, DurableTrainerMixin, Trainer):

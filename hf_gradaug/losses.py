@@ -1,7 +1,8 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """The losses of GradAug, as functions of tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,6 +54,47 @@ def soft_target_loss(logits: Tensor, targets: Tensor, temperature: float = 1.0) 
     return F.kl_div(log_probabilities, targets, reduction="batchmean") * temperature**2
 
 
+def binary_soft_targets(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """
+    [`soft_targets`] of a multi-label model: a probability of each label by itself. Ours, not the paper's.
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
+            Logits of the full network.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Divides the logits.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_labels)`: Detached probabilities, float32 or wider.
+    """
+    return torch.sigmoid(at_least_float32(logits.detach()) / temperature)
+
+
+def bernoulli_kl(logits: Tensor, targets: Tensor) -> Tensor:
+    """`KL(targets || sigmoid(logits))` of each entry, in nats; zero where they agree."""
+    entropy = -torch.xlogy(targets, targets) - torch.xlogy(1 - targets, 1 - targets)
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none") - entropy
+
+
+def binary_soft_target_loss(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """
+    [`soft_target_loss`] of a multi-label model: the mean over batch and labels of `KL(targets || sigmoid(logits /
+    temperature))`, as the heads of `transformers` average their loss over both. Ours, not the paper's.
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
+            Logits of a sub-network.
+        targets (`torch.Tensor` of shape `(batch_size, num_labels)`):
+            Probabilities from [`binary_soft_targets`], with the same temperature.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Divides the logits. The loss is multiplied by its square, so that the gradient keeps its size.
+
+    Returns:
+        `torch.Tensor`: A scalar in nats, float32 or wider under autocast too.
+    """
+    return bernoulli_kl(at_least_float32(logits) / temperature, targets).mean() * temperature**2
+
+
 def soft_label_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """
     Cross-entropy with class probabilities, such as CutMix and MixUp make.
@@ -81,11 +123,50 @@ def soft_label_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: fl
     return F.cross_entropy(logits, labels.to(logits.dtype), label_smoothing=label_smoothing)
 
 
-def get_soft_labels(inputs: Any) -> Tensor | None:
-    """The labels of a batch if they are soft, floating-point numbers of shape `(batch_size, num_labels)`, else `None`."""
+def get_float_labels(inputs: Any) -> Tensor | None:
+    """The labels of a batch if they are floating-point numbers of shape `(batch_size, num_labels)`, else `None`."""
     labels = inputs.get("labels") if isinstance(inputs, Mapping) else None
-    is_soft = isinstance(labels, Tensor) and labels.ndim == 2 and labels.is_floating_point()
-    return labels if is_soft else None
+    is_float = isinstance(labels, Tensor) and labels.ndim == 2 and labels.is_floating_point()
+    return labels if is_float else None
+
+
+def are_probabilities(labels: Tensor) -> bool:
+    """Whether each row is a distribution over classes: no entry below 0, a sum of 1. Waits for the device."""
+    total = at_least_float32(labels).sum(-1)
+    return bool((labels >= 0).all() & torch.isclose(total, torch.ones_like(total), atol=1e-2).all())
+
+
+@contextmanager
+def soft_labels_in_heads(*models: nn.Module) -> Iterator[None]:
+    """
+    Has the models' own heads take class probabilities for labels.
+
+    They take floating-point labels for multi-label ones. This is for a loss that somebody else computes by the heads.
+
+    Args:
+        models (`nn.Module`): Of transformers; others are left alone.
+    """
+
+    def wrap(original):
+        def loss_function(labels, *args, **kwargs):
+            # Heads name the logits in one of two ways, or not at all.
+            logits = args[0] if args else kwargs.get("pooled_logits", kwargs.get("logits"))
+            is_soft = labels.is_floating_point() and labels.shape == logits.shape
+            return soft_label_cross_entropy(logits, labels) if is_soft else original(labels, *args, **kwargs)
+
+        return loss_function
+
+    before = [(model, vars(model).get("_loss_function")) for model in models if hasattr(model, "loss_function")]
+    try:
+        for model, _ in before:
+            model.loss_function = wrap(model.loss_function)
+        yield
+    finally:
+        for model, own in before:
+            if own is None:
+                vars(model).pop("_loss_function", None)
+            else:
+                vars(model)["_loss_function"] = own
 
 
 def get_logits(outputs: Any) -> Tensor:
@@ -107,17 +188,15 @@ def get_logits(outputs: Any) -> Tensor:
     return logits
 
 
-def check_has_soft_targets(model: nn.Module) -> None:
-    """Raises a `ValueError` if the model is one whose predictions can't be soft targets."""
+def check_has_soft_targets(model: nn.Module, multi_label: bool = True) -> None:
+    """Raises a `ValueError` if the model is one whose predictions can't be soft targets. `multi_label` models may."""
     config, loss_type = model.config, getattr(model, "loss_type", None)
     problem_type = getattr(config, "problem_type", None)
-    if (
-        loss_type not in (None, "ForImageClassification")
-        or problem_type not in (None, "single_label_classification")
-        or config.num_labels < 2
-    ):
+    classifies = problem_type in (None, "single_label_classification") and config.num_labels > 1
+    classifies |= multi_label and problem_type == "multi_label_classification"
+    if loss_type not in (None, "ForImageClassification") or not classifies:
         raise ValueError(
-            "GradAug's soft targets are class probabilities of models for single-label classification, but this is a "
-            f"{type(model).__name__}, `config.problem_type` is {problem_type!r} and `config.num_labels` is "
-            f"{config.num_labels}.{_ADVICE}"
+            f"Soft targets are the predictions of models for single-label classification"
+            f"{' or multi-label classification' if multi_label else ''}, but this is a {type(model).__name__}, `config.problem_type` is {problem_type!r} and "
+            f"`config.num_labels` is {config.num_labels}.{_ADVICE}"
         )

@@ -14,9 +14,9 @@ with "queries" each query of a detector or segmenter has a soft target.
 Each pass runs its backward before the next one starts, so that the activations of one network are in memory at a time.
 """
 
+import itertools
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,21 +25,20 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import find_labels
 
 from .dense.inputs import check_rotations, select_rows, transform_images
-from .losses import get_logits, get_soft_labels, soft_label_cross_entropy
+from .losses import are_probabilities, get_float_labels, get_logits, soft_label_cross_entropy
 from .sampling import draw_blocks, draw_widths, step_generator
 from .settings import GradAugSettings
 from .slimmable.depth import KeptBlocks, depths_of
-from .slimmable.image_size import check_image_size
-from .slimmable.model import Build, make_slimmable
+from .slimmable.image_size import can_train_on, check_image_size, meta_outputs
+from .slimmable.model import Build, SubnetworkSpec, make_slimmable
 from .slimmable.narrowing import narrow_config
-from .target_kinds import TARGET_KINDS
+from .targets import TARGETS, SoftTargets
 from .transforms import Transform, random_transform, scaled_size
 
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
 class GradAugPass:
     """
     One forward and backward of one network. As a context manager it makes the network the active one of the model.
@@ -58,6 +57,8 @@ class GradAugPass:
             Height and width of the images in pixels.
         kept_blocks (`tuple[tuple[int, ...], ...]`, *optional*):
             For each stage, the indices of the residual blocks that a sub-network keeps, where it drops some.
+        depth (`float`):
+            Share of the residual blocks that run.
         soft_labels (`torch.Tensor`, *optional*):
             Class probabilities of shape `(batch_size, num_labels)`, where the batch has such labels and not numbers, in
             the passes that learn from labels.
@@ -65,47 +66,27 @@ class GradAugPass:
             Indices of the images that a sub-network sees, where that is a share of the batch.
         share (`float`):
             That share, 1.0 for the whole batch.
+        learns_from_labels (`bool`):
+            Whether the loss is that of the labels, as always for the full network, or of the full network's predictions.
         network (`nn.Module`):
             The full network; inside of the `with` block of a sub-network, a model of its narrower config without weights.
     """
 
-    gradaug: "GradAug" = field(repr=False)
-    inputs: dict[str, Any] = field(repr=False)
-    width: float
     is_full: bool
-    is_last: bool
-    size: tuple[int, int]
+    width = depth = share = 1.0
     kept_blocks: KeptBlocks | None = None
-    soft_labels: Tensor | None = field(default=None, repr=False)
-    rows: Tensor | None = field(default=None, repr=False)
-    share: float = 1.0
+    rows: Tensor | None = None
 
-    def __post_init__(self):
-        self.network: nn.Module = self.gradaug.model
-
-    @property
-    def depth(self) -> float:
-        """Share of the residual blocks that run."""
-        if self.kept_blocks is None:
-            return 1.0
-        return sum(map(len, self.kept_blocks)) / sum(depths_of(self.gradaug.model.config))
-
-    def __enter__(self) -> "GradAugPass":
-        if not self.is_full:
-            # The pass that synchronizes goes through the parameters, on which DistributedDataParallel has its hooks.
-            detached = self.gradaug.detached and not (self.is_last and _has_several_processes())
-            self._activation = self.gradaug.subnetwork(self.width, self.kept_blocks, detached=detached)
-            self.network = self._activation.__enter__()
-        return self
-
-    def __exit__(self, *exception) -> None:
-        if not self.is_full:
-            self._activation.__exit__(*exception)
+    def __init__(self, gradaug: "GradAug", inputs: dict[str, Any], soft_labels: Tensor | None):
+        self.gradaug = gradaug
+        self.inputs = inputs
+        self.soft_labels = soft_labels
+        self.is_last = False
+        self.network: nn.Module = gradaug.model
 
     @property
-    def learns_from_labels(self) -> bool:
-        """Whether the loss is that of the labels, as always for the full network, or of soft targets."""
-        return self.is_full or self.gradaug.settings.subnetwork_targets == "labels"
+    def size(self) -> tuple[int, int]:
+        return tuple(self.inputs[self.gradaug.image_name].shape[-2:])
 
     def loss(self, outputs: Any, label_loss: Tensor | None = None) -> Tensor:
         """
@@ -121,20 +102,89 @@ class GradAugPass:
             `torch.Tensor`: A scalar. For the full network `outputs.loss`, or cross-entropy with soft labels; for a
             sub-network the same or the loss with the full network's targets, weighted.
         """
-        settings, model = self.gradaug.settings, self.gradaug.model
-        kind = TARGET_KINDS.get(settings.subnetwork_targets)
-        if self.is_full and kind is not None:
-            self.gradaug.targets = kind.targets(model, outputs, settings.temperature)
-        if not self.learns_from_labels:
-            targets = self.gradaug.targets if self.rows is None else self.gradaug.targets[self.rows]
-            loss = kind.loss(model, outputs, targets, settings.temperature)
-        elif label_loss is not None:
-            loss = label_loss
-        elif self.soft_labels is not None:
-            loss = soft_label_cross_entropy(get_logits(outputs), self.soft_labels)
+        return self._loss(outputs, label_loss)
+
+    def _label_loss(self, outputs: Any, label_loss: Tensor | None) -> Tensor:
+        if label_loss is not None:
+            return label_loss
+        if self.soft_labels is not None:
+            return soft_label_cross_entropy(get_logits(outputs), self.soft_labels)
+        return outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(width={self.width:.4g}, size={self.size}, is_last={self.is_last})"
+
+
+class FullPass(GradAugPass):
+    """The full network's pass. Its loss is that of the labels; its predictions become the sub-networks' targets."""
+
+    is_full = learns_from_labels = True
+    targets: Any = None
+
+    def __enter__(self) -> "FullPass":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        pass
+
+    def _loss(self, outputs: Any, label_loss: Tensor | None) -> Tensor:
+        self.targets = self.gradaug.target_kind.of(outputs)
+        return self._label_loss(outputs, label_loss)
+
+
+class SubnetworkPass(GradAugPass):
+    """
+    A sub-network's pass, on a transformation of the batch.
+
+    Args:
+        full ([`FullPass`]): the pass of the step's full network, which has the targets.
+        spec ([`~hf_gradaug.slimmable.model.SubnetworkSpec`]): which sub-network.
+    """
+
+    is_full = False
+
+    def __init__(self, full: FullPass, inputs: dict[str, Any], spec: SubnetworkSpec, rows: Tensor | None):
+        gradaug = full.gradaug
+        self.learns_from_labels = gradaug.target_kind.learns_from_labels
+        soft_labels = full.soft_labels if self.learns_from_labels else None
+        super().__init__(gradaug, inputs, soft_labels if rows is None or soft_labels is None else soft_labels[rows])
+        self._full, self._spec = full, spec
+        self.width, self.kept_blocks, self.rows = spec.width, spec.kept_blocks, rows
+        if rows is not None:
+            self.share = len(rows) / len(full.inputs[gradaug.image_name])
+
+    @property
+    def depth(self) -> float:
+        if self.kept_blocks is None:
+            return 1.0
+        return sum(map(len, self.kept_blocks)) / sum(depths_of(self.gradaug.model.config))
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the sub-network."""
+        return self._active.subnetwork.num_parameters
+
+    def __enter__(self) -> "SubnetworkPass":
+        # The pass that synchronizes goes through the parameters, on which DistributedDataParallel has its hooks.
+        detached = self.gradaug.detached and not (self.is_last and _has_several_processes())
+        self._active = self.gradaug.subnetwork(self.width, self.kept_blocks, detached=detached)
+        self.network = self._active.__enter__()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._active.__exit__(*exception)
+
+    def _loss(self, outputs: Any, label_loss: Tensor | None) -> Tensor:
+        if self.learns_from_labels:
+            loss = self._label_loss(outputs, label_loss)
+        elif self._full.targets is None:
+            raise ValueError(
+                "The full network's pass must be run, its `loss` included, before those of the sub-networks."
+            )
         else:
-            loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]
-        return loss if self.is_full else settings.subnetwork_loss_weight * loss
+            targets = self._full.targets if self.rows is None else self._full.targets[self.rows]
+            loss = self.gradaug.target_kind.loss(outputs, targets)
+        return self.gradaug.settings.subnetwork_loss_weight * loss
 
 
 def _allow_graphs(settings: GradAugSettings) -> None:
@@ -170,6 +220,14 @@ def _warn_if_as_wide(config: PreTrainedConfig, settings: GradAugSettings) -> Non
             f"`min_width` {width} rounds to the full network: this {config.model_type} has no narrower sub-network so "
             "close to it. Sub-networks will differ in their images alone; a smaller `min_width` makes them narrower."
         )
+
+
+def _check_logits(skeleton: nn.Module) -> None:
+    # A backbone without a head fails here, and not in the first step. Other models may need other inputs, or larger images.
+    size = getattr(skeleton.config, "image_size", None) or 224
+    outputs = meta_outputs(skeleton, (size, size) if isinstance(size, int) else tuple(size))
+    if outputs is not None:
+        get_logits(outputs)
 
 
 def _has_several_processes() -> bool:
@@ -237,21 +295,21 @@ class GradAug:
         self.settings = GradAugSettings() if settings is None else settings
         self.seed = seed
         self.transform = transform
+        self.image_name = getattr(model, "main_input_name", "pixel_values")
         self.label_names = find_labels(type(model)) if label_names is None else label_names
         self.detached = detached
-        self.targets: Any = None  # of the step's full network, see `TARGET_KINDS`
+        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.target_kind = TARGETS[self.settings.subnetwork_targets](model, self.settings.temperature)
         self._checked_sizes: set[tuple[int, int]] = set()
-
-        if kind := TARGET_KINDS.get(self.settings.subnetwork_targets):
-            kind.check(self.model)
-        if self.settings.subnetwork_targets == "soft":
-            # What the head itself does when it sees the first labels. Soft ones it would take for multi-label.
-            model.config.problem_type = "single_label_classification"
+        self._trains_one_image: dict[tuple[int, int], bool] = {}
+        self._checked_labels = False
         # With random depth there are too many sub-networks to compile each.
         self._compiled = self.settings.width_choices is not None and not self.settings.draws_depth
         if self._compiled:
             _allow_graphs(self.settings)
         _check_smallest(self)
+        if isinstance(self.target_kind, SoftTargets):
+            _check_logits(self.model.subnetwork(1.0).skeleton)
 
     def subnetwork(self, width: float, kept_blocks: KeptBlocks | None = None, *, detached: bool = False):
         """The context manager in which the model runs the sub-network of this width multiplier, with these blocks."""
@@ -259,8 +317,7 @@ class GradAug:
             width, self.settings.width_divisor, kept_blocks, detached=detached, compiled=self._compiled
         )
 
-    def _draw_subnetworks(self, count: int, step: int) -> list[tuple[float, KeptBlocks | None]]:
-        """Width multiplier and blocks of each sub-network of a step."""
+    def _draw_subnetworks(self, count: int, step: int) -> list[SubnetworkSpec]:
         settings, generator = self.settings, step_generator(self.seed, step)
         widths, blocks = [1.0] * count, [None] * count
         if settings.draws_width:
@@ -268,7 +325,9 @@ class GradAug:
         if settings.draws_depth:
             depths = depths_of(self.model.config)
             blocks = [draw_blocks(depths, settings.min_survival, generator) for _ in range(count)]
-        return list(zip(widths, blocks, strict=True))
+        return [
+            SubnetworkSpec(width, settings.width_divisor, kept) for width, kept in zip(widths, blocks, strict=True)
+        ]
 
     def passes(self, inputs: Mapping[str, Any], step: int) -> Iterator[GradAugPass]:
         """
@@ -287,50 +346,91 @@ class GradAug:
             `ValueError`: If there are no images, they become smaller than the model can take, or labels hold masks or
                 boxes and `settings.rotations` would turn the images.
         """
-        settings, name = self.settings, getattr(self.model, "main_input_name", "pixel_values")
+        settings, name = self.settings, self.image_name
         if not isinstance(inputs, Mapping) or name not in inputs:
             found = sorted(inputs) if isinstance(inputs, Mapping) else f"a {type(inputs).__name__}"
             raise ValueError(f"GradAug transforms the images in the batch's {name!r}, but the batch is {found}.")
         images = inputs[name]
-        size = tuple(images.shape[-2:])
         if self.transform is None:
+            size = tuple(images.shape[-2:])
             self._check_size(images, scaled_size(size, min(settings.scales)))
-        transform = self.transform
-        if transform is None:
-            transform = random_transform(settings.scales, settings.rotations)
-
-        learns_from_labels = settings.subnetwork_targets == "labels"
-        if settings.subnetwork_targets != "soft" and self.transform is None:
-            check_rotations(settings.rotations, {name: inputs.get(name) for name in self.label_names}, size)
-
-        n = settings.num_subnetworks if step % settings.subnetwork_every == 0 else 0
-        is_single_label = getattr(self.model.config, "problem_type", None) == "single_label_classification"
-        soft_labels = get_soft_labels(inputs) if is_single_label else None
-        full_inputs = {k: v for k, v in inputs.items() if soft_labels is None or v is not soft_labels}
-        yield GradAugPass(
-            self, full_inputs, width=1.0, is_full=True, is_last=n == 0, size=size, soft_labels=soft_labels
+            if settings.subnetwork_targets != "soft":
+                check_rotations(settings.rotations, {name: inputs.get(name) for name in self.label_names}, size)
+        soft_labels = self._get_soft_labels(inputs)
+        full = FullPass(
+            self, {k: v for k, v in inputs.items() if soft_labels is None or v is not soft_labels}, soft_labels
         )
-        for index, (width, blocks) in enumerate(self._draw_subnetworks(n, step), start=1):
-            sub_inputs = {k: v for k, v in full_inputs.items() if learns_from_labels or k not in self.label_names}
-            sub_soft_labels = soft_labels if learns_from_labels else None
-            rows, share = self._share_of_batch(images, index), 1.0
+        n = settings.num_subnetworks if step % settings.subnetwork_every == 0 else 0
+        subnetworks = self._subnetwork_passes(full, n, step)
+        if self._images_of_a_subnetwork(images) == 1:
+            subnetworks = [each for each in subnetworks if self._can_train_on_one_image(each)]
+            n = len(subnetworks)
+        for index, each in enumerate(itertools.chain([full], subnetworks)):
+            each.is_last = index == n
+            yield each
+
+    def _subnetwork_passes(self, full: FullPass, n: int, step: int) -> Iterator[SubnetworkPass]:
+        settings, images = self.settings, full.inputs[self.image_name]
+        transform = self.transform or random_transform(settings.scales, settings.rotations)
+        names = [name for name in full.inputs if self.target_kind.learns_from_labels or name not in self.label_names]
+        for index, spec in enumerate(self._draw_subnetworks(n, step), start=1):
+            inputs = {name: full.inputs[name] for name in names}
+            rows = self._share_of_batch(images, index)
             if rows is not None:
-                share = len(rows) / len(images)
-                sub_inputs = {key: select_rows(value, rows, len(images)) for key, value in sub_inputs.items()}
-                sub_soft_labels = None if sub_soft_labels is None else sub_soft_labels[rows]
-            sub_inputs = transform_images(sub_inputs, name, transform, step_generator(self.seed, step, index))
-            self._check_size(images, size := tuple(sub_inputs[name].shape[-2:]))
-            yield GradAugPass(
-                self, sub_inputs, width, False, index == n, size, blocks, sub_soft_labels, rows=rows, share=share
-            )
-        self.targets = None
+                inputs = {name: select_rows(value, rows, len(images)) for name, value in inputs.items()}
+            inputs = transform_images(inputs, self.image_name, transform, step_generator(self.seed, step, index))
+            self._check_size(images, tuple(inputs[self.image_name].shape[-2:]))
+            yield SubnetworkPass(full, inputs, spec, rows)
+
+    def _get_soft_labels(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        """
+        The batch's labels if they are class probabilities. Where the config doesn't say what floating-point labels are, the
+        first ones do: the heads would take all for multi-label ones.
+        """
+        labels, config = get_float_labels(inputs), self.model.config
+        problem_type = getattr(config, "problem_type", None)
+        if labels is None or problem_type not in (None, "single_label_classification"):
+            return None
+        if problem_type is None and self.target_kind.learns_from_labels:
+            return None
+        # On other devices a look would wait for the device in each step.
+        if not self._checked_labels or labels.device.type == "cpu":
+            self._checked_labels = True
+            if are_probabilities(labels):
+                config.problem_type = "single_label_classification"
+            elif problem_type is None:
+                return None
+            else:
+                raise ValueError(
+                    "`labels` must be class probabilities, each row 0 or more and of sum 1, where `config.problem_type` is "
+                    "'single_label_classification', but are not. Set it to 'multi_label_classification' if an image can have "
+                    "several labels: with `subnetwork_targets` 'soft', sub-networks then learn a probability of each."
+                )
+        return labels
+
+    def _images_of_a_subnetwork(self, images: Tensor) -> int:
+        return max(1, int(len(images) * self.settings.subnetwork_batch_fraction + 0.5))
+
+    def _can_train_on_one_image(self, subnetwork: SubnetworkPass) -> bool:
+        # BatchNorm has no statistics of a single image whose feature map became a single pixel.
+        size, images = subnetwork.size, subnetwork.inputs[self.image_name]
+        if size not in self._trains_one_image:
+            skeleton = self.model.subnetwork(1.0).skeleton
+            can = can_train_on(skeleton, self.model, 1, size, images.shape[1])
+            self._trains_one_image[size] = can
+            if not can:
+                logger.warning(
+                    f"Sub-networks that see a single image of {size[0]} x {size[1]} pixels are left out: BatchNorm has no "
+                    "statistics there. Set `dataloader_drop_last`, larger `scales` or a larger `subnetwork_batch_fraction` "
+                    "to train them."
+                )
+        return self._trains_one_image[size]
 
     def _share_of_batch(self, images: Tensor, index: int) -> Tensor | None:
         """Which rows of the batch sub-network `index` (from 1) sees; `None` for all."""
-        batch_size, fraction = len(images), self.settings.subnetwork_batch_fraction
-        if fraction == 1:
+        if self.settings.subnetwork_batch_fraction == 1:
             return None
-        count = max(1, int(batch_size * fraction + 0.5))
+        batch_size, count = len(images), self._images_of_a_subnetwork(images)
         # Evenly spaced, so that the shares of micro-batches and of processes together are those of the whole batch,
         # where the sizes divide.
         spaced = torch.arange(count, device=images.device) * batch_size // count

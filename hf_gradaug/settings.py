@@ -70,10 +70,10 @@ class GradAugSettings:
         subnetwork_every (`int`, *optional*, defaults to `1`):
             Sub-networks are trained in every so-many-th optimizer step, 1 or more, beginning with the first.
         nonfinite_loss (`str`, *optional*, defaults to `"stop"`):
-            What [`GradAugTrainer`] does when a loss is NaN or infinite: `"stop"` raises before the weights change, `"skip"`
-            leaves the optimizer step out and counts it. Training without sub-networks, and fp16, whose gradient scaler skips
-            such steps, are left as they are; DeepSpeed has changed the weights when it raises. See
-            [`~hf_gradaug.training.NonFiniteLossGuard`].
+            What [`GradAugTrainer`] does when a loss or the gradient is NaN or infinite: `"stop"` raises, before anything of the
+            step is saved, `"skip"` leaves the optimizer step out and counts it, for which it waits for the device in each
+            step. Training without sub-networks, and fp16, whose gradient scaler skips such steps, are left as they are. See
+            [`~hf_gradaug.training.nonfinite.NonFiniteLossGuard`].
 
     Raises:
         `ValueError`: If a setting is out of range. It names the setting, its value and what is allowed.
@@ -151,8 +151,8 @@ class GradAugSettings:
     nonfinite_loss: NonFiniteLoss = field(
         default="stop",
         metadata={
-            "help": "What to do when a loss is NaN or infinite: 'stop' raises before the weights change, 'skip' leaves the "
-            "optimizer step out and counts it."
+            "help": "What to do when a loss or the gradient is NaN or infinite: 'stop' raises, before anything of the step is "
+            "saved; 'skip' leaves the optimizer step out and counts it, and waits for the device in each step."
         },
     )
 

@@ -74,7 +74,7 @@ def test_labels_instead_of_soft_targets():
 
 
 def test_labels_that_are_probabilities_or_several():
-    inputs = {"pixel_values": tiny_images(), "labels": F.one_hot(LABELS, 3) * 0.8 + 0.1}
+    inputs = {"pixel_values": tiny_images(), "labels": F.one_hot(LABELS, 3) * 0.7 + 0.1}
     settings = GradAugSettings(subnetwork_targets="labels", scales=[1.0], subnetwork_batch_fraction=0.5)
     expected = {
         "single_label_classification": lambda logits, labels: F.cross_entropy(logits, labels),
@@ -88,9 +88,9 @@ def test_labels_that_are_probabilities_or_several():
 
 
 def test_soft_targets_need_a_classifier():
-    model = tiny_model(problem_type="multi_label_classification")
-    with pytest.raises(ValueError, match=r"'multi_label_classification'.*`subnetwork_targets` to 'labels'"):
-        GradAug(model)
+    for changes in ({"problem_type": "regression"}, {"num_labels": 1}):
+        with pytest.raises(ValueError, match=r"`config.problem_type` is .*`subnetwork_targets` to 'labels'"):
+            GradAug(tiny_model(**changes))
     with pytest.raises(ValueError, match="`subnetwork_targets` must be 'soft', 'labels' or 'queries', but is 'hard'"):
         GradAugSettings(subnetwork_targets="hard")
 

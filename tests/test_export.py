@@ -138,7 +138,7 @@ def test_models_that_can_not_be_exported():
     bert = BertModel(
         BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
     )
-    with pytest.raises(TypeError, match="No narrowing is known for model type 'bert'. Supported: "):
+    with pytest.raises(TypeError, match="GradAug has no sub-networks for model type 'bert'. Supported: "):
         export_subnetwork(bert, 0.5)
 
     def build(config):

@@ -207,7 +207,7 @@ def test_batches_and_models_that_it_cannot_take():
     for wrong, found in (({"images": tiny_images(), "labels": LABELS}, "'images', 'labels'"), ((LABELS,), "a tuple")):
         with pytest.raises(ValueError, match=f"'pixel_values'.*{found}"):
             run(GradAug(tiny_model()), wrong)
-    for changes in ({"problem_type": "multi_label_classification"}, {"num_labels": 1}):
+    for changes in ({"problem_type": "regression"}, {"num_labels": 1}):
         with pytest.raises(ValueError, match="single-label classification"):
             GradAug(tiny_model(**changes))
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.image_transforms import center_to_corners_format
 
-from ..losses import at_least_float32
+from ..losses import at_least_float32, bernoulli_kl
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def query_loss(model: nn.Module, outputs: Any, targets: QueryTargets, temperatur
     logits, probabilities = logits / temperature, targets.probabilities
     if weights.no_object is None:
         objects = probabilities.amax(-1)
-        classes = _bernoulli_kl(logits, probabilities).sum() / objects.sum().clamp(min=1)
+        classes = bernoulli_kl(logits, probabilities).sum() / objects.sum().clamp(min=1)
     else:
         objects = 1 - probabilities[..., -1]
         query_weights = objects + weights.no_object * (1 - objects)
@@ -166,11 +166,6 @@ def _predictions(outputs: Any) -> tuple[Tensor, Tensor]:
     names = ("logits", "pred_boxes") if "pred_boxes" in outputs else ("class_queries_logits", "masks_queries_logits")
     logits, places = (at_least_float32(outputs[name]) for name in names)
     return logits, places
-
-
-def _bernoulli_kl(logits: Tensor, targets: Tensor) -> Tensor:
-    entropy = -torch.xlogy(targets, targets) - torch.xlogy(1 - targets, 1 - targets)
-    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none") - entropy
 
 
 def _box_distances(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,4 +200,4 @@ def _mask_distances(logits: Tensor, target_logits: Tensor) -> tuple[Tensor, Tens
         target_logits = F.interpolate(target_logits, logits.shape[-2:], mode="bilinear", align_corners=False)
     masks, targets = logits.sigmoid(), target_logits.sigmoid()
     dice = (masks - targets).square().sum((-2, -1)) / (masks.square() + targets.square()).sum((-2, -1)).add(1)
-    return _bernoulli_kl(logits, targets).mean((-2, -1)), dice
+    return bernoulli_kl(logits, targets).mean((-2, -1)), dice

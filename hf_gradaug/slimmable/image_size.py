@@ -36,14 +36,46 @@ def size_arguments(network: nn.Module, *args: Any, **kwargs: Any) -> dict[str, A
 
 def can_take(network: nn.Module, size: tuple[int, int], num_channels: int = 3) -> bool:
     """Whether the forward of a network on the meta device ends for images of this height and width in pixels."""
+    return meta_outputs(network, size, num_channels) is not None
+
+
+def meta_outputs(network: nn.Module, size: tuple[int, int], num_channels: int = 3) -> Any | None:
+    """What a network on the meta device returns for images of this height and width in pixels; `None` if it raises."""
     inputs = {getattr(network, "main_input_name", "pixel_values"): torch.empty(2, num_channels, *size, device="meta")}
     # A copy, because a forward may change a network: Swin's has its windows fit the images, and keeps them.
     network = copy.deepcopy(network).eval()
     try:
         with torch.no_grad():
-            network(**inputs, **size_arguments(network, **inputs))
+            return network(**inputs, **size_arguments(network, **inputs))
     except Exception:  # whatever it raises, it doesn't end
-        return False
+        return None
+
+
+def can_train_on(
+    skeleton: nn.Module, network: nn.Module, count: int, size: tuple[int, int], num_channels: int = 3
+) -> bool:
+    """
+    Whether layers of BatchNorm have statistics of so few images.
+
+    Args:
+        skeleton (`nn.Module`): a network on the meta device.
+        network (`nn.Module`): the same with weights, for the modes of its modules.
+        count (`int`): number of images.
+        size (`tuple[int, int]`): their height and width in pixels.
+        num_channels (`int`, *optional*, defaults to `3`): their channels.
+    """
+    skeleton = copy.deepcopy(skeleton)
+    for module, full in zip(skeleton.modules(), network.modules(), strict=True):
+        module.training = full.training
+    images = torch.empty(count, num_channels, *size, device="meta")
+    inputs = {getattr(skeleton, "main_input_name", "pixel_values"): images}
+    try:
+        with torch.no_grad():
+            skeleton(**inputs, **size_arguments(skeleton, **inputs))
+    except ValueError as error:
+        return "more than 1 value per channel" not in str(error)
+    except Exception:  # it has no forward on the meta device, and nothing can be told
+        return True
     return True
 
 

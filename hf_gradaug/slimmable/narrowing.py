@@ -44,8 +44,9 @@ def narrow_config(config: PreTrainedConfig, width: float, divisor: int = 1) -> P
     family = FAMILIES.get(config.model_type)
     if family is None or family.narrowing is None:
         raise TypeError(
-            f"No narrowing is known for model type {config.model_type!r}. Supported: {supported_model_types()}. To "
-            "add yours, tell which config fields scale with the width:\n\n"
+            f"GradAug has no sub-networks for model type {config.model_type!r}. Supported: {supported_model_types()}, all "
+            "for images. Set `num_subnetworks=0` to train without GradAug. To add an image model of yours, say which config "
+            "fields scale with the width:\n\n"
             f'    @hf_gradaug.register_narrowing("{config.model_type}")\n'
             "    def _(config, narrow):\n"
             "        config.hidden_sizes = narrow(config.hidden_sizes)\n"

@@ -1,7 +1,8 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""What happens at a loss that is not finite: the training stops, or goes on without the step."""
+"""What happens at a loss or gradient that is not finite: the training stops, or goes on without the step."""
 
 import logging
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -14,14 +15,45 @@ from ..passes import GradAugPass
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _Look:
+    """
+    What to look at once the device has it.
+
+    Args:
+        flags (`torch.Tensor`): on the CPU, above 0 for each of `what` that is not finite.
+        what (`list[str]`): their descriptions.
+        step (`int`): number of the optimizer step.
+        copied (`torch.cuda.Event`, *optional*): recorded after the copy of the flags. `None`: they are there.
+    """
+
+    flags: Tensor
+    what: list[str]
+    step: int
+    copied: torch.cuda.Event | None = None
+
+    def describe(self) -> str | None:
+        """The first thing that is not finite, if any."""
+        for flag, what in zip(self.flags.tolist(), self.what, strict=True):
+            if flag:
+                return f"{what} is not finite in optimizer step {self.step}."
+        return None
+
+
 class NonFiniteLossGuard:
     """
-    Looks at the losses of an optimizer step, after its last backward and before the weights change.
+    Looks at the losses and the gradient norm of an optimizer step.
 
-    All processes decide alike, by a reduction of a few numbers; the device is synchronized once a step. With `"stop"` a loss
-    that is NaN or infinite raises. With `"skip"` its step is dropped: no weight changes, no momentum or other state of the
-    optimizer, no BatchNorm statistic, nor any other buffer. What goes on is the count of steps and with it the learning rate's
-    schedule, the position in the data, and the random numbers that the step has drawn.
+    All processes decide alike, by a reduction of a few numbers.
+
+    With `"stop"` a number that is NaN or infinite raises. On the CPU that is before the weights change. A GPU is not waited
+    for: the flags of a step are copied beside its work, and looked at in the next steps and, waiting then, in [`settle`],
+    which the trainer calls before each save, evaluation and log line and at the end. So no checkpoint has weights of a step
+    that failed, and the error names that step.
+
+    With `"skip"` the step is dropped, for which the device is waited for once a step: no weight changes, no momentum or other
+    state of the optimizer, no BatchNorm statistic, nor any other buffer. What goes on is the count of steps and with it the
+    learning rate's schedule, the position in the data, and the random numbers that the step has drawn.
 
     With fp16 the guard does nothing: the gradient scaler skips steps whose gradient overflows, and lowers its scale.
 
@@ -30,21 +62,29 @@ class NonFiniteLossGuard:
             The trainer's.
         model (`nn.Module`):
             The full network, not wrapped.
+        action (`str`):
+            `"stop"` or `"skip"`.
     """
 
-    def __init__(self, accelerator: Accelerator, model: nn.Module):
+    def __init__(self, accelerator: Accelerator, model: nn.Module, action: str):
         self.accelerator = accelerator
         self.model = model
+        self.action = action
+        self.waits = action == "skip" or accelerator.device.type != "cuda"
         self.num_skipped = 0
         self._not_finite: Tensor | None = None  # one number a pass, over the micro-batches of the step
         self._buffers: list[tuple[Tensor, Tensor]] = []
+        self._looks: list[_Look] = []
+        self._step = 0
 
-    def start(self, action: str) -> None:
-        """Call before the passes of each micro-batch. `action` is `"stop"` or `"skip"`."""
-        if action == "skip" and self._not_finite is None and self._scaler is None:
+    def start(self) -> None:
+        """Call before the passes of each micro-batch."""
+        if self.action == "skip" and self._not_finite is None and self._scaler is None:
             self._buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        while self._looks and self._looks[0].copied.query():
+            self._stop(self._looks.pop(0).describe())
 
-    def finish(self, losses: list[Tensor], passes: list[GradAugPass], step: int, action: str) -> None:
+    def finish(self, losses: list[Tensor], passes: list[GradAugPass], step: int) -> None:
         """
         Call after the passes of each micro-batch.
 
@@ -55,47 +95,86 @@ class NonFiniteLossGuard:
                 The passes, the full network's first.
             step (`int`):
                 Number of the optimizer step, from 1, as the logs count.
-            action (`str`):
-                `"stop"` or `"skip"`.
 
         Raises:
-            `FloatingPointError`: If a loss is not finite in any process and `action` is `"stop"`.
+            `FloatingPointError`: If a loss is not finite in any process and the action is `"stop"`.
         """
         if self._scaler is not None:
             return
         not_finite = (~torch.isfinite(torch.stack(losses))).int()
         if self._not_finite is not None:
             not_finite = torch.maximum(not_finite, self._not_finite)
-        self._not_finite = not_finite
+        self._not_finite, self._step = not_finite, step
         if not self.accelerator.sync_gradients:  # a micro-batch of the step is yet to come
             return
         self._not_finite = None
         if self.accelerator.num_processes > 1:
             dist.all_reduce(not_finite, op=dist.ReduceOp.MAX)
-        bad = [index for index, flag in enumerate(not_finite.tolist()) if flag]
-        if bad:
-            name = "the full network" if bad[0] == 0 else f"sub-network {bad[0]}"
-            bad_pass = passes[bad[0]]
-            height, width = bad_pass.size
-            blocks = "" if bad_pass.kept_blocks is None else f"residual blocks {bad_pass.kept_blocks}, "
-            what = (
-                f"The loss of {name} (width multiplier {bad_pass.width:.4g}, {blocks}images of {height} x {width} "
-                f"pixels) is not finite in optimizer step {step}."
-            )
-            if action == "stop":
-                raise FloatingPointError(f"{what} `nonfinite_loss='skip'` leaves such steps out.")
-            self._skip()
-            logger.warning(f"{what} The step is skipped, as {self.num_skipped} in all.")
+        # Descriptions and not passes, which hold images.
+        self._look_at(not_finite, [_describe(index, each) for index, each in enumerate(passes)])
+
+    def check_gradients(self, norm: Tensor | float) -> None:
+        """
+        Call before the weights change, with the gradient's norm, equal in all processes: a finite loss can have gradients
+        that aren't.
+
+        Raises:
+            `FloatingPointError`: See [`finish`].
+        """
+        if self._scaler is None and isinstance(norm, Tensor):
+            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+            self._look_at((~torch.isfinite(norm.detach())).int().reshape(1), ["The norm of the gradient"])
         self._buffers = []
 
-    def _skip(self) -> None:
+    def settle(self) -> None:
+        """
+        Waits for what has not been looked at.
+
+        Raises:
+            `FloatingPointError`: If anything of an earlier step is not finite.
+        """
+        while self._looks:
+            look = self._looks.pop(0)
+            look.copied.synchronize()
+            self._stop(look.describe())
+
+    def _look_at(self, flags: Tensor, what: list[str]) -> None:
+        if self.waits:
+            message = _Look(flags, what, self._step).describe()
+            if message is not None and self.action == "skip":
+                self._skip(message)
+            else:
+                self._stop(message)
+            return
+        # Pinned, or the copy would wait.
+        copy = torch.empty_like(flags, device="cpu", pin_memory=True).copy_(flags, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        self._looks.append(_Look(copy, what, self._step, copied))
+
+    def _stop(self, message: str | None) -> None:
+        if message is not None:
+            self._looks.clear()
+            raise FloatingPointError(f"{message} `nonfinite_loss='skip'` leaves such steps out.")
+
+    def _skip(self, message: str) -> None:
         # An optimizer leaves a parameter without a gradient alone, and its state too.
         self.model.zero_grad(set_to_none=True)
         with torch.no_grad():
             for buffer, before in self._buffers:
                 buffer.copy_(before)
         self.num_skipped += 1
+        logger.warning(f"{message} The step is skipped, as {self.num_skipped} in all.")
 
     @property
     def _scaler(self):
         return getattr(self.accelerator, "scaler", None)
+
+
+def _describe(index: int, gradaug_pass: GradAugPass) -> str:
+    name = "the full network" if index == 0 else f"sub-network {index}"
+    height, width = gradaug_pass.size
+    blocks = "" if gradaug_pass.kept_blocks is None else f"residual blocks {gradaug_pass.kept_blocks}, "
+    return (
+        f"The loss of {name} (width multiplier {gradaug_pass.width:.4g}, {blocks}images of {height} x {width} pixels)"
+    )

@@ -1,0 +1,92 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""What sub-networks learn from, by `GradAugSettings.subnetwork_targets`."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from .dense.queries import QueryTargets, check_has_query_targets, query_loss, query_targets
+from .losses import (
+    binary_soft_target_loss,
+    binary_soft_targets,
+    check_has_soft_targets,
+    get_logits,
+    soft_target_loss,
+    soft_targets,
+)
+
+
+class LabelTargets:
+    """The batch's labels, with the model's own loss."""
+
+    learns_from_labels = True
+
+    def __init__(self, model: nn.Module, temperature: float):
+        pass
+
+    def of(self, outputs: Any) -> None:
+        """The full network's outputs are no targets."""
+
+
+class SoftTargets:
+    """
+    The full network's predictions: class probabilities (paper, section 3), or a probability of each label where the model
+    has `problem_type` "multi_label_classification" (ours, not the paper's).
+
+    Args:
+        model (`nn.Module`): the full network.
+        temperature (`float`): divides the logits.
+
+    Raises:
+        `ValueError`: If the model is no classifier.
+    """
+
+    learns_from_labels = False
+
+    def __init__(self, model: nn.Module, temperature: float):
+        check_has_soft_targets(model)
+        self.config = model.config
+        self.temperature = temperature
+
+    @property
+    def _is_multi_label(self) -> bool:
+        # The head itself decides at the first labels.
+        return getattr(self.config, "problem_type", None) == "multi_label_classification"
+
+    def of(self, outputs: Any) -> Tensor:
+        """Targets of shape `(batch_size, num_labels)`, detached, from what the full network returned."""
+        make = binary_soft_targets if self._is_multi_label else soft_targets
+        return make(get_logits(outputs), self.temperature)
+
+    def loss(self, outputs: Any, targets: Tensor) -> Tensor:
+        """How far a sub-network's outputs are from the targets, a scalar."""
+        loss = binary_soft_target_loss if self._is_multi_label else soft_target_loss
+        return loss(get_logits(outputs), targets, self.temperature)
+
+
+class QuerySoftTargets:
+    """
+    The full network's prediction for each query of a detector or segmenter, see [`~hf_gradaug.dense.queries`].
+
+    Args:
+        model (`nn.Module`): the full network.
+        temperature (`float`): divides the class logits.
+
+    Raises:
+        `ValueError`: If query i of a sub-network isn't query i of the full network.
+    """
+
+    learns_from_labels = False
+
+    def __init__(self, model: nn.Module, temperature: float):
+        check_has_query_targets(model)
+        self.model, self.temperature = model, temperature
+
+    def of(self, outputs: Any) -> QueryTargets:
+        return query_targets(self.model, outputs, self.temperature)
+
+    def loss(self, outputs: Any, targets: QueryTargets) -> Tensor:
+        return query_loss(self.model, outputs, targets, self.temperature)
+
+
+TARGETS = {"soft": SoftTargets, "labels": LabelTargets, "queries": QuerySoftTargets}
