@@ -22,12 +22,12 @@ unexport PYTHONHOME
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test quality style
+.PHONY: help train test test-fast quality style
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo "make train and make test take ARGS=\"...\", for example make test ARGS=\"-k losses\"."
+	@echo "make train and the tests take ARGS=\"...\", for example make test ARGS=\"-k losses\"."
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed, and this is " + sys.version.split()[0] + ". Name another with make PYTHON=...")'
@@ -57,8 +57,13 @@ train: $(VENV)/.installed-examples  ## Train with GradAug on the embedded digits
 		examples/run_image_classification.py --gradaug --output_dir outputs/digits --do_train --do_eval $(ARGS)
 
 # pytest exits with 5 when it ran no test, which fails the target.
+PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal --durations=20
+
+test-fast: $(VENV)/.installed-dev  ## Run the tests that take no time, which is what one wants while working
+	@$(PYTEST) -m "not slow and not distributed" $(ARGS)
+
 test: $(VENV)/.installed-dev  ## Run all tests
-	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 quality: $(VENV)/.installed-ruff  ## Check style, without changing a file
 	@$(BIN)/ruff check .

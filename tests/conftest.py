@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from hub_server import WRITER, HubServer
+from helpers.hub_server import WRITER, HubServer
 
 
 # The Hugging Face libraries read these when they are imported, so they are set before anything else is.
@@ -102,7 +102,7 @@ def torchrun(subprocess_env):
 @pytest.fixture
 def swin():
     """Makes tiny Swin models, for gradient checkpointing."""
-    from tiny import NUM_LABELS, SIZE, randomize
+    from helpers.tiny import NUM_LABELS, SIZE, randomize
     from transformers import SwinConfig, SwinForImageClassification
 
     def make():

@@ -1,9 +1,8 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """The data and the runs that the tests of faults share."""
 
-import harness
-import images
 import pytest
+from helpers import harness, images
 
 
 class Example:

@@ -6,9 +6,8 @@ import json
 import logging
 
 import datasets
-import harness
-import images
 import pytest
+from helpers import harness, images
 
 from hf_gradaug.data.image_transforms import keep_readable
 

@@ -4,9 +4,9 @@
 import random
 import shutil
 
-import harness
 import pytest
-from harness import STEPS
+from helpers import harness
+from helpers.harness import STEPS
 
 from hf_gradaug.training import find_checkpoint
 

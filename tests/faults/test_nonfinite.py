@@ -7,10 +7,10 @@ import logging
 import os
 import re
 
-import harness
 import pytest
 import torch
-from tiny import TinyImages, largest_difference, state_of, tiny_model, tiny_trainer
+from helpers import harness
+from helpers.tiny import TinyImages, largest_difference, state_of, tiny_model, tiny_trainer
 from transformers import TrainerCallback, default_data_collator
 
 

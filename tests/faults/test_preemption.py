@@ -5,11 +5,11 @@ import os
 import signal
 import sys
 
-import harness
 import pytest
 import torch.distributed as dist
-from harness import STEPS
-from tiny import tiny_trainer
+from helpers import harness
+from helpers.harness import STEPS
+from helpers.tiny import tiny_trainer
 from transformers import TrainerCallback
 
 from hf_gradaug import StopOnSignal
@@ -164,7 +164,7 @@ class Kill(TrainerCallback):
 def test_one_process_dies(tmp_path, root, torchrun):
     """SIGKILL of one of two processes in the middle of a step: the other ends too, and `torchrun` names the rank."""
     # A minute for the other to end, and the rest for the two to start.
-    done = torchrun(root / "tests" / "faults" / "train_and_die.py", str(tmp_path / "out"), timeout=100)
+    done = torchrun(root / "tests" / "helpers" / "scripts" / "train_and_die.py", str(tmp_path / "out"), timeout=100)
     assert done.returncode != 0
     assert "rank      : 1 (local_rank: 1)" in done.stderr and "Signal 9 (SIGKILL)" in done.stderr
     pids = [int(path.read_text()) for path in (tmp_path / "out").glob("*.pid")]

@@ -1,12 +1,12 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """Pushes of two processes, and one that is killed."""
 
-import harness
 import pytest
 import torch.distributed as dist
-from hub_server import WRITER
-from pushes import IN_CHECKPOINT, MODEL, NAME, STATE, files_of, make_trainer
-from tiny import largest_difference, state_of
+from helpers import harness
+from helpers.hub_server import WRITER
+from helpers.pushes import IN_CHECKPOINT, MODEL, NAME, STATE, files_of, make_trainer
+from helpers.tiny import largest_difference, state_of
 from transformers import AutoModelForImageClassification
 
 

@@ -8,10 +8,10 @@ import re
 import shutil
 import zipfile
 
-import harness
 import pytest
 import torch
-from tiny import largest_difference, state_of, tiny_model, tiny_trainer
+from helpers import harness
+from helpers.tiny import largest_difference, state_of, tiny_model, tiny_trainer
 
 from hf_gradaug.training import find_checkpoint, find_damage
 

@@ -1,0 +1,213 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""The example scripts for detection and instance segmentation, the data that they read, and their metrics."""
+
+import json
+
+import pytest
+import torch
+from detection import coco
+from detection.coco import CocoDataset, load_backbone_weights
+from detection.common import DenseTrainer, main
+from helpers import images
+from helpers.tiny import randomize, tiny_config, tiny_model
+from PIL import Image
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    AutoModelForUniversalSegmentation,
+    Mask2FormerImageProcessor,
+    ResNetConfig,
+    RTDetrImageProcessor,
+    pipeline,
+)
+
+from hf_gradaug import HubPushError
+
+
+QUIET = ["--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no"]
+SHORT = ["--num_scenes", "10", "--max_steps", "2", "--per_device_train_batch_size", "4", "--logging_steps", "1"]
+CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    return {name: images.load_script(f"run_{name}").TASK for name in ("object_detection", "instance_segmentation")}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two pictures of 40 x 30 pixels: a cat and a crowd of dogs, and nothing."""
+    (tmp_path / "pictures").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (40, 30), "gray").save(tmp_path / "pictures" / name)
+    cat = {"bbox": [4, 6, 10, 12], "segmentation": [[4, 6, 14, 6, 14, 18, 4, 18]], "area": 120}
+    dogs = {"bbox": [20, 0, 20, 30], "segmentation": {"size": [30, 40], "counts": [600, 600]}, "area": 600}
+    annotations = [
+        {"id": 1, "image_id": 5, "category_id": 7, "iscrowd": 0, **cat},
+        {"id": 2, "image_id": 5, "category_id": 3, "iscrowd": 1, **dogs},
+    ]
+    pictures = [{"id": 5, "file_name": "a.png"}, {"id": 9, "file_name": "b.png"}]
+    pictures = [{**picture, "width": 40, "height": 30} for picture in pictures]
+    contents = {"images": pictures, "annotations": annotations, "categories": CATEGORIES}
+    (tmp_path / "annotations.json").write_text(json.dumps(contents))
+    return str(tmp_path / "pictures"), str(tmp_path / "annotations.json")
+
+
+@pytest.mark.parametrize("name", ["object_detection", "instance_segmentation"])
+def test_gradaug_on_the_embedded_scenes_leaves_everything_behind(tasks, name, tmp_path):
+    task = tasks[name]
+    metrics = main(task, [*QUIET, *SHORT, "--gradaug", "--do_train", "--do_eval", "--output_dir", str(tmp_path)])
+    assert 0 <= metrics["eval_map"] <= metrics["eval_map_50"] <= 1
+    assert json.loads((tmp_path / "eval_results.json").read_text())["eval_map_50"] == metrics["eval_map_50"]
+    log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert [row["step"] for row in log if "loss_subnetworks" in row] == [1, 2]
+    assert json.loads((tmp_path / "gradaug_config.json").read_text())["subnetwork_targets"] == "labels"
+    with Image.open(tmp_path / "predictions.png") as picture:
+        assert picture.size == (224 * 2, 224)  # the two validation scenes
+    card = (tmp_path / "README.md").read_text()
+    assert task.name in card and "learn from the batch's labels" in card and "scenes of handwritten digits" in card
+
+    model, processor = task.auto_class.from_pretrained(tmp_path), AutoImageProcessor.from_pretrained(tmp_path)
+    assert list(model.config.id2label.values()) == [str(digit) for digit in range(10)]
+    find = pipeline(task.name, model=model, image_processor=processor)
+    assert isinstance(find(str(tmp_path / "scenes" / "validation" / "images" / "00000.png")), list)
+
+
+def test_a_dead_hub_keeps_no_evaluation_from_happening(tasks, hub, tmp_path, monkeypatch):
+    class Trainer(DenseTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            hub.is_down = True
+
+    monkeypatch.setattr("detection.common.DenseTrainer", Trainer)
+    push = ["--push_to_hub", "--hub_model_id", "org/scenes", "--hub_strategy", "every_save"]
+    push += ["--save_strategy", "steps", "--save_steps", "1", "--do_train", "--do_eval", "--output_dir", str(tmp_path)]
+    with pytest.raises(HubPushError, match="hf upload"):
+        main(tasks["object_detection"], [*QUIET, *SHORT, *push])
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"model.safetensors", "train_results.json", "eval_results.json", "predictions.png", "README.md"} <= names
+
+
+def test_plain_training_on_a_classifier_as_backbone(tasks, tmp_path, folder):
+    classifier = tiny_model("resnet-basic", hidden_sizes=[8, 16, 24], seed=3)
+    classifier.save_pretrained(tmp_path / "classifier")
+    data = [
+        "--train_dir",
+        folder[0],
+        "--train_annotations",
+        folder[1],
+        "--max_steps",
+        "1",
+        "--image_square_size",
+        "64",
+    ]
+    out = tmp_path / "out"
+    main(
+        tasks["object_detection"],
+        [*QUIET, *data, "--do_train", "--learning_rate", "0", "--output_dir", str(out)]
+        + ["--backbone", str(tmp_path / "classifier"), "--logging_steps", "1"],
+    )
+    model = AutoModelForObjectDetection.from_pretrained(out)
+    assert model.config.id2label == {0: "dog", 1: "cat"}  # by the numbers of the categories
+    weights = dict(model.model.backbone.model.named_parameters())
+    expected = dict(classifier.resnet.named_parameters())
+    assert weights.keys() == expected.keys() and all(torch.equal(weights[key], expected[key]) for key in expected)
+    log = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    assert any("loss" in row for row in log) and not any("loss_full" in row for row in log)
+
+
+def test_a_classifier_of_another_family_or_width_is_no_backbone(tasks, tmp_path):
+    task = tasks["object_detection"]
+    model = task.new_model(tiny_config("resnet-basic"), {"num_labels": 2})
+    for name, other in (
+        ("family", tiny_model("convnext")),
+        ("width", tiny_model("resnet-basic", hidden_sizes=[8, 16, 28])),
+    ):
+        other.save_pretrained(tmp_path / name)
+        with pytest.raises(ValueError, match=rf"`backbone` '.*{name}' lacks weights of the model's backbone: \['"):
+            load_backbone_weights(model, str(tmp_path / name))
+
+
+def test_coco_data_for_detection(folder):
+    processor = RTDetrImageProcessor(size={"height": 64, "width": 64})
+    dataset = CocoDataset(*folder, processor, with_targets=True)
+    assert dataset.class_names == ["dog", "cat"] and len(dataset) == 2
+    example, empty = dataset[0], dataset[1]
+    assert example["pixel_values"].shape == empty["pixel_values"].shape == (3, 64, 64)
+    assert example["labels"]["class_labels"].tolist() == [1]  # a crowd is no object to learn from
+    assert torch.allclose(example["labels"]["boxes"], torch.tensor([[9 / 40, 12 / 30, 10 / 40, 12 / 30]]))
+    assert example["targets"]["boxes"].tolist() == [[4, 6, 14, 18], [20, 0, 40, 30]]
+    assert example["targets"]["labels"].tolist() == [1, 0] and example["targets"]["iscrowd"].tolist() == [0, 1]
+    assert empty["labels"]["boxes"].shape == empty["targets"]["boxes"].shape == (0, 4)
+    assert len(CocoDataset(*folder, processor, max_samples=1)) == 1
+
+
+def test_coco_data_for_segmentation(folder):
+    processor = Mask2FormerImageProcessor(size={"height": 60, "width": 80}, size_divisor=1)
+    dataset = CocoDataset(*folder, processor, with_masks=True, with_targets=True)
+    example, empty = dataset[0], dataset[1]
+    assert example["mask_labels"].shape == (1, 60, 80) and example["class_labels"].tolist() == [1]
+    rows, columns = example["mask_labels"][0].nonzero(as_tuple=True)
+    assert abs(rows.min() - 12) <= 1 and abs(rows.max() - 35) <= 1  # twice 6 and 17, the mask's first row and its last
+    assert abs(columns.min() - 8) <= 1 and abs(columns.max() - 27) <= 1
+    assert example["targets"]["masks"].sum((1, 2)).tolist() == [120, 600]
+    assert empty["mask_labels"].shape == (0, 60, 80) and empty["targets"]["masks"].shape == (0, 30, 40)
+
+
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_average_precision_of_perfect_and_of_shifted_predictions(tasks, folder, tmp_path, with_masks, monkeypatch):
+    name = "instance_segmentation" if with_masks else "object_detection"
+    shift = 0
+
+    def predict(processor, outputs, sizes):
+        assert [size.tolist() for size in sizes] == [[30, 40]] * 2
+        mask = torch.zeros(1, 30, 40, dtype=torch.bool)
+        mask[:, 6:18, 4 + shift : 14 + shift] = True
+        boxes = torch.tensor([[4.0 + shift, 6, 14 + shift, 18]])
+        found = {"scores": torch.ones(1), "labels": torch.tensor([1])}
+        found |= {"masks": mask} if with_masks else {"boxes": boxes}
+        return [found, {key: value[:0] for key, value in found.items()}]
+
+    monkeypatch.setattr(coco, "predict_objects", predict)
+    arguments = [*QUIET, "--do_eval", "--validation_dir", folder[0], "--validation_annotations", folder[1]]
+    arguments += ["--output_dir", str(tmp_path / "out"), "--image_square_size", "64"]
+    monkeypatch.setattr("detection.common.draw_predictions", lambda *args: Image.new("RGB", (1, 1)))
+    assert main(tasks[name], arguments)["eval_map"] == pytest.approx(1)
+    shift = 4  # the two overlap by 6 / 14
+    assert main(tasks[name], arguments)["eval_map_50"] == 0
+    shift = 3  # by 7 / 13, which is above 0.5 only
+    metrics = main(tasks[name], arguments)
+    assert metrics["eval_map_50"] == pytest.approx(1) and metrics["eval_map"] == pytest.approx(0.1)
+
+
+def test_errors_name_the_argument(tasks, folder, tmp_path):
+    task, out = tasks["object_detection"], ["--output_dir", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match="`train_dir` and `train_annotations` go together, but are 'x' and None"):
+        main(task, [*QUIET, *out, "--do_train", "--train_dir", "x"])
+    with pytest.raises(ValueError, match="`validation_dir` and `validation_annotations`"):
+        main(task, [*QUIET, *out, "--do_eval", "--train_dir", folder[0], "--train_annotations", folder[1]])
+    with pytest.raises(ValueError, match="`backbone` one can be given.*'model_name_or_path': 'a', 'backbone': 'b'"):
+        main(task, [*QUIET, *out, "--do_train", "--model_name_or_path", "a", "--backbone", "b"])
+    with pytest.raises(ValueError, match="`do_train`, `do_eval` or both"):
+        main(task, [*QUIET, *out])
+    with pytest.raises(ValueError, match="`num_scenes` must be 5 or more, but is 4"):
+        main(task, [*QUIET, *out, "--do_train", "--num_scenes", "4"])
+    (tmp_path / "wrong.json").write_text('{"images": []}')
+    with pytest.raises(ValueError, match=r"wrong.json' must hold instances.*\['annotations', 'categories'\]"):
+        CocoDataset(folder[0], str(tmp_path / "wrong.json"), None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_small_models_are_what_the_scripts_say(tasks):
+    for task, auto_class in zip(tasks.values(), (AutoModelForObjectDetection, AutoModelForUniversalSegmentation)):
+        model = randomize(task.new_model(task.new_backbone(), {"num_labels": 10}))
+        assert task.auto_class is auto_class and sum(parameter.numel() for parameter in model.parameters()) < 1e6
+
+
+@pytest.mark.parametrize("stages", [3, 4])
+def test_the_small_segmenter_takes_backbones_of_other_depths(tasks, stages):
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 12, 16, 20][:stages], "depths": [1] * stages}
+    model = tasks["instance_segmentation"].new_model(ResNetConfig(**sizes, layer_type="basic"), {"num_labels": 10})
+    outputs = model.eval()(pixel_values=torch.zeros(1, 3, 64, 64))
+    assert outputs.masks_queries_logits.shape == (1, 20, 16, 16)  # a quarter of the image
+    assert model.config.feature_strides == [4, 8, 16, 32][:stages]

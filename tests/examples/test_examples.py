@@ -1,0 +1,283 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""The example scripts from end to end, and their errors."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import evaluate
+import numpy as np
+import pytest
+import torch
+from helpers import images
+from sklearn.metrics import f1_score
+from transformers import AutoImageProcessor, AutoModelForImageClassification, BertConfig, ResNetConfig, pipeline
+
+from hf_gradaug import plot_training_curves
+
+
+TINY = "embedding_size=8,hidden_sizes=[8,16],depths=[1,1],layer_type=basic"
+MODEL = ["--model_type", "resnet", "--config_overrides", TINY, "--image_size", "20", "--crop_pct", "1.0"]
+QUIET = ["--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no"]
+
+
+@pytest.fixture(scope="module")
+def script():
+    return images.load_script("run_image_classification")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(images.make_folder(tmp_path_factory.mktemp("folder") / "images"))
+
+
+@pytest.fixture
+def run(script, tmp_path, folder):
+    """Runs the script on the folder, into tmp_path / "out"."""
+
+    def run(*args, data=("--train_dir", folder, "--validation_dir", folder), model=MODEL):
+        return script.main([*data, *model, *QUIET, "--output_dir", str(tmp_path / "out"), *args])
+
+    return run
+
+
+def test_gradaug_on_an_image_folder_leaves_everything_behind(run, tmp_path):
+    metrics = run(
+        "--gradaug", "--do_train", "--do_eval", "--do_predict", "--per_device_train_batch_size", "4", "--logging_steps", "1",
+        "--num_train_epochs", "1", "--eval_strategy", "epoch", "--cutmix_alpha", "1", "--mixup_alpha", "1", "--color_jitter", "0.4",
+    )  # fmt: skip
+    out = tmp_path / "out"
+    results = {
+        name: json.loads((out / f"{name}_results.json").read_text()) for name in ("train", "eval", "predict", "all")
+    }
+    assert results["all"]["eval_accuracy"] == metrics["eval_accuracy"] == results["predict"]["predict_accuracy"]
+    assert np.isfinite(metrics["eval_loss"]) and "eval_top5_accuracy" not in metrics  # three classes
+    log = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    assert [row["step"] for row in log if "loss_subnetworks" in row] == [1, 2, 3]
+    with open(out / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12 and {row["prediction"] for row in rows} <= set(images.CLASSES)
+    card = (out / "README.md").read_text()
+    assert "image-classification" in card and "[](" not in card
+    assert (out / "training_curves.png").read_bytes().startswith(b"\x89PNG")
+
+    # What is saved is a standard model that knows its classes.
+    model = AutoModelForImageClassification.from_pretrained(out)
+    assert model.config.problem_type == "single_label_classification"
+    assert list(model.config.id2label.values()) == list(images.CLASSES)
+    classify = pipeline("image-classification", model=model, image_processor=AutoImageProcessor.from_pretrained(out))
+    assert classify(images.make_image(1, 0))[0]["label"] in images.CLASSES
+
+
+def test_plain_training_is_a_plain_run_of_the_same_trainer(run, tmp_path):
+    run("--do_train", "--max_steps", "2", "--logging_steps", "1")
+    log = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    assert any("loss" in row for row in log) and not any("loss_full" in row for row in log)
+    assert not (tmp_path / "out" / "eval_results.json").exists()
+
+
+def test_channels_last(run, script, monkeypatch):
+    layouts = []
+
+    class Trainer(script.GradAugTrainer):
+        def training_step(self, model, *args):
+            kernels = [parameter for parameter in model.parameters() if parameter.ndim == 4]
+            layouts.extend(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+            return super().training_step(model, *args)
+
+    monkeypatch.setattr(script, "GradAugTrainer", Trainer)
+    run("--gradaug", "--channels_last", "--do_train", "--max_steps", "1")
+    assert layouts and all(layouts)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_gradaug_on_streamed_shards(run, tmp_path, kind):
+    make = images.make_parquet if kind == "parquet" else images.make_tar
+    path = str(make(tmp_path / "data", num_shards=2))
+    flags = ["--num_labels", "3", "--num_train_samples", "12"] if kind == "tar" else []
+    metrics = run(
+        "--gradaug", "--streaming", *flags, "--do_train", "--do_eval", "--num_train_epochs", "2",
+        "--per_device_train_batch_size", "4", "--dataloader_num_workers", "2", "--eval_strategy", "epoch",
+        data=("--train_dir", path, "--validation_dir", path),
+    )  # fmt: skip
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["max_steps"] == state["global_step"] == 6
+    assert 0 <= metrics["eval_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_resume(run, tmp_path, folder, streaming):
+    path = str(images.make_parquet(tmp_path / "data", num_shards=2)) if streaming else folder
+    data = {"data": ("--train_dir", path, "--validation_dir", path)}
+    common = ["--do_train", "--gradaug", "--per_device_train_batch_size", "4", "--max_steps", "4"]
+    common += ["--streaming"] if streaming else []
+    run(*common, "--save_strategy", "steps", "--save_steps", "2", **data)
+    whole = AutoModelForImageClassification.from_pretrained(tmp_path / "out").state_dict()
+    checkpoint = str(tmp_path / "out" / "checkpoint-2")
+    run(*common, "--resume_from_checkpoint", checkpoint, "--output_dir", str(tmp_path / "again"), **data)
+    resumed = AutoModelForImageClassification.from_pretrained(tmp_path / "again").state_dict()
+    assert all(whole[name].equal(resumed[name]) for name in whole)
+    with pytest.raises(ValueError, match="resume_from_checkpoint is set, but '.*none' has no checkpoint"):
+        run(*common, "--resume_from_checkpoint", "true", "--output_dir", str(tmp_path / "none"), **data)
+
+
+def test_errors_come_before_training(run, script, tmp_path, folder):
+    (tmp_path / "empty").mkdir()
+    images.make_folder(tmp_path / "two", classes=("cat", "dog"))
+    BertConfig().save_pretrained(tmp_path / "bert")
+    cases = [
+        ({"data": ("--train_dir", str(tmp_path / "empty"))}, "train_dir is '.*empty', but that folder holds no images"),
+        ({"data": ("--train_dir", "no/such")}, "train_dir is 'no/such', but it must be a folder, or a glob"),
+        (
+            {"data": ("--train_dir", folder, "--validation_dir", str(tmp_path / "two"))},
+            r"\['owl'\] are among the train images, but not among the validation images",
+        ),
+        ({"extra": ("--label_column_name", "kind")}, r"label_column_name is 'kind', but the columns are \['image', 'label'\]"),
+        ({"extra": ("--num_labels", "2")}, "num_labels is 2, but column 'label' has 3 classes"),
+        ({"data": ("--train_dir", folder), "extra": ("--train_val_split", "0.1")}, "train_val_split is 0.1: .* number of classes"),
+        (
+            {"model": ["--model_type", "convnext", "--image_size", "36"], "extra": ("--gradaug",)},
+            "Images of 31 x 31 pixels, scaled from 36 x 36, are too small: ConvNextForImageClassification takes 32 x 32",
+        ),
+        (
+            {"model": ["--model_type", "convnext", "--image_size", "20"]},
+            "Images of 20 x 20 pixels are too small: ConvNextForImageClassification takes 32 x 32 at the least",
+        ),
+        ({"model": ["--config_name", str(tmp_path / "bert"), "--image_processor_name", "x"]}, "no image-classification head"),
+        ({"model": ["--model_type", "bert"]}, "model_type is 'bert', but must be one of .*resnet"),
+        ({"model": []}, "Name a model"),
+        ({"model": ["--model_type", "resnet", "--config_overrides", "hidden=[8]"]}, r"\['hidden'\], which are no settings of ResNet"),
+        ({"model": ["--model_type", "resnet", "--config_overrides", "depths=[1,"]}, "is not a literal"),
+        ({"model": ["--model_type", "resnet", "--config_overrides", "layer_type=wide"]}, "config_overrides is 'layer_type=wide'"),
+        ({"extra": ("--mix_prob", "1.5")}, "mix_prob is 1.5, but it must be in"),
+        ({"extra": ("--random_resized_crop_scale", "0.9")}, r"random_resized_crop_scale is \[0.9\]"),
+    ]  # fmt: skip
+    for kwargs, message in cases:
+        extra = kwargs.pop("extra", ())
+        with pytest.raises(ValueError, match=message):
+            run("--do_train", "--max_steps", "1", *extra, **kwargs)
+        assert not (tmp_path / "out" / "trainer_state.json").exists()
+
+
+def test_an_unreadable_image_is_named_by_the_script_with_workers(run, tmp_path, folder):
+    broken = images.make_folder(tmp_path / "images") / "owl" / "1.png"
+    broken.write_bytes(b"no image")
+    with pytest.raises(ValueError, match="Unreadable image: .*owl/1.png"):
+        run(
+            "--do_train",
+            "--max_steps",
+            "3",
+            "--dataloader_num_workers",
+            "1",
+            data=("--train_dir", str(broken.parents[1]), "--validation_dir", folder),
+        )
+
+
+def test_config_overrides(script):
+    text = "hidden_sizes=[8, 16],layer_type=basic, drop=0.5,flag=true,pair=(1,2),nothing=null"
+    assert script.parse_config_overrides(text) == {
+        "hidden_sizes": [8, 16], "layer_type": "basic", "drop": 0.5, "flag": True, "pair": (1, 2), "nothing": None,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="'basic' is not of the form name=value"):
+        script.parse_config_overrides("basic")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", ["plain", "gradaug"])
+def test_both_arms_learn_the_digits(root, subprocess_env, tmp_path, arm):
+    """The project's main job, as `make train` starts it, but with three of ten epochs and one thread."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
+    flags = ["--output_dir", str(tmp_path), "--do_train", "--do_eval", "--disable_tqdm", "True"]
+    flags += ["--num_train_epochs", "3"]
+    flags += ["--gradaug"] if arm == "gradaug" else []
+    script = str(root / "examples" / "run_image_classification.py")
+    done = subprocess.run([*launch, script, *flags], env=subprocess_env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "all_results.json").read_text())["eval_accuracy"] >= 0.95
+
+
+def test_digits_with_no_data_named(script, tmp_path):
+    args = ["--output_dir", str(tmp_path), *QUIET, "--gradaug", "--do_train", "--do_eval", "--max_steps", "2"]
+    metrics = script.main([*args, "--max_train_samples", "128", "--max_eval_samples", "20"])
+    assert "eval_top5_accuracy" in metrics
+    config = ResNetConfig.from_pretrained(tmp_path)
+    assert config.layer_type == "basic" and config.num_labels == 10
+
+
+def test_own_loop(tmp_path, folder):
+    script = images.load_script("run_image_classification_no_trainer")
+    common = [
+        "--train_dir",
+        folder,
+        "--validation_dir",
+        folder,
+        "--output_dir",
+        str(tmp_path),
+        "--max_train_steps",
+        "3",
+        "--cutmix_alpha",
+        "1",
+    ]
+    accuracy = script.main([*common, "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2"])
+    assert 0 <= accuracy <= 1
+    assert list(AutoModelForImageClassification.from_pretrained(tmp_path).config.id2label.values()) == list(
+        images.CLASSES
+    )
+
+
+@pytest.fixture(scope="module")
+def metric():
+    return evaluate.load(str(images.ROOT / "examples" / "metrics" / "image_classification"), keep_in_memory=True)
+
+
+def test_metric_counts_top_1_and_top_5(metric):
+    ranked = [[0, 1, 2, 3, 4], [5, 0, 1, 2, 3], [3, 2, 1, 0, 6], [9, 8, 7, 6, 5]]
+    # Of the classes 0, 3, 4, 5 and 9, 0 and 9 have an F1 of 1.
+    assert metric.compute(predictions=ranked, references=[0, 3, 4, 9]) == {
+        "accuracy": 0.5,
+        "macro_f1": 0.4,
+        "top5_accuracy": 0.75,
+    }
+    assert metric.compute(predictions=[[0, 1], [1, 0]], references=[0, 0]) == {
+        "accuracy": 0.5,
+        "macro_f1": pytest.approx(1 / 3),
+    }
+
+
+def test_metric_averages_f1_over_classes_as_scikit_learn_does(metric):
+    generator = np.random.default_rng(0)
+    true = generator.choice([0, 1, 2, 4], size=60, p=[0.7, 0.1, 0.1, 0.1])
+    guesses = np.where(generator.random(60) < 0.6, true, generator.choice([0, 1, 2, 3, 7], size=60))
+    results = metric.compute(predictions=guesses[:, None].tolist(), references=true.tolist())
+    assert 0.3 < results["macro_f1"] < results["accuracy"]
+    assert results["macro_f1"] == pytest.approx(f1_score(true, guesses, average="macro"))
+
+
+def test_curves_of_gradaug_and_plain_runs(tmp_path):
+    plain = [{"step": step, "loss": 1 / step, "learning_rate": 0.1, "epoch": 1.0} for step in range(1, 4)]
+    gradaug = [{**row, "loss_full": 0.5, "loss_subnetworks": 0.2} for row in plain]
+    for name, log in (("plain", plain), ("gradaug", [*gradaug, {"step": 3, "eval_loss": 0.4, "eval_accuracy": 0.9}])):
+        plot_training_curves(log, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plot_training_curves([{"step": 1, "train_runtime": 3.0}], tmp_path / "none.png")
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_stream_accumulate_and_evaluate(tmp_path, torchrun):
+    path = str(images.make_parquet(tmp_path / "data", num_shards=3, images_per_shard=7))
+    done = torchrun(
+        images.ROOT / "examples" / "run_image_classification.py", "--train_dir", path, "--validation_dir", path, *MODEL, *QUIET,
+        "--gradaug", "--streaming", "--do_train", "--do_eval", "--num_train_epochs", "2", "--per_device_train_batch_size", "2",
+        "--gradient_accumulation_steps", "2", "--per_device_eval_batch_size", "4", "--eval_strategy", "epoch",
+        "--output_dir", str(tmp_path / "out"), "--ddp_backend", "gloo",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["global_step"] == 6  # 21 images: 6 batches of 4, accumulated by 2, twice
+    assert [row["step"] for row in state["log_history"] if "eval_loss" in row] == [3, 6, 6]
+    accuracy = json.loads((tmp_path / "out" / "eval_results.json").read_text())["eval_accuracy"]
+    assert round(accuracy * 21, 6) == round(accuracy * 21)  # out of 21 images, none twice

@@ -1,0 +1,69 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""The recipes parse, and mean what their source says."""
+
+import pytest
+import torch
+import yaml
+from helpers import images
+from transformers import Trainer
+
+
+RECIPES = sorted((images.ROOT / "examples" / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def script():
+    return images.load_script("run_image_classification")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_key_of_a_recipe_arrives(script, path, tmp_path):
+    recipe = yaml.safe_load(path.read_text())
+    parsed = script.parse_arguments([str(path), "--output_dir", str(tmp_path), "--use_cpu"])
+    assert recipe.pop("report_to", "none") == "none"  # the arguments turn it into an empty list
+    for key, value in recipe.items():
+        owner = next(arguments for arguments in parsed if hasattr(arguments, key))
+        if key != "output_dir" and not (key == "num_subnetworks" and not recipe.get("gradaug")):
+            assert getattr(owner, key) == value, key
+
+
+@pytest.mark.parametrize("name", ["imagenet_resnet50", "imagenet_resnet50_cutmix"])
+def test_the_imagenet_recipe_is_the_published_one(script, name, tmp_path):
+    path = images.ROOT / "examples" / "recipes" / f"{name}.yaml"
+    model_args, data_args, args = script.parse_arguments([str(path), "--output_dir", str(tmp_path), "--use_cpu"])
+    assert (args.num_subnetworks, args.min_width, args.num_train_epochs) == (3, 0.9, 120)
+    assert [round(224 * scale) for scale in args.scales] == [224, 192, 160, 128]
+    assert 8 * args.per_device_train_batch_size * args.gradient_accumulation_steps == 512
+    assert data_args.cutmix_alpha == (1.0 if "cutmix" in name else 0.0)
+    kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
+    assert kwargs == (torch.optim.SGD, {"lr": 0.2, "momentum": 0.9, "nesterov": True})
+    model, processor = script.build_model(model_args, [str(label) for label in range(1000)])
+    assert sum(parameter.numel() for parameter in model.parameters()) == 25_557_032  # torchvision's ResNet-50
+    assert dict(processor.size) == {"shortest_edge": 224}
+
+
+def test_the_optimizer_has_nesterov_momentum(script, tmp_path):
+    model = torch.nn.Linear(2, 2)
+    path = images.ROOT / "examples" / "recipes" / "imagenet_resnet50.yaml"
+    *_, args = script.parse_arguments([str(path), "--output_dir", str(tmp_path), "--use_cpu", "--report_to", "none"])
+    args.eval_strategy = "no"
+    optimizer = Trainer(model, args, train_dataset=[0]).create_optimizer()
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert all(
+        (group["momentum"], group["nesterov"], group["lr"]) == (0.9, True, 0.2) for group in optimizer.param_groups
+    )
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-4, 0.0]
+
+
+def test_flags_override_a_recipe_and_unknown_keys_raise(script, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("train_dir: here\nlearning_rate: 0.5\nnum_train_epochs: 7\n")
+    _, data_args, args = script.parse_arguments(
+        [str(path), "--learning_rate", "0.25", "--output_dir", str(tmp_path), "--use_cpu"]
+    )
+    assert (data_args.train_dir, args.learning_rate, args.num_train_epochs) == ("here", 0.25, 7)
+    assert args.num_subnetworks == 0  # no --gradaug
+    path = tmp_path / "mine.json"
+    path.write_text('{"lerning_rate": 0.5}')
+    with pytest.raises(ValueError, match=r"mine.json has unknown keys \['lerning_rate'\]"):
+        script.parse_arguments([str(path)])

@@ -1,0 +1,282 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""The card says what the run knows, and no more. The cards of `model_cards/` are valid and agree with their recipes."""
+
+import re
+
+import jinja2
+import pytest
+import torch
+import transformers
+import yaml
+from datasets import load_dataset
+from helpers import images
+from helpers.images import ROOT
+from helpers.recipe_cards import RECIPES, card_of, settings_tables, tables_of
+from helpers.tiny import TinyImages, tiny_config, tiny_model, tiny_trainer
+from huggingface_hub import ModelCard
+from PIL import Image
+from transformers import ConvNextForImageClassification, ConvNextImageProcessor
+
+from hf_gradaug.reporting.model_card import TEMPLATE, _show, _table
+
+
+CARDS = sorted((ROOT / "model_cards").glob("*.md"))
+
+
+def rows_of(text: str) -> dict[str, str]:
+    """First and second cell of all rows of the card's tables."""
+    return dict(re.findall(r"^\| `?(.+?)`? \| (.*?) \|$", text, re.M))
+
+
+def compute_metrics(result) -> dict[str, float]:
+    best = torch.from_numpy(result.predictions).argmax(-1)
+    return {"accuracy": (best == torch.from_numpy(result.label_ids)).float().mean().item()}
+
+
+@pytest.fixture
+def from_scratch():
+    return ConvNextForImageClassification(tiny_config("convnext"))
+
+
+def test_card_of_a_gradaug_run(tmp_path, from_scratch):
+    arguments = {"min_width": 0.8, "weight_decay": 0.01, "optim_args": "momentum=0.9,nesterov=True", "seed": 0}
+    trainer = tiny_trainer(
+        tmp_path, from_scratch, trainer_kwargs={"compute_metrics": compute_metrics}, **arguments, max_steps=2
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    tags = ["vision"]
+    trainer.create_model_card(
+        dataset="my photos", tags=tags, license="mit", data_settings={"cutmix_alpha": 1.0, "mixup_alpha": 0.0}
+    )
+    assert tags == ["vision"]  # the caller's own
+    card = ModelCard.load(tmp_path / "README.md")
+    card.validate()
+    data = card.data
+    assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "image-classification", "mit")
+    assert {"gradaug", "vision", "generated_from_trainer"} == set(data.tags)
+    assert data.base_model is None and data.datasets is None and data.language is None
+    (result,) = data.eval_results
+    assert (result.task_type, result.dataset_type, result.dataset_name) == (
+        "image-classification",
+        "my-photos",
+        "my photos",
+    )
+    assert (result.metric_type, result.metric_value) == ("accuracy", metrics["eval_accuracy"])
+    assert data.model_name == tmp_path.name
+
+    assert (
+        "This convnext model was trained on my photos, with [GradAug](https://arxiv.org/abs/2006.07989)." in card.text
+    )
+    rows = rows_of(card.text)
+    assert rows["min_width"] == "0.8" and rows["scales"] == "1, 0.8571, 0.7143, 0.5714" and rows["rotations"] == "none"
+    assert (rows["learning_rate"], rows["weight_decay"]) == ("0.05", "0.01")
+    assert (rows["optim"], rows["optim_args"]) == ("sgd", "momentum=0.9,nesterov=True")
+    assert rows["max_steps"] == "2" and "num_train_epochs" not in rows
+    assert rows["images in a step"] == "8" and rows["optimizer steps"] == "2" and rows["seed"] == "0"
+    assert (rows["training images"], rows["evaluation images"]) == ("32", "12")
+    assert rows["cutmix_alpha"] == "1" and "mixup_alpha" not in rows
+    assert rows["loss"] == f"{metrics['eval_loss']:.4g}" and rows["accuracy"] == f"{metrics['eval_accuracy']:.4g}"
+    assert "cores" in rows["hardware"] and rows["training time since the last start"].endswith(" s")
+    assert f"torch {torch.__version__}" in rows["versions"]
+    assert f"transformers {transformers.__version__}" in rows["versions"]
+    for section in ("Results", "How to load", "Method", "Training", "Limits", "Citation"):
+        assert f"\n## {section}\n" in card.text
+    assert f'model="{tmp_path}"' in card.text and "yang2020gradaug" in card.text
+    assert "(training_curves.png)" in card.text
+    with Image.open(tmp_path / "training_curves.png") as picture:
+        assert picture.width > 1000
+    for invented in ("More information needed", "None", "unknown", "{{ ", "\n\n\n"):
+        assert invented not in str(card)
+
+
+def test_macro_f1_is_f1_to_the_hub(tmp_path, from_scratch):
+    kwargs = {"compute_metrics": lambda _: {"accuracy": 0.5, "macro_f1": 0.25}}
+    trainer = tiny_trainer(tmp_path, from_scratch, num_subnetworks=0, trainer_kwargs=kwargs)
+    trainer.evaluate()
+    trainer.create_model_card(dataset="my photos", tasks="image-classification")
+    card = ModelCard.load(tmp_path / "README.md")
+    results = [(result.metric_type, result.metric_name, result.metric_value) for result in card.data.eval_results]
+    assert results == [("accuracy", "Accuracy", 0.5), ("f1", "Macro F1", 0.25)]
+    assert card.data.metrics == ["accuracy", "f1"] and rows_of(card.text)["macro f1"] == "0.25"
+
+
+def test_card_of_a_plain_run_that_knows_little(tmp_path, from_scratch):
+    trainer = tiny_trainer(tmp_path, from_scratch, num_subnetworks=0, max_steps=1)
+    trainer.create_model_card()  # not even trained
+    card = ModelCard.load(tmp_path / "README.md")
+    card.validate()
+    assert "This convnext model was trained." in card.text
+    assert "gradaug" not in card.data.tags and "2006.07989" not in card.text and "## Method" not in card.text
+    assert card.data.eval_results is None and "## Results" not in card.text and "evaluation set" not in card.text
+    assert card.data.base_model is None and card.data.license is None and card.data.datasets is None
+    assert "training_curves.png" not in card.text and not (tmp_path / "training_curves.png").exists()
+    assert "training time" not in card.text
+
+
+def test_origin(tmp_path, from_scratch):
+    trainer = tiny_trainer(tmp_path / "out", from_scratch)
+    trainer.create_model_card(
+        finetuned_from="org/base", dataset=["food101", "pets"], dataset_tags=["food101", "org/pets"]
+    )
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.base_model == "org/base" and card.data.datasets == ["food101", "org/pets"]
+    assert "was fine-tuned from [org/base](https://huggingface.co/org/base) on food101 and pets, with" in card.text
+
+    tiny_model().save_pretrained(tmp_path / "base")
+    model = ConvNextForImageClassification.from_pretrained(tmp_path / "base")
+    for given in ({}, {"finetuned_from": str(tmp_path / "base")}):
+        tiny_trainer(tmp_path / "out", model).create_model_card(**given)
+        card = ModelCard.load(tmp_path / "out" / "README.md")
+        assert card.data.base_model is None and str(tmp_path / "base") not in str(card)
+
+
+def test_metrics_are_those_of_the_weights(tmp_path, from_scratch):
+    accuracies = iter([0.9, 0.4, 0.3])
+    trainer = tiny_trainer(
+        tmp_path,
+        from_scratch,
+        trainer_kwargs={"compute_metrics": lambda result: {"accuracy": next(accuracies)}},
+        **{"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1},
+        load_best_model_at_end=True,
+        metric_for_best_model="accuracy",
+    )
+    trainer.train()
+    trainer.create_model_card(dataset="my photos")
+    text = (tmp_path / "README.md").read_text()
+    assert rows_of(text)["accuracy"] == "0.9" and "after optimizer step 1:" in text
+
+
+def test_timings_are_no_metrics_and_every_data_set_counts(tmp_path, from_scratch):
+    trainer = tiny_trainer(
+        tmp_path,
+        from_scratch,
+        trainer_kwargs={
+            "compute_metrics": compute_metrics,
+            "eval_dataset": {"here": TinyImages(12), "there": TinyImages(8)},
+        },
+    )
+    trainer.evaluate()  # without training, which adds a timing more
+    trainer.create_model_card(dataset="my photos")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert [result.metric_type for result in card.data.eval_results] == ["here_accuracy", "there_accuracy"]
+    results = card.text.split("## How to load")[0]
+    assert set(rows_of(results)) - {"metric"} == {"here loss", "there loss", "here accuracy", "there accuracy"}
+
+
+def test_local_data_has_no_name_on_the_hub(tmp_path, from_scratch, hub):
+    images.make_folder(tmp_path / "photos")
+    dataset = load_dataset("imagefolder", data_dir=str(tmp_path / "photos"), split="train")
+    trainer = tiny_trainer(tmp_path, from_scratch, trainer_kwargs={"train_dataset": dataset, "eval_dataset": None})
+    for given in ({}, {"dataset": "photos", "dataset_tags": str(tmp_path / "photos")}):
+        trainer.create_model_card(**given)
+        card = ModelCard.load(tmp_path / "README.md")
+        card.validate()
+        assert (
+            card.data.datasets is None and "imagefolder" not in str(card) and str(tmp_path / "photos") not in str(card)
+        )
+
+
+def test_a_config_of_the_hub_is_no_origin(tmp_path, hub):
+    tiny_model("resnet-basic").push_to_hub("me/base")
+    ModelCard("---\nlicense: apache-2.0\n---\n# Base").push_to_hub("me/base")
+    data = str(images.make_folder(tmp_path / "photos"))
+    ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=1.0).save_pretrained(tmp_path / "processor")
+    flags = {
+        "--config_name": "me/base",
+        "--image_processor_name": tmp_path / "processor",
+        "--train_dir": data,
+        "--validation_dir": data,
+        "--output_dir": tmp_path / "out",
+        "--cache_dir": tmp_path / "cache",
+        "--max_steps": 1,
+        "--report_to": "none",
+    }
+    words = ["--do_train", "--use_cpu", *(str(word) for flag in flags.items() for word in flag)]
+    images.load_script("run_image_classification").main(words)
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.base_model is None and card.data.license is None and "fine-tuned" not in card.text
+
+
+def test_fine_tuned_from_the_hub(tmp_path, hub):
+    ConvNextForImageClassification(tiny_config("convnext")).push_to_hub("me/base")
+    ModelCard("---\nlicense: apache-2.0\n---\n# Base").push_to_hub("me/base")
+    model = ConvNextForImageClassification.from_pretrained("me/base", cache_dir=tmp_path / "cache")
+    trainer = tiny_trainer(tmp_path, model, push_to_hub=True, hub_model_id="me/tuned", max_steps=1)
+    trainer.train()
+    # The licence is known already, so that the card is on disk before the first request of a push.
+    hub.is_down = True
+    trainer.create_model_card()
+    assert ModelCard.load(tmp_path / "README.md").data.license == "apache-2.0"
+    hub.is_down = False
+    trainer.push_to_hub(dataset="my photos")
+    card = ModelCard.load("me/tuned")
+    assert (card.data.base_model, card.data.license) == ("me/base", "apache-2.0")
+    assert 'model="me/tuned"' in card.text and "](training_curves.png)" in card.text
+
+
+def test_cells_stay_cells():
+    assert _table("t", {"a": "x\ny|z", "b": None, "c": 0, "d": False}) == (
+        "| t | value |\n|---|---|\n| a | x y\\|z |\n| b | none |\n| c | 0 |\n| d | False |"
+    )
+    assert _table("t", {"a": 0, "b": None, "c": False, "d": ""}, skip_off=True) == ""
+    assert _show([1.0, 6 / 7]) == "1, 0.8571"
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "datasets: [./photos]",
+        "base_model: /tmp/x",
+        "pipeline_tag: banana",
+        "license: nonsense",
+        "tags: [1]",
+    ],
+)
+def test_the_hub_of_the_tests_refuses_bad_cards(metadata, hub):
+    card = ModelCard("# A card")
+    card.content = f"---\n{metadata}\n---\n# A card"
+    with pytest.raises(ValueError, match="is not valid|must be"):
+        card.validate()
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
+def test_card_of_the_project(path):
+    card = ModelCard.load(path)
+    card.validate()
+    assert card.data.library_name == "transformers" and card.data.pipeline_tag == "image-classification"
+    assert "gradaug" in card.data.tags and "yang2020gradaug" in card.text
+    if path.stem.startswith("authors_"):  # figures that are not ours say whose they are
+        (result,) = card.data.eval_results
+        assert "not verified" in result.metric_name and "Yang, Zhu and Chen" in result.source_name
+        assert result.metric_value == (0.7967 if "cutmix" in path.stem else 0.7878)
+        assert "not verified here" in card.text
+    if path.stem.startswith(("cifar100_", "imagenet_")):
+        assert card.data.eval_results is None and "We have not run it" in card.text
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_has_a_card_that_agrees(path):
+    card = card_of(path).read_text()
+    # As a run would write them now; `python tests/recipe_cards.py` renews them.
+    assert [table.strip() for table in tables_of(card)] == settings_tables(path)
+    # And read from the recipe itself, what it says.
+    recipe, rows = yaml.safe_load(path.read_text()), rows_of(card)
+    shown = ("learning_rate", "lr_scheduler_type", "optim", "optim_args", "weight_decay", "num_train_epochs")
+    shown += ("min_width", "num_subnetworks", "random_resized_crop_scale", "cutmix_alpha", "color_jitter")
+    shown += ("random_crop_padding", "mix_prob")
+    for name in shown:
+        if name in recipe:
+            assert rows[name] == _show(recipe[name]), name
+    for prefix, processes in (("cifar100_", 1), ("imagenet_", 8)):
+        if path.stem.startswith(prefix):
+            assert int(rows["images in a step"]) == processes * recipe["per_device_train_batch_size"]
+    for name in ("scales", "lr_milestones"):
+        if name in recipe:
+            assert rows[name] == _show(recipe[name]), name
+
+
+def test_method_is_what_a_run_would_write():
+    template = TEMPLATE.read_text().split("\n## Method\n")[1].split("{{ gradaug_settings }}")[0]
+    method = jinja2.Template(template).render(learns_from_labels=False).strip()
+    assert method.startswith("[GradAug]") and all(method in path.read_text() for path in CARDS)

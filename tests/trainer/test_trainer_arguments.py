@@ -1,0 +1,120 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""Settings, what the trainer refuses before anything is written, and the model card."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from accelerate.state import AcceleratorState
+from helpers.tiny import tiny_model, tiny_trainer
+from torch import nn
+from transformers import HfArgumentParser, Trainer
+
+from hf_gradaug import GradAugConfig, GradAugMixin
+
+
+@pytest.mark.parametrize("optim", ["lomo", "adalomo", "galore_adamw_layerwise"])
+def test_refuses_optimizers_that_step_in_the_backward(tmp_path, optim):
+    with pytest.raises(ValueError, match=f"`optim='{optim}'`.*adamw_torch"):
+        tiny_trainer(tmp_path / "out", optim=optim)
+    assert not (tmp_path / "out").exists()
+
+
+def test_refuses_data_parallel_and_deepspeed(tmp_path, monkeypatch):
+    monkeypatch.setattr(GradAugConfig, "n_gpu", 2)
+    with pytest.raises(ValueError, match=r"`nn.DataParallel`.*2 GPUs.*`accelerate launch script.py`"):
+        tiny_trainer(tmp_path / "out")
+    monkeypatch.undo()
+
+    class TrainerWithDeepSpeed(Trainer):
+        def create_accelerator_and_postprocess(self):
+            super().create_accelerator_and_postprocess()
+            self.is_deepspeed_enabled = True
+            monkeypatch.setattr(AcceleratorState, "deepspeed_plugin", SimpleNamespace(zero_stage=3))
+
+    with pytest.raises(ValueError, match="stage 3.*FSDP2"):
+        tiny_trainer(tmp_path / "out", cls=type("WithDeepSpeed", (GradAugMixin, TrainerWithDeepSpeed), {}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_refuses_fsdp_1_and_device_map(tmp_path):
+    class TrainerWithFSDP(Trainer):
+        def create_accelerator_and_postprocess(self):
+            super().create_accelerator_and_postprocess()
+            self.is_fsdp_enabled = True
+
+    with pytest.raises(ValueError, match="`fsdp_version: 2`.*DistributedDataParallel"):
+        tiny_trainer(tmp_path / "out", cls=type("WithFSDP", (GradAugMixin, TrainerWithFSDP), {}))
+    model = tiny_model()
+    model.hf_device_map = {"convnext": 0, "classifier": 1}
+    with pytest.raises(ValueError, match="`device_map`"):
+        tiny_trainer(tmp_path / "out", model)
+    assert not (tmp_path / "out").exists()
+
+
+def test_refuses_models_before_anything_is_written(tmp_path):
+    with pytest.raises(TypeError, match="`config`"):
+        tiny_trainer(tmp_path / "out", nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="single-label"):
+        tiny_trainer(tmp_path / "out", tiny_model(problem_type="multi_label_classification"))
+    assert not (tmp_path / "out").exists()
+
+
+SETTINGS = {
+    "num_subnetworks": 2,
+    "subnetwork_kind": "width_depth",
+    "min_survival": 0.8,
+    "min_width": 0.75,
+    "scales": [1.0, 0.5],
+    "rotations": [0.0, 90.0],
+    "subnetwork_loss_weight": 0.5,
+    "temperature": 2.0,
+    "width_divisor": 8,
+}
+
+
+@pytest.mark.parametrize("source", ["command line", "json", "yaml"])
+def test_settings_parse(tmp_path, source):
+    settings, parser = {"output_dir": str(tmp_path), **SETTINGS}, HfArgumentParser(GradAugConfig)
+    if source == "command line":
+        words = []
+        for name, value in settings.items():
+            words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+        (config,) = parser.parse_args_into_dataclasses(words)
+    else:
+        file = tmp_path / f"config.{source}"
+        file.write_text(json.dumps(settings) if source == "json" else yaml.safe_dump(settings))
+        (config,) = (parser.parse_json_file if source == "json" else parser.parse_yaml_file)(file)
+    assert {name: getattr(config, name) for name in SETTINGS} == SETTINGS
+    assert GradAugConfig("first").output_dir == "first"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_subnetworks", -1),
+        ("min_width", 0.0),
+        ("min_width", 1.1),
+        ("subnetwork_kind", "height"),
+        ("min_survival", 0.0),
+        ("min_survival", 1.5),
+        ("scales", []),
+        ("scales", [2.0]),
+        ("rotations", []),
+        ("subnetwork_loss_weight", -0.5),
+        ("temperature", 0.0),
+        ("width_divisor", 0),
+        ("num_subnetworks", 2.0),
+        ("width_choices", []),
+        ("width_choices", [0.5]),
+        ("subnetwork_batch_fraction", 0.0),
+        ("subnetwork_batch_fraction", 1.5),
+        ("subnetwork_every", 0),
+    ],
+)
+def test_settings_outside_their_range(tmp_path, name, value):
+    with pytest.raises(ValueError) as error:
+        GradAugConfig(output_dir=str(tmp_path), **{name: value})
+    assert f"`{name}`" in str(error.value)
+    assert str(value) in str(error.value)

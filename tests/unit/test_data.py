@@ -1,0 +1,220 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""Loading, columns, classes, transforms, mixing and streams."""
+
+from collections import Counter
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from helpers import images
+from transformers import BitImageProcessor, ConvNextImageProcessor, TrainingArguments, ViTImageProcessor
+
+from hf_gradaug.data import (
+    DataArguments,
+    ImageCollator,
+    get_eval_transform,
+    get_image_size,
+    get_streaming_arguments,
+    get_train_transform,
+)
+from hf_gradaug.data.loading import find_columns, load_digits_dataset, load_image_data
+
+
+def grey(image):
+    """Stands for a transform: the grey value names the image."""
+    return torch.tensor(float(np.asarray(image)[0, 0, 0]))
+
+
+def test_digits_are_a_dataset_with_a_fixed_stratified_fifth_held_out():
+    first, second = load_digits_dataset(), load_digits_dataset()
+    assert (len(first["train"]), len(first["validation"])) == (1437, 360)
+    assert isinstance(first["train"].features["image"], datasets.Image)
+    assert first["train"].features["label"].names == [str(digit) for digit in range(10)]
+    assert first["validation"]["label"][:] == second["validation"]["label"][:]
+    assert set(Counter(first["validation"]["label"][:]).values()) <= {35, 36, 37}
+    assert first["train"][0]["image"].size == (8, 8)
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet", "glob", "tar"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_every_form_of_data_gives_the_same_kind_of_splits(tmp_path, kind, streaming):
+    make = {"folder": images.make_folder, "tar": images.make_tar}.get(kind, images.make_parquet)
+    train, validation = make(tmp_path / "train"), make(tmp_path / "validation")
+    if kind == "glob":
+        train, validation = train / "*.parquet", validation / "*.parquet"
+    args = DataArguments(train_dir=str(train), validation_dir=str(validation), streaming=streaming)
+    if kind == "tar" and streaming:
+        with pytest.raises(ValueError, match="give num_labels"):
+            load_image_data(args)
+        args.num_labels = 3
+    data = load_image_data(args)
+    assert data.class_names == (["0", "1", "2"] if kind == "tar" else list(images.CLASSES))
+    assert data.num_train_examples == (None if streaming and kind in ("tar", "folder") else len(images_of(data)))
+    for split in ("train", "validation"):
+        example = next(iter(data.get_dataset(split, grey)))
+        assert set(example) == {"pixel_values", "labels", "mix"}
+        assert example["pixel_values"] // 80 == example["labels"]
+
+
+def images_of(data):
+    return list(data.splits["train"])
+
+
+def test_a_missing_validation_split_is_held_out_with_all_classes(tmp_path):
+    data = load_image_data(
+        DataArguments(train_dir=str(images.make_folder(tmp_path / "train", 10)), train_val_split=0.2)
+    )
+    labels = Counter(example["labels"] for example in map(data.get_dataset("validation", grey).__getitem__, range(6)))
+    assert labels == {0: 2, 1: 2, 2: 2} and data.num_train_examples == 24
+    with pytest.raises(ValueError, match="no validation split to hold out from a stream"):
+        load_image_data(DataArguments(train_dir=str(tmp_path / "train"), streaming=True))
+
+
+def test_columns_are_found_by_type_then_by_name():
+    integer, image = datasets.Value("int64"), datasets.Image()
+    classes = datasets.ClassLabel(names=["a", "b"])
+    assert find_columns(datasets.Features({"photo": image, "kind": classes, "age": integer})) == ("photo", "kind")
+    assert find_columns(datasets.Features({"photo": image, "age": integer})) == ("photo", "age")
+    both = datasets.Features({"mask": image, "img": image, "coarse_label": classes, "fine_label": classes})
+    assert find_columns(both) == ("img", "fine_label")
+    assert find_columns(both, "mask", "coarse_label") == ("mask", "coarse_label")
+    with pytest.raises(ValueError, match=r"image_column_name is 'pic', but the columns are \['mask', 'img'"):
+        find_columns(both, "pic")
+    with pytest.raises(ValueError, match=r"Several columns can hold images: \['a', 'b'\]"):
+        find_columns(datasets.Features({"a": image, "b": image}))
+    with pytest.raises(ValueError, match="No column holds images"):
+        find_columns(datasets.Features({"age": integer}))
+
+
+def test_a_class_on_one_side_only_is_an_error(tmp_path):
+    images.make_folder(tmp_path / "three")
+    images.make_folder(tmp_path / "two", classes=("cat", "dog"))
+    three, two = str(tmp_path / "three"), str(tmp_path / "two")
+    with pytest.raises(ValueError, match=r"\['owl'\] are among the train images, but not among the validation"):
+        load_image_data(DataArguments(train_dir=three, validation_dir=two))
+    with pytest.raises(ValueError, match=r"\['owl'\] are among the validation images, but not among the train"):
+        load_image_data(DataArguments(train_dir=two, validation_dir=three))
+
+
+def test_a_label_out_of_range_is_an_error_before_training_and_in_a_stream(tmp_path):
+    path = str(images.make_parquet(tmp_path / "data", named=False))
+    with pytest.raises(ValueError, match="Label out of range: the train images have label 2, .* in 0..1"):
+        load_image_data(DataArguments(train_dir=path, validation_dir=path, num_labels=2))
+    data = load_image_data(DataArguments(train_dir=path, validation_dir=path, num_labels=3, streaming=True))
+    data.class_names.pop()
+    with pytest.raises(
+        ValueError, match=r"Label out of range: image \d+ of shard \d of train has label 2 in column 'label'"
+    ):
+        list(data.get_dataset("train", grey))  # ends with the error: the stream has no end
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_unreadable_image_is_named(tmp_path, streaming):
+    folder = images.make_folder(tmp_path / "data")
+    broken = folder / "dog" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    args = DataArguments(train_dir=str(folder), validation_dir=str(folder), streaming=streaming)
+    with pytest.raises(ValueError, match=r"Unreadable image: image \d+ (of shard \d )?of train \(.*dog/2.png\)"):
+        list(load_image_data(args).get_dataset("train", grey))
+
+
+@pytest.mark.parametrize(
+    ("processor", "size"),
+    [
+        (ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.8), (32, 32)),
+        (ConvNextImageProcessor(size={"shortest_edge": 384}), (384, 384)),
+        (ViTImageProcessor(size={"height": 24, "width": 36}), (24, 36)),
+        (
+            BitImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}, do_center_crop=True),
+            (32, 32),
+        ),
+    ],
+)
+def test_transforms_do_what_the_image_processor_does(processor, size):
+    assert get_image_size(processor) == size
+    image = images.Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8))
+    ours = get_eval_transform(processor)(image)
+    theirs = processor(image, return_tensors="pt")["pixel_values"][0]
+    # PIL and tensors resize with slightly different rounding.
+    assert ours.shape == theirs.shape and (ours - theirs).abs().mean() < 0.02
+    assert get_train_transform(processor, (0.5, 1.0), color_jitter=0.4)(image).shape == theirs.shape
+
+
+def test_horizontal_flip_and_crop_scale():
+    processor = ConvNextImageProcessor(size={"shortest_edge": 16}, crop_pct=1.0, do_normalize=False)
+    ramp = images.Image.fromarray(np.tile(np.arange(0, 256, 16, dtype=np.uint8)[None, :, None], (16, 1, 3)))
+
+    def rises(flip):
+        transform = get_train_transform(processor, (0.9, 1.0), horizontal_flip=flip)
+        return {bool(transform(ramp)[0, 8, -1] > 0.5) for _ in range(40)}
+
+    assert rises(False) == {True} and rises(True) == {True, False}
+    with pytest.raises(ValueError, match=r"random_resized_crop_scale is \[0.5, 2\]"):
+        get_train_transform(processor, (0.5, 2))
+
+
+def test_mixing_gives_class_probabilities_to_training_batches_only():
+    torch.manual_seed(0)
+    examples = [{"pixel_values": torch.full((3, 16, 16), float(i)), "labels": i, "mix": i} for i in range(4)]
+    for kind in ("cutmix_alpha", "mixup_alpha"):
+        batch = ImageCollator(5, **{kind: 1.0})(examples)
+        assert batch["labels"].shape == (4, 5) and batch["labels"].dtype == torch.float32
+        torch.testing.assert_close(batch["labels"].sum(1), torch.ones(4))
+        # The share of each image in the mean pixel is its share in the label.
+        torch.testing.assert_close(batch["pixel_values"].mean((1, 2, 3)), batch["labels"] @ torch.arange(5.0))
+        assert not torch.equal(batch["labels"], torch.eye(4, 5))
+    unmixed = ImageCollator(5, cutmix_alpha=1.0, mix_prob=0.0)(examples)
+    assert torch.equal(unmixed["labels"], torch.eye(4, 5))
+    evaluation = ImageCollator(5, cutmix_alpha=1.0)([{**example, "mix": None} for example in examples])
+    assert torch.equal(evaluation["labels"], torch.arange(4))
+    with pytest.raises(ValueError, match="mix_prob is 2"):
+        ImageCollator(5, mix_prob=2)
+
+
+def test_what_the_trainer_is_told_about_a_stream(tmp_path, caplog):
+    path = str(images.make_parquet(tmp_path / "data", num_shards=4, images_per_shard=6))
+    data = load_image_data(DataArguments(train_dir=path, validation_dir=path, streaming=True))
+    args = TrainingArguments(
+        str(tmp_path), per_device_train_batch_size=5, num_train_epochs=3, dataloader_num_workers=9, use_cpu=True
+    )
+    changes = get_streaming_arguments(args, data.splits["train"], data.num_train_examples)
+    assert changes == {"max_steps": 15, "dataloader_num_workers": 4}
+    assert "dataloader_num_workers is 9, but there are 4 shards" in caplog.text
+    with pytest.raises(ValueError, match="give max_steps or num_train_samples"):
+        get_streaming_arguments(args, data.splits["train"], None)
+    args.max_steps = 7
+    assert "max_steps" not in get_streaming_arguments(args, data.splits["train"], None)
+
+
+class TwoProcesses(TrainingArguments):
+    world_size = 2
+
+
+def test_several_processes_are_told_of_shards_and_evaluate_at_the_same_steps(tmp_path, caplog):
+    path = str(images.make_parquet(tmp_path / "data", num_shards=3, images_per_shard=7))
+    stream = load_image_data(DataArguments(train_dir=path, validation_dir=path, streaming=True)).splits["train"]
+    args = TwoProcesses(
+        str(tmp_path), per_device_train_batch_size=2, gradient_accumulation_steps=2, eval_strategy="epoch",
+        num_train_epochs=2, dataloader_num_workers=2, use_cpu=True,
+    )  # fmt: skip
+    changes = get_streaming_arguments(args, stream, 21)
+    assert changes == {"max_steps": 6, "dataloader_num_workers": 1, "eval_strategy": "steps", "eval_steps": 3}
+    assert args.dataloader_num_workers == 2  # the caller's are left alone
+    assert "fewer" not in caplog.text
+    get_streaming_arguments(args, stream.shard(num_shards=3, index=0), 21)
+    assert "1 shards are fewer than 2 processes" in caplog.text
+    with pytest.raises(ValueError, match="eval_strategy is 'epoch', but the stream doesn't state"):
+        args.max_steps = 6
+        get_streaming_arguments(args, stream, None)
+
+
+def test_max_samples(tmp_path):
+    path = str(images.make_parquet(tmp_path / "data"))
+    for streaming in (False, True):
+        args = DataArguments(
+            train_dir=path, validation_dir=path, streaming=streaming, max_train_samples=7, max_eval_samples=5
+        )
+        data = load_image_data(args)
+        assert data.num_train_examples == 7 and len(images_of(data)) == 7
+        assert len(data.get_dataset("validation", grey)) == 5

@@ -1,0 +1,199 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""What single families can't do, other sizes of images, and dimensions that divide into parts."""
+
+import logging
+
+import pytest
+import torch
+from helpers.families import FAMILIES, family_config, family_model, image_size, model_class
+from helpers.tiny import tiny_images, tiny_trainer
+from torch import nn
+from transformers import (
+    BitConfig,
+    EfficientNetConfig,
+    HieraConfig,
+    MobileNetV2Config,
+    PreTrainedConfig,
+    RegNetConfig,
+    SwinConfig,
+    ViTConfig,
+)
+
+from hf_gradaug import GradAug, GradAugSettings, make_slimmable, narrow_config, register_narrowing
+from hf_gradaug.slimmable.image_size import can_take
+from hf_gradaug.slimmable.registry import FAMILIES as REGISTERED
+from hf_gradaug.slimmable.selection import select
+
+
+# The table of the README: Swin's last feature map must not be smaller than a window, and LeViT's positions are fixed.
+ONE_SIZE = {"swin", "swin-positions", "levit"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_image_sizes(family):
+    model = make_slimmable(family_model(family).double().eval())
+    size = {"hiera": 16, "levit": 96}.get(family, 24)  # Hiera takes multiples of its stride and its windows
+    skeleton = model.subnetwork(1.0).skeleton
+    takes_it = family not in ONE_SIZE
+    assert can_take(skeleton, (image_size(family),) * 2)
+    assert can_take(skeleton, (size, size)) == takes_it
+    assert can_take(skeleton, (image_size(family),) * 2)  # it has left nothing behind
+    images = tiny_images(2, size=size).double()
+    if not takes_it:
+        gradaug = GradAug(model, GradAugSettings(scales=[size / image_size(family)], min_width=0.5))
+        inputs = {"pixel_values": tiny_images(2, size=image_size(family)).double(), "labels": torch.tensor([0, 1])}
+        with pytest.raises(ValueError, match=rf"Images of {size} x {size} pixels.*`scales=\[1\]`"):
+            next(gradaug.passes(inputs, 0))
+        return
+    with torch.no_grad():
+        narrow = model_class(family)(narrow_config(model.config, 0.6)).double().eval()
+        with model.subnetwork(0.6):
+            logits = model(pixel_values=images).logits
+            full_size = model(pixel_values=tiny_images(2, size=image_size(family)).double()).logits
+        activation = model.subnetwork(0.6)
+        with activation as skeleton:
+            activation.subnetwork.bind(model)
+            narrow.load_state_dict(skeleton.state_dict())
+        interpolate = {"interpolate_pos_encoding": True} if family in ("vit", "deit", "hiera") else {}
+        torch.testing.assert_close(logits, narrow(pixel_values=images, **interpolate).logits)
+        expected = narrow(pixel_values=tiny_images(2, size=image_size(family)).double()).logits
+        torch.testing.assert_close(full_size, expected)
+
+
+def test_transformer_trains_with_scales(tmp_path):
+    losses = tiny_trainer(tmp_path, family_model("vit"), scales=[0.75], min_width=0.5).train()
+    assert losses.training_loss > 0
+
+
+def test_what_a_forward_writes_does_not_outlive_it():
+    # Swin makes its windows and shifts fit the images.
+    swin = make_slimmable(family_model("swin").eval())
+    with torch.no_grad(), swin.subnetwork(0.5):
+        expected = swin(pixel_values=tiny_images()).logits
+        with pytest.raises(RuntimeError):
+            swin(pixel_values=tiny_images(size=24))
+        assert torch.equal(swin(pixel_values=tiny_images()).logits, expected)
+    # LeViT keeps its biases in eval mode.
+    levit = make_slimmable(family_model("levit").eval())
+    images = tiny_images(size=image_size("levit"))
+    with torch.no_grad(), levit.subnetwork(0.5):
+        before = levit(pixel_values=images).logits
+        attention = levit.levit.encoder.stages[0].layers[0].module
+        attention.attention_biases.normal_(generator=torch.Generator().manual_seed(1))
+        assert not torch.equal(levit(pixel_values=images).logits, before)
+
+
+@pytest.mark.parametrize(
+    ("config", "width", "divisor", "message"),
+    [
+        (HieraConfig(), 0.5, 1, r"hiera narrows by whole heads, in all stages alike \(\[1, 2, 4, 8\]\)"),
+        (
+            SwinConfig(num_heads=[2, 3], depths=[1, 1]),
+            0.5,
+            1,
+            r"swin narrows by whole heads, in all stages alike \(\[2, 3\]\)",
+        ),
+        (ViTConfig(num_attention_heads=1), 0.5, 1, "vit narrows by whole heads.*its 768 channels can't be divided"),
+        (BitConfig(hidden_sizes=[64, 40], depths=[1, 1]), 0.5, 1, r"multiples of 32, but they are 1 and \[64, 40\]"),
+        (BitConfig(width_factor=2), 0.5, 1, "`width_factor` is 1 .* but they are 2 and"),
+        (BitConfig(num_groups=2, hidden_sizes=[32, 32], depths=[1, 1]), 0.5, 1, r"whole groups \(2 of 2\)"),
+        (MobileNetV2Config(), 0.05, 1, "`width` 0.05 is too small for mobilenet_v2"),
+        (MobileNetV2Config(), 0.9, 16, "`width_divisor` must divide 8,.*mobilenet_v2.*but is 16"),
+        (EfficientNetConfig(), 0.9, 3, "`width_divisor` must divide 8,.*efficientnet.*but is 3"),
+    ],
+)
+def test_what_a_family_cannot_do(config, width, divisor, message):
+    before = config.to_dict()
+    with pytest.raises(ValueError, match=message):
+        narrow_config(config, width, divisor)
+    assert config.to_dict() == before
+
+
+def test_widths_of_published_sizes():
+    assert narrow_config(ViTConfig(), 0.9).num_attention_heads == 11
+    swin = narrow_config(SwinConfig(), 0.7)
+    assert (swin.embed_dim, swin.num_heads, swin.hidden_size) == (64, [2, 4, 8, 16], 512)
+    regnet = narrow_config(RegNetConfig(), 0.9)  # 2, 3, 8 and 17 groups of 64
+    assert (regnet.embedding_size, regnet.hidden_sizes) == (29, [128, 192, 448, 960])
+    bit = narrow_config(BitConfig(), 0.9)  # inner layers are multiples of 8, in groups as large as before
+    assert (bit.num_groups, bit.embedding_size, bit.hidden_sizes) == (28, 56, [224, 448, 896, 1792])
+
+
+@pytest.mark.parametrize(("min_width", "warns"), [(0.9, True), (0.7, False), (1.0, False)])
+def test_width_that_rounds_to_the_full_network_is_told(min_width, warns, caplog):
+    config = family_config("swin")  # four heads in its first stage
+    with caplog.at_level(logging.WARNING, "hf_gradaug"):
+        GradAug(model_class("swin")(config), GradAugSettings(scales=[1.0], min_width=min_width))
+    assert any("rounds to the full network" in message for message in caplog.messages) == warns
+
+
+class _Config(PreTrainedConfig):
+    model_type = "mine"
+
+
+def _configs(full: int, narrow: int) -> list[_Config]:
+    configs = [_Config(), _Config()]
+    for config, size in zip(configs, (full, narrow)):
+        config.size = size
+    return configs
+
+
+def test_parts_of_a_users_own_family(monkeypatch):
+    monkeypatch.setitem(REGISTERED, "mine", None)  # removed again after the test
+
+    @register_narrowing(
+        "mine", parts={r"(\d+)\.fusion\.weight": {0: 2, 1: lambda config, i: [config.size, config.size, i]}}
+    )
+    def _(config, narrow):
+        (config.size,) = narrow([config.size])
+
+    configs = _configs(3, 2)
+    selection = select("model.1.fusion.weight", (6, 7), (4, 5), *configs)
+    tensor = torch.arange(42.0).view(6, 7)
+    rows, columns = [0, 1, 3, 4], [0, 1, 3, 4, 6]
+    assert torch.equal(selection.take(tensor), tensor[rows][:, columns])
+    added = torch.zeros(6, 7)
+    selection.add_to(added, torch.ones(4, 5))
+    assert added.sum() == 20 and torch.equal(added[rows][:, columns], torch.ones(4, 5))
+
+    # Other names, whole parts, and full width are leading entries and stay views.
+    for name, narrow_shape in (
+        ("model.1.confusion.weight", (4, 5)),
+        ("1.fusion.bias", (4, 5)),
+        ("1.fusion.weight", (6, 7)),
+    ):
+        same = _configs(3, 3) if narrow_shape == (6, 7) else configs
+        view = select(name, (6, 7), narrow_shape, *same).take(tensor)
+        assert view.shape == narrow_shape and view.data_ptr() == tensor.data_ptr(), name
+
+    with pytest.raises(ValueError, match=r"Dimension 1 of '1.fusion.weight' has length 8, but.*\[3, 3, 1\]"):
+        select("1.fusion.weight", (6, 8), (4, 5), *configs)
+    with pytest.raises(ValueError, match="Dimension 0 of '1.fusion.weight' has length 5, but.* 2"):
+        select("1.fusion.weight", (5, 7), (4, 5), *configs)
+    with pytest.raises(
+        ValueError, match=r"Dimension 1 of '1.fusion.weight' divides into \[3, 3, 1\].*\[4, 4, 1\] don't"
+    ):
+        select("1.fusion.weight", (6, 7), (4, 9), *_configs(3, 4))
+
+
+def test_patch_merging_uses_each_neighbours_leading_channels():
+    # Of four neighbours, the full network's layer adds 1, 10, 100 and 1000 times their first channels.
+    model = make_slimmable(family_model("swin").eval())
+    merging = model.swin.encoder.layers[0].downsample
+    channels = merging.reduction.in_features // 4
+    with torch.no_grad():
+        merging.norm.weight.fill_(0)
+        merging.norm.bias.copy_(
+            torch.arange(4.0).repeat_interleave(channels) + 1
+        )  # its output: the neighbour's number
+        merging.reduction.weight.zero_()
+        for neighbour in range(4):
+            merging.reduction.weight[:, neighbour * channels] = 10.0**neighbour
+    activation = model.subnetwork(0.5)
+    with activation as skeleton, torch.no_grad():
+        activation.subnetwork.bind(model)
+        narrow = skeleton.swin.encoder.layers[0].downsample
+        assert narrow.reduction.in_features == 2 * channels
+        merged = narrow(torch.randn(1, 64, channels // 2, generator=torch.Generator().manual_seed(0)), (8, 8))
+    torch.testing.assert_close(merged, torch.full_like(merged, 1 + 20 + 300 + 4000))
+    assert isinstance(narrow.reduction, nn.Linear)

@@ -1,0 +1,236 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""What a slimmable model shows of its sub-networks, and which models can't be slimmable."""
+
+import copy
+import gc
+import io
+import pickle
+import weakref
+
+import pytest
+import torch
+from helpers.tiny import largest_difference, randomize, tiny_config, tiny_images, tiny_model
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+from transformers import (
+    AutoModelForImageClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    ResNetForImageClassification,
+)
+
+from hf_gradaug import make_slimmable
+
+
+def state(model):
+    return model.__dict__["_subnetworks"]
+
+
+@pytest.mark.parametrize("width", [0, -1, 1.5])
+def test_width_outside_its_range(width):
+    model = make_slimmable(tiny_model())
+    with pytest.raises(ValueError, match=r"`width`.*\(0, 1\]"):
+        model.subnetwork(width=width)
+
+
+def test_skeletons_are_cached_bounded_and_without_weights():
+    model = make_slimmable(tiny_model("resnet-bottleneck"))
+    assert model.subnetwork(0.9).skeleton is model.subnetwork(0.9).skeleton
+    # Another width with the same channel counts is the same sub-network.
+    assert model.subnetwork(0.9).skeleton is model.subnetwork(0.9001).skeleton
+    for divisor in range(1, 10):
+        for width in range(10, 100):
+            model.subnetwork(width / 100, width_divisor=divisor)
+    assert len(state(model).cache) <= state(model).cache_size
+    with model.subnetwork(0.9) as skeleton:
+        model(pixel_values=tiny_images())
+        assert not any(parameter.is_meta for parameter in skeleton.parameters())
+    for subnetwork in state(model).cache.values():
+        assert all(tensor.is_meta for tensor in [*subnetwork.skeleton.parameters(), *subnetwork.skeleton.buffers()])
+
+
+def test_a_changed_config_is_another_skeleton():
+    model = make_slimmable(tiny_model())
+    with model.subnetwork(0.9) as before:
+        assert model(pixel_values=tiny_images()).hidden_states is None
+    model.config.output_hidden_states = True
+    with model.subnetwork(0.9) as after:
+        assert model(pixel_values=tiny_images()).hidden_states is not None
+    assert before is not after
+
+
+def test_a_save_changes_no_skeleton(tmp_path):
+    model = make_slimmable(tiny_model())
+    before = model.subnetwork(0.9).skeleton
+    model.save_pretrained(tmp_path)  # which writes into the config
+    assert model.config.architectures is not None
+    assert model.subnetwork(0.9).skeleton is before
+
+
+def test_skeletons_show_nowhere(tmp_path):
+    plain, model = tiny_model("resnet-basic").eval(), make_slimmable(tiny_model("resnet-basic").eval())
+    images = tiny_images()
+    with model.subnetwork(0.5):
+        narrow = model(pixel_values=images).logits
+    logits = model(pixel_values=images).logits
+
+    assert [*model.state_dict()] == [*plain.state_dict()]
+    assert [name for name, _ in model.named_modules()] == [name for name, _ in plain.named_modules()]
+    assert len([*model.parameters()]) == len([*plain.parameters()])
+
+    copied = copy.deepcopy(model)
+    assert torch.equal(copied(pixel_values=images).logits, logits)
+    assert not state(copied).cache
+    assert all(mine is not theirs for mine, theirs in zip(model.parameters(), copied.parameters()))
+    with copied.subnetwork(0.5):
+        assert torch.equal(copied(pixel_values=images).logits, narrow)
+
+    pickled = pickle.dumps(model)
+    assert b"hf_gradaug" not in pickled
+    assert type(pickle.loads(pickled)) is type(plain)
+    assert torch.equal(pickle.loads(pickled)(pixel_values=images).logits, logits)
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    assert type(torch.load(buffer, weights_only=False)) is type(plain)
+
+    plain.save_pretrained(tmp_path / "plain")
+    model.save_pretrained(tmp_path / "slimmable")
+    names = sorted(path.name for path in (tmp_path / "plain").iterdir())
+    assert sorted(path.name for path in (tmp_path / "slimmable").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "slimmable" / name).read_bytes(), name
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "slimmable")
+    assert torch.equal(loaded.eval()(pixel_values=images).logits, logits)
+
+
+def test_model_is_freed():
+    model = make_slimmable(tiny_model())
+    with model.subnetwork(0.5):
+        model(pixel_values=tiny_images())
+    reference = weakref.ref(model)
+    del model
+    gc.collect()
+    assert reference() is None
+
+
+def test_global_random_state_is_left_alone():
+    before = torch.get_rng_state()
+    model = tiny_model()
+    torch.set_rng_state(before)
+    make_slimmable(model).subnetwork(0.37)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def _new_head(model):
+    model.classifier[1] = nn.Linear(model.config.hidden_sizes[-1], 7)
+
+
+def _added_layer(model):
+    model.resnet.extra = nn.Linear(2, 2)
+
+
+def _new_stem(model):
+    model.resnet.embedder.embedder.convolution = nn.Conv2d(3, model.config.embedding_size, 3, bias=False)
+
+
+def _new_activation(model):
+    model.resnet.encoder.stages[0].layers[0].activation = nn.GELU()
+
+
+def _new_stride(model):
+    model.resnet.embedder.embedder.convolution.stride = (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (_new_stride, "resnet.embedder.embedder.convolution"),
+        (_new_head, "classifier.1.weight"),
+        (_added_layer, "resnet.extra.weight"),
+        (_new_stem, "resnet.embedder.embedder.convolution.weight"),
+        (_new_activation, "resnet.encoder.stages.0.layers.0.activation"),
+    ],
+)
+def test_a_changed_model_is_found_out_and_build_makes_it_work(change, name):
+    def build(config):
+        model = ResNetForImageClassification(config)
+        change(model)
+        return model
+
+    model = randomize(build(tiny_config("resnet-basic")).eval())
+    with pytest.raises(ValueError, match="`make_slimmable` or the trainer `build=...`") as error:
+        make_slimmable(model)
+    assert repr(name) in str(error.value)
+    assert not hasattr(model, "subnetwork")
+
+    make_slimmable(model, build=build)
+    images = tiny_images()
+    full = model(pixel_values=images).logits
+    with model.subnetwork(1.0):
+        assert torch.equal(model(pixel_values=images).logits, full)
+    with model.subnetwork(0.5):
+        narrow = model(pixel_values=images).logits
+    assert narrow.shape == full.shape
+    assert not torch.equal(narrow, full)
+    with copy.deepcopy(model).subnetwork(0.5) as skeleton:
+        assert skeleton.config.hidden_sizes == [4, 8, 12]
+
+
+def test_a_model_changed_after_make_slimmable():
+    model = make_slimmable(tiny_model("resnet-basic"))
+    known = model.subnetwork(1.0)
+    model.classifier[1] = nn.Linear(model.config.hidden_sizes[-1], 1)
+    with pytest.raises(ValueError, match=r"'classifier.1.weight' has shape \(1, 24\).*Change the model first"), known:
+        model(pixel_values=tiny_images())
+    with pytest.raises(ValueError, match=r"'classifier.1.weight' is \(1, 24\) in the model, but \(3, 12\)"):
+        model.subnetwork(0.5)
+
+
+def test_models_that_cannot_be_slimmable():
+    with pytest.raises(TypeError, match="`model` must have a `config` of transformers.*Linear"):
+        make_slimmable(nn.Linear(2, 2))
+    bert = BertForSequenceClassification(
+        BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
+    )
+    with pytest.raises(TypeError, match="'bert'.*Supported.*'resnet'"):
+        make_slimmable(bert)
+    model = tiny_model()
+    with pytest.raises(ValueError, match="`build` must return a new model"):
+        make_slimmable(model, build=lambda config: model)
+    make_slimmable(model)
+    with pytest.raises(ValueError, match="`build` can't be changed"):
+        make_slimmable(model, build=type(model))
+
+
+def test_compiles():
+    model = make_slimmable(tiny_model("resnet-basic").eval())
+    compiled = torch.compile(model, backend="eager")
+    images = tiny_images()
+    for width in (1.0, 0.5, 0.7, 0.9):
+        with model.subnetwork(width):
+            expected = model(pixel_values=images).logits
+            assert torch.equal(compiled(pixel_values=images).logits, expected)
+    assert torch.equal(compiled(pixel_values=images).logits, model(pixel_values=images).logits)
+
+
+def test_compiles_subnetworks_of_a_bounded_set():
+    counter = CompileCounter()
+    model = make_slimmable(tiny_model("resnet-basic").train())
+    compiled = torch.compile(model, backend=counter)
+
+    def run_all(forward):
+        for width in (1.0, 0.5, 0.75):
+            for size in (32, 24):
+                model.zero_grad()
+                with model.subnetwork(width, detached=True, compiled=True):
+                    forward(pixel_values=tiny_images(size=size)).logits.sum().backward()
+                yield {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    expected = list(run_all(model))
+    graphs = []
+    for _ in range(2):
+        for found, gradients in zip(run_all(compiled), expected, strict=True):
+            assert largest_difference(found, gradients) < 1e-5
+        graphs.append(counter.frame_count)
+    assert graphs[0] >= 3 and graphs[1] == graphs[0]  # compilation ends
