@@ -4,7 +4,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import TinyImages, largest_difference, parameters_of, tiny_images, tiny_model, tiny_trainer
+from helpers.tiny import TinyImages, largest_difference, parameters_of, tiny_images, tiny_model, tiny_trainer
 from transformers import Trainer
 
 from hf_gradaug import GradAug, GradAugConfig, GradAugMixin, GradAugSettings, GradAugTrainer
