@@ -25,11 +25,11 @@ def run_example(name: str, flags: Sequence[str]) -> Any:
         return importlib.import_module(name).main(list(flags))
 
 
-def describe_run(script: str, argv: Sequence[str], device: str, *packages: str) -> dict[str, Any]:
+def describe_run(name: str, argv: Sequence[str], device: str, *packages: str) -> dict[str, Any]:
     """When, how and on what a benchmark ran. Call it first: the load of the machine is that of before."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", f"benchmarks/{script}", *argv]),
+        "command": shlex.join(["python", "-m", f"benchmarks.{name}", *argv]),
         "hardware": describe_machine(device),
         "versions": describe_versions(*packages),
     }
