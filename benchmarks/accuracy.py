@@ -3,8 +3,8 @@
 Accuracy of arms on data sets over seeds: a study (see study.py) is run cell by cell, and its table and picture written.
 
     python examples/prepare_data.py digits --output_dir data/digits
-    python benchmarks/accuracy.py benchmarks/studies/digits-search.yaml --jobs 2
-    python benchmarks/accuracy.py benchmarks/studies/digits.yaml --jobs 2
+    python -m benchmarks.accuracy benchmarks/studies/digits-search.yaml --jobs 2
+    python -m benchmarks.accuracy benchmarks/studies/digits.yaml --jobs 2
 
 Each cell is one run of `examples/run_image_classification.py`, on a GPU if there is one, and one line of
 docs/results/STUDY.jsonl with its command. The same command after a stop runs what is missing; a cell whose settings,
@@ -27,14 +27,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cell import get_context, train
 from filelock import FileLock, Timeout
-from grid import Cell, Grid, as_argv, as_key, read_records
-from study import Study
-from study_report import write_report
 from transformers import HfArgumentParser
 
 from hf_gradaug.reporting import describe_machine, describe_versions
+
+from .cell import get_context, train
+from .grid import Cell, Grid, as_argv, as_key, read_records
+from .study import Study
+from .study_report import write_report
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from study import REFERENCES, Study
+from .study import REFERENCES, Study
 
 
 # Of every cell. The model is measured once, after the last step.

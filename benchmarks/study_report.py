@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grid import Cell, Grid
 from scipy import stats
-from study import Study, as_list
 
 from hf_gradaug.reporting import new_figure, style_axes
+
+from .grid import Cell, Grid
+from .study import Study, as_list
 
 
 @dataclass
