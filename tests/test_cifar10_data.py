@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_gradaug.data import load_image_data
-from hf_gradaug.data_arguments import DataArguments
+from hf_gradaug.data import DataArguments, load_image_data
 
 
 SPLITS = ("train", "validation", "test")

@@ -129,7 +129,7 @@ def make_runner(tmp_path, write, monkeypatch):
                 (folder / "trainer_state.json").write_text(json.dumps({"total_flos": flops}))
                 (folder / "model.safetensors").touch()
 
-            return SimpleNamespace(start=start, join=lambda: None, exitcode=int(failed))
+            return SimpleNamespace(start=start, join=lambda timeout: None, exitcode=int(failed))
 
         runner.processes = SimpleNamespace(Process=process)
         return runner
