@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import statistics
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -219,6 +220,30 @@ def test_lines_are_of_the_files_that_they_were_made_from(make_runner, tmp_path):
     assert count_runs() == 0  # what is not at hand may be any
 
 
+def test_what_has_not_ended_in_time_is_killed_and_begins_again(make_runner):
+    runner = make_runner(arms={"plain": {}}, datasets={"few": {}})
+    killed = []
+
+    def process(target, args, daemon):
+        def join(timeout=None):  # the first cell ends, the second has not when the time is up
+            if len(runner.grid.lines) == 1 and not killed:
+                runner.end = 0.0
+
+        made = fake(target, args, daemon)
+        made.join, made.kill = join, lambda: killed.append(args)
+        made.exitcode = None if runner.grid.lines else 0
+        return made
+
+    fake, runner.processes = runner.processes.Process, SimpleNamespace(Process=process)
+    runner.end = time.monotonic() + 1000
+    runner.run()
+    assert len(killed) == 1 and len(runner.ran) == 2  # the third did not begin
+    assert [cell.seed for cell in runner.grid.lines] == [1] and runner.failed == []
+    again = make_runner(arms={"plain": {}}, datasets={"few": {}})
+    again.run()
+    assert [flags["--seed"] for flags in again.ran] == ["2", "3"]
+
+
 def test_failed_cells_are_named_and_left_out(make_runner, tmp_path, capsys):
     runner = make_runner(broken_seed=2, arms={"plain": {}}, datasets={"few": {}})
     runner.run()
@@ -228,6 +253,20 @@ def test_failed_cells_are_named_and_left_out(make_runner, tmp_path, capsys):
     again = make_runner(arms={"plain": {}}, datasets={"few": {}})
     again.run()
     assert [flags["--seed"] for flags in again.ran] == ["2"] and again.failed == []
+
+
+def test_the_first_candidate_that_is_enough_is_chosen(write, tmp_path):
+
+    changes = {"split": "validation", "datasets": {"few": {}}, "seeds": [11, 12], "enough": 0.01}
+    candidates = [{"max_steps": 1}, {"max_steps": 3}, {"max_steps": 9}]
+    for number, (means, steps) in enumerate((([0.5, 0.6, 0.605], 3), ([0.5, 0.49, 0.6], 1), ([0.5, 0.6, 0.7], 9))):
+        path = write(f"steps{number}", arms={"plain": candidates}, **changes)
+        fill(path, tmp_path, {("plain", i): [mean - 0.1, mean + 0.1] for i, mean in enumerate(means)}, split="eval")
+        found = Grid(Study.read(path), tmp_path / "results").choose("few")
+        assert found == {"plain": {"max_steps": steps}}
+    for wrong in ({"enough": 0}, {"split": "test", "arms": {"plain": {}}}):
+        with pytest.raises(ValueError, match="`enough` must be above 0, of a study of the validation split"):
+            Study.read(write(**{**changes, "arms": {"plain": candidates}, **wrong}))
 
 
 def test_rows_are_means_and_paired_differences(write, tmp_path):
@@ -255,6 +294,25 @@ def test_rows_are_means_and_paired_differences(write, tmp_path):
     both = "plain: -13.33 ± 37.95; GradAug: -26.67 ± 37.95"
     assert f"| taught | 3 | 50.00 ± 0.00 | -13.33 ± 37.95 | {both} | 25.00 | 2.20 x |" in table
     assert study_report.Mean.of([0.5]).show() == "50.00 ± ?"
+
+
+def test_probabilities_are_shown_where_all_runs_measured_them(write, tmp_path):
+    arms = {"plain": {}, "GradAug": {}}
+    results = fill(write(arms=arms), tmp_path, {("plain", 0): [0.5, 0.6, 0.8], ("GradAug", 0): [0.5, 0.6, 0.8]})
+    losses = {"plain": [2.0, 3.0, 4.0], "GradAug": [1.0, 2.5, 4.0]}
+    for cell, line in results.lines.items():
+        loss = losses[cell.arm][cell.seed - 1]
+        line["metrics"] |= {"predict_loss": loss, "predict_expected_calibration_error": loss / 20}
+    titles, _, plain, gradaug = study_report.make_table(
+        study_report.get_rows(results, "few"), "accuracy", "plain"
+    ).splitlines()
+    assert titles.endswith("| macro-F1, % | loss | calibration error, % | compute |")
+    assert plain.endswith("| 31.67 | 3.00 | 15.00 | 1.00 x |")
+    # 0.5 is the deviation of -1, -0.5 and 0; 4.303 is Student's t
+    assert gradaug.endswith("| 31.67 | 2.50 (-0.50 ± 1.24) | 12.50 (-2.50 ± 6.21) | 1.00 x |")
+    for line in results.lines.values():
+        del line["metrics"]["predict_expected_calibration_error"]
+    assert "loss" not in study_report.make_table(study_report.get_rows(results, "few"), "accuracy", "plain")
 
 
 def test_one_cell_runs_for_real(write, tmp_path, capsys):
