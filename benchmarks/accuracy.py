@@ -3,23 +3,25 @@
 Accuracy of arms on data sets over seeds: a study (see study.py) is run cell by cell, and its table and picture written.
 
     python examples/prepare_data.py digits --output_dir data/digits
-    python benchmarks/accuracy.py benchmarks/studies/digits-search.yaml --jobs 2
-    python benchmarks/accuracy.py benchmarks/studies/digits.yaml --jobs 2
+    python -m benchmarks.accuracy benchmarks/studies/digits-search.yaml --jobs 2
+    python -m benchmarks.accuracy benchmarks/studies/digits.yaml --jobs 2
 
 Each cell is one run of `examples/run_image_classification.py`, on a GPU if there is one, and one line of
-docs/results/STUDY.jsonl with its command. The same command after a stop runs what is missing; a cell whose settings,
-teacher or data have changed is run again. Models and logs are kept in outputs/accuracy/STUDY. Run it in the repository's
+docs/results/STUDY.jsonl with its command. The same command after a stop, or after the time that `--minutes` gives it, runs
+what is missing; a cell whose settings, teacher or data have changed is run again. Models and logs are kept in outputs/accuracy/STUDY. Run it in the repository's
 root.
 """
 
 import datetime
 import json
+import math
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -27,14 +29,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cell import get_context, train
 from filelock import FileLock, Timeout
-from grid import Cell, Grid, as_argv, as_key, read_records
-from study import Study
-from study_report import write_report
 from transformers import HfArgumentParser
 
 from hf_gradaug.reporting import describe_machine, describe_versions
+
+from .cell import get_context, train
+from .grid import Cell, Grid, as_argv, as_key, read_records
+from .study import Study
+from .study_report import write_report
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -46,6 +49,10 @@ class AccuracyArguments:
 
     jobs: int = field(default=1, metadata={"help": "Cells at a time, which share the cores."})
     max_cells: int | None = field(default=None, metadata={"help": "Stop after so many cells; the rest another time."})
+    minutes: float | None = field(
+        default=None,
+        metadata={"help": "Stop after so many minutes; cells that have not ended begin again another time."},
+    )
     results_dir: str = field(
         default="docs/results", metadata={"help": "Folder of the lines of results, tables and pictures."}
     )
@@ -56,6 +63,8 @@ class AccuracyArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, but it must be 1 or more.")
+        if self.minutes is not None and not self.minutes > 0:
+            raise ValueError(f"`minutes` must be above 0, but is {self.minutes}.")
 
 
 def describe_commit() -> str:
@@ -79,6 +88,11 @@ class Runner:
         self.lock = threading.Lock()
         self.failed: list[Cell] = []
         self.left = args.max_cells
+        self.end = math.inf if args.minutes is None else time.monotonic() + 60 * args.minutes
+
+    @property
+    def seconds_left(self) -> float | None:
+        return None if math.isinf(self.end) else max(0.0, self.end - time.monotonic())
 
     def run(self) -> None:
         """Arms that build on others come after those."""
@@ -93,7 +107,7 @@ class Runner:
             gone = [cell for cell in teachers if not (grid.models / cell.folder / "model.safetensors").exists()]
             for cells, reuse in ((gone, False), (missing, True)):
                 self._run(cells, reuse)
-                if self.failed or self.left == 0:
+                if self.failed or self.left == 0 or self.seconds_left == 0:
                     return
 
     def _run(self, cells: Sequence[Cell], reuse: bool) -> None:
@@ -104,10 +118,15 @@ class Runner:
             list(pool.map(lambda cell: self._run_cell(cell, reuse), cells))
 
     def _run_cell(self, cell: Cell, reuse: bool) -> None:
+        if self.seconds_left == 0:
+            return
         origin = self.grid.origin(cell)
         same = self.same.get(as_key(origin)) if reuse else None
         record = same or self._train(cell, origin)
         where = f"{cell.dataset}, {cell.arm}, candidate {cell.candidate}, seed {cell.seed}"
+        if record is None and self.seconds_left == 0:
+            print(f"{where}: has not ended in time", flush=True)
+            return
         if record is None:
             self.failed.append(cell)
             log = self.grid.models / cell.folder / "log.txt"
@@ -126,7 +145,10 @@ class Runner:
         threads = max(1, (os.cpu_count() or 1) // self.args.jobs)
         process = self.processes.Process(target=train, args=(argv, str(folder / "log.txt"), threads), daemon=True)
         process.start()
-        process.join()
+        process.join(self.seconds_left)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
         if process.exitcode != 0:
             return None
         metrics = json.loads((folder / "all_results.json").read_text())
@@ -170,10 +192,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             runner = Runner(study, args)
             runner.run()
             print(write_report(runner.grid))
+            missing = sum(runner.grid.record(cell) is None for cell in runner.grid.cells)
     except Timeout:
         sys.exit(f"Another process runs {study.path}.")
     if runner.failed:
         sys.exit(f"{len(runner.failed)} cells failed; the same command runs them again.")
+    if missing:
+        print(f"{missing} cells are left; the same command goes on.")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 The best checkpoint of a study, and its card: the model that was best on the validation images is trained once more, and
 measured on the test images, which played no part in the choice.
 
-    python benchmarks/best_checkpoint.py benchmarks/studies/solar-cells.yaml --output_dir outputs/solar-cells
+    python -m benchmarks.best_checkpoint benchmarks/studies/solar-cells.yaml --output_dir outputs/solar-cells
 
 Models that learned from a teacher are left out, since they can't be trained from their own command alone.
 """
@@ -12,11 +12,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import run_example
-from grid import Cell, Grid, as_argv
 from huggingface_hub import ModelCard
-from study import Study
-from study_report import Mean
+
+from .common import run_example
+from .grid import Cell, Grid, as_argv
+from .study import Study
+from .study_report import Mean
 
 
 LOAD = "\n## How to load\n"

@@ -8,20 +8,17 @@ small training.
 
 import multiprocessing
 import os
-import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
-from common import EXAMPLES
+import torch
+from transformers import AutoModelForImageClassification  # noqa: F401 -- imported by transformers when asked for
+
+from . import study_report  # noqa: F401 -- the runner's own imports, which every process looks up again
+from .common import ROOT, import_example
 
 
-sys.path.append(str(EXAMPLES))
-
-import run_image_classification  # noqa: E402
-import study_report  # noqa: E402, F401 -- the runner's own imports, which every process looks up again
-import torch  # noqa: E402
-from transformers import AutoModelForImageClassification  # noqa: E402, F401 -- imported by transformers when asked for
+run_image_classification = import_example("run_image_classification")
 
 
 def _end_with_the_runner() -> None:
@@ -48,6 +45,6 @@ def get_context() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     # The server has the environment's search path, not this process's.
-    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     return context

@@ -9,27 +9,34 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hf_gradaug.reporting import describe_machine, describe_versions
 
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+def import_example(name: str) -> ModuleType:
+    """An example script, which finds what lies beside it."""
+    if str(EXAMPLES) not in sys.path:
+        sys.path.append(str(EXAMPLES))
+    return importlib.import_module(name)
 
 
 def run_example(name: str, flags: Sequence[str]) -> Any:
     """What the main function of an example script returns."""
-    if str(EXAMPLES) not in sys.path:
-        sys.path.append(str(EXAMPLES))
     with contextlib.redirect_stdout(sys.stderr):
-        return importlib.import_module(name).main(list(flags))
+        return import_example(name).main(list(flags))
 
 
-def describe_run(script: str, argv: Sequence[str], device: str, *packages: str) -> dict[str, Any]:
+def describe_run(name: str, argv: Sequence[str], device: str, *packages: str) -> dict[str, Any]:
     """When, how and on what a benchmark ran. Call it first: the load of the machine is that of before."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", f"benchmarks/{script}", *argv]),
+        "command": shlex.join(["python", "-m", f"benchmarks.{name}", *argv]),
         "hardware": describe_machine(device),
         "versions": describe_versions(*packages),
     }

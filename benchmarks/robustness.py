@@ -7,13 +7,13 @@ by `examples/evaluate_robustness.py` on the held-out images.
 
 Command:
 
-    python benchmarks/robustness.py --seeds 1 2 3 4 5 --eval_flags "--epsilons 0 1 2 4 8 16 32" \
+    python -m benchmarks.robustness --seeds 1 2 3 4 5 --eval_flags "--epsilons 0 1 2 4 8 16 32" \
         --output benchmarks/results/robustness-digits.json --plot docs/robustness.png
 
 Or of the models that a study (see accuracy.py) has trained on its first data set, with a table and a picture of the arms
 beside the output (see robustness_report.py):
 
-    python benchmarks/robustness.py --study benchmarks/studies/digits.yaml --eval_flags "--epsilons 4 8 16" \
+    python -m benchmarks.robustness --study benchmarks/studies/digits.yaml --eval_flags "--epsilons 4 8 16" \
         --output docs/results/digits-robustness.json
 """
 
@@ -28,13 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import describe_run, run_example, write_json
-from grid import Cell, as_argv
-from robustness_report import write_report
-from study import Study
 from transformers import HfArgumentParser
 
 from hf_gradaug import RobustnessSettings, mean_corruption_error, plot_robustness
+
+from .common import describe_run, run_example, write_json
+from .grid import Cell, as_argv
+from .robustness_report import write_report
+from .study import Study
 
 
 ARMS = {"plain": [], "GradAug": ["--gradaug"]}
@@ -150,7 +151,7 @@ def find_models(study: Study, args: RobustnessBenchmarkArguments) -> tuple[dict[
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     argv = list(sys.argv[1:] if argv is None else argv)
     (args,) = HfArgumentParser(RobustnessBenchmarkArguments).parse_args_into_dataclasses(argv)
-    results = describe_run("robustness.py", argv, "cuda" if torch.cuda.is_available() else "cpu", "foolbox")
+    results = describe_run("robustness", argv, "cuda" if torch.cuda.is_available() else "cpu", "foolbox")
     results["versions"]["imagecorruptions-imaug"] = version("imagecorruptions-imaug")
     with tempfile.TemporaryDirectory() as folder:
         if args.study is None:

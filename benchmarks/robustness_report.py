@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from study_report import Mean, Row, format_table, plot_points
+from .study_report import Mean, Row, format_table, plot_points
 
 
 def name_figures(keys: list[str]) -> dict[str, str]:

@@ -11,10 +11,10 @@ step is the same amount of work. Loading of data is not measured, transforming t
 
 Command:
 
-    python benchmarks/step.py --batch_size 16 --image_size 224 --repetitions 5 --output results.json
-    python benchmarks/step.py --dtype bfloat16 --channels_last --width_divisor 32 --output results.json
+    python -m benchmarks.step --batch_size 16 --image_size 224 --repetitions 5 --output results.json
+    python -m benchmarks.step --dtype bfloat16 --channels_last --width_divisor 32 --output results.json
 
-`benchmarks/step_grid.py` runs it for a list of settings, and draws the picture.
+`python -m benchmarks.step_grid` runs it for a list of settings, and draws the picture.
 
 Peak memory is taken of each arm in a process of its own. On CUDA it is `torch.cuda.max_memory_allocated`. On the CPU it is
 the same thing, the most that PyTorch's allocator had handed out at a time (weights, gradients, momentum, activations), from
@@ -42,7 +42,6 @@ from unittest import mock
 
 import torch
 import transformers
-from common import describe_run, write_json
 from torch import Tensor
 from torch.profiler import ProfilerActivity
 from torch.utils.flop_counter import FlopCounterMode
@@ -50,6 +49,8 @@ from transformers import HfArgumentParser, PreTrainedConfig, PreTrainedModel, se
 
 from hf_gradaug import GradAug, GradAugSettings, RandomScale, narrow_config
 from hf_gradaug.transforms import scaled_size
+
+from .common import ROOT, describe_run, write_json
 
 
 # The defaults of these configs are ResNet-50 and ConvNeXt-T.
@@ -254,9 +255,9 @@ def measure_memory(args: BenchmarkArguments, arm: str) -> dict[str, int | None]:
 
 def measure_memory_apart(argv: Sequence[str], arm: str) -> dict[str, int | None]:
     """The same, measured in a fresh process with the arguments of this one."""
-    command = [sys.executable, str(Path(__file__).resolve()), *argv, "--memory_of", arm]
+    command = [sys.executable, "-m", "benchmarks.step", *argv, "--memory_of", arm]
     env = {"KINETO_LOG_LEVEL": "5", **os.environ}  # the profiler's own messages are no news here
-    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env)
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env, cwd=ROOT)
     return json.loads(result.stdout.splitlines()[-1])
 
 
@@ -307,7 +308,7 @@ def print_table(results: dict[str, Any]) -> None:
 def measure(argv: Sequence[str], memory: bool = True) -> dict[str, Any]:
     """Everything about one setting, given as on the command line."""
     (args,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(list(argv))
-    description = describe_run("step.py", argv, args.device)
+    description = describe_run("step", argv, args.device)
     # Memory first, while this process has nothing on the GPU.
     peaks = {arm: measure_memory_apart(argv, arm) for arm in args.arms} if args.memory and memory else {}
     seconds, passes = time_steps(args)

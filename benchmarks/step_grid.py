@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Runs `benchmarks/step.py` for a list of settings, each a change of the one before it that matters for speed, measures what
+Runs `benchmarks.step` for a list of settings, each a change of the one before it that matters for speed, measures what
 GradAug's own work takes in a step of ResNet-50, and draws a picture.
 
-    python benchmarks/step_grid.py --output benchmarks/results/step-grid.json --plot docs/step-grid.png
+    python -m benchmarks.step_grid --output benchmarks/results/step-grid.json --plot docs/step-grid.png
 
 Figures are compared inside of an entry, whose arms take turns. Entries run one after the other: what the machine did
 meanwhile is between them.
@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import step
 import torch
-from common import describe_run, write_json
 from transformers import HfArgumentParser
 
 from hf_gradaug import subnetwork
 from hf_gradaug.reporting import new_figure
+
+from . import step
+from .common import describe_run, write_json
 
 
 # What is added to the base of each model, one after the other.
@@ -42,7 +43,7 @@ ENTRIES = {
 
 @dataclass
 class GridArguments:
-    """Options of the grid. What `benchmarks/step.py` also has is handed on to it."""
+    """Options of the grid. What `benchmarks.step` also has is handed on to it."""
 
     models: list[str] = field(default_factory=lambda: [*step.MODELS], metadata={"help": "Which networks."})
     entries: list[str] = field(default_factory=lambda: [*ENTRIES], metadata={"help": "Which settings."})
@@ -135,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     (args,) = HfArgumentParser(GridArguments).parse_args_into_dataclasses(argv)
     sizes = ["--image_size", str(args.image_size), "--repetitions", str(args.repetitions)]
     results: dict[str, Any] = {
-        **describe_run("step_grid.py", argv, "cuda" if torch.cuda.is_available() else "cpu"),
+        **describe_run("step_grid", argv, "cuda" if torch.cuda.is_available() else "cpu"),
         "entries": {},
     }
     for model in args.models:

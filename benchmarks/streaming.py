@@ -18,7 +18,7 @@ for a batch. The parts of an image's way (reading, decoding, augmenting, collati
 
 Command:
 
-    python benchmarks/streaming.py --output benchmarks/results/streaming.json --plot benchmarks/results/streaming.png
+    python -m benchmarks.streaming --output benchmarks/results/streaming.json --plot benchmarks/results/streaming.png
 """
 
 import itertools
@@ -35,8 +35,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from common import describe_run, write_json
-from jpeg_shards import KINDS, NUM_LABELS, load_shards, make_shards
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import HfArgumentParser, PrinterCallback, TrainerCallback
@@ -45,6 +43,9 @@ from hf_gradaug import GradAugConfig, GradAugTrainer
 from hf_gradaug.data import ImageCollator, ImageData, decode_image, get_train_transform
 from hf_gradaug.reporting import new_figure
 from hf_gradaug.sampling import seeded
+
+from .common import describe_run, write_json
+from .jpeg_shards import KINDS, NUM_LABELS, load_shards, make_shards
 
 
 MODELS = {
@@ -306,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     argv = list(sys.argv[1:] if argv is None else argv)
     (args,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    description = describe_run("streaming.py", argv, device, "torchvision", "datasets")
+    description = describe_run("streaming", argv, device, "torchvision", "datasets")
     with tempfile.TemporaryDirectory() as folder:
         size = make_shards(Path(folder), args.num_images, args.num_shards)
         measured = measure(args, Path(folder))

@@ -22,7 +22,8 @@ Beside flags an arm may have these, each naming an arm before it:
 - `against`: an arm to be compared with beside the baseline, or a list of them.
 
 And `tuned`: an arm of the study that `tuned_by` names, whose best candidate's settings come before the arm's own.
-`baseline` is the arm that others are compared with, by default `plain`. `axis` names what the numbers in the names of
+`enough`, in a search whose candidates get dearer one by one, chooses the first that the next is ahead of by less than that, in
+place of the best. `baseline` is the arm that others are compared with, by default `plain`. `axis` names what the numbers in the names of
 the data sets are, for a picture with curves.
 """
 
@@ -52,6 +53,8 @@ class Study:
     split: str = "test"
     metric: str = "accuracy"
     baseline: str = "plain"
+    # Of a search whose candidates get dearer: the first is chosen that the next one is not ahead of by so much.
+    enough: float | None = None
     tuned_by: "Study | None" = None
     # Where the data sets are numbers, such as shares of labels: the name of the axis on which they lie.
     axis: str | None = None
@@ -87,6 +90,11 @@ class Study:
         seeds = self.seeds
         if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds) or len({*seeds}) < len(seeds):
             raise ValueError(f"seeds is {seeds} in {self.path}, but must be a list of whole numbers, each once.")
+        if self.enough is not None and (self.split != "validation" or not self.enough > 0):
+            raise ValueError(
+                f"`enough` must be above 0, of a study of the validation split, but is {self.enough} in {self.path}, whose split "
+                f"is '{self.split}'."
+            )
         if self.axis is not None:
             self.get_places()
         self._check_search()

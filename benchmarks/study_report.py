@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grid import Cell, Grid
 from scipy import stats
-from study import Study, as_list
 
 from hf_gradaug.reporting import new_figure, style_axes
+
+from .grid import Cell, Grid
+from .study import Study, as_list
 
 
 @dataclass
@@ -30,17 +31,21 @@ class Mean:
             half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
         return cls(statistics.mean(values), half)
 
-    def show(self, sign: str = "") -> str:
-        half = f"{100 * self.half:.2f}" if math.isfinite(self.half) else "?"
-        return f"{100 * self.mean:{sign}.2f} ± {half}"
+    def show(self, sign: str = "", times: int = 100) -> str:
+        half = f"{times * self.half:.2f}" if math.isfinite(self.half) else "?"
+        return f"{times * self.mean:{sign}.2f} ± {half}"
+
+
+# How good a model's probabilities are: what a table calls it, and what it is multiplied by. Shown where all runs measured it.
+PROBABILITIES = {"loss": ("loss", 1), "expected_calibration_error": ("calibration error, %", 100)}
 
 
 @dataclass
 class Row:
     """
     One candidate of an arm on a data set. Differences are over the seeds that both arms have: to the baseline, and by
-    name to the arms that are its counterparts (`against`). Compute is in trainings of the baseline, and has the
-    training of a teacher in it.
+    name to the arms that are its counterparts (`against`). `probabilities` has mean and difference of each measure.
+    Compute is in trainings of the baseline, and has the training of a teacher in it.
     """
 
     arm: str
@@ -52,6 +57,7 @@ class Row:
     counterparts: dict[str, Mean] = field(default_factory=dict)
     macro_f1: float | None = None
     compute: float | None = None
+    probabilities: dict[str, tuple[Mean, Mean | None]] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -69,8 +75,8 @@ def get_rows(grid: Grid, dataset: str) -> list[Row]:
         records = {seed: grid.record(Cell(dataset, arm, candidate, seed)) for seed in study.seeds}
         return {seed: record["metrics"].get(metric) for seed, record in records.items() if record is not None}
 
-    def difference(mine: Mapping[int, float], arm: str) -> Mean | None:
-        others = values(arm)
+    def difference(mine: Mapping[int, float], arm: str, metric: str = study.measured) -> Mean | None:
+        others = values(arm, metric=metric)
         differences = [value - others[seed] for seed, value in mine.items() if seed in others]
         return Mean.of(differences) if differences else None
 
@@ -84,6 +90,13 @@ def get_rows(grid: Grid, dataset: str) -> list[Row]:
             f1 = [*values(arm, candidate, study.name_metric("macro_f1")).values()]
             flops = grid.flops(dataset, arm, candidate)
             is_baseline = (arm, candidate) == (study.baseline, 0)
+            probabilities = {}
+            for name in PROBABILITIES:
+                metric = study.name_metric(name)
+                measured = values(arm, candidate, metric)
+                if None not in [*measured.values(), *values(study.baseline, metric=metric).values()]:
+                    compared = None if is_baseline else difference(measured, study.baseline, metric)
+                    probabilities[name] = Mean.of([*measured.values()]), compared
             against = {other: difference(mine, other) for other in as_list(settings.get("against", []))}
             rows.append(
                 Row(
@@ -96,6 +109,7 @@ def get_rows(grid: Grid, dataset: str) -> list[Row]:
                     {other: found for other, found in against.items() if found},
                     None if None in f1 else statistics.mean(f1),
                     flops / baseline_flops if flops and baseline_flops else None,
+                    probabilities,
                 )
             )
     return rows
@@ -109,13 +123,18 @@ def format_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def make_table(rows: Sequence[Row], metric: str, baseline: str) -> str:
     has_counterparts = any(row.counterparts for row in rows)
     titles = ["arm", "seeds", f"{metric.replace('_', ' ')}, %", f"against {baseline}"]
-    titles += ["against its counterparts"] * has_counterparts + ["macro-F1, %", "compute"]
+    measures = PROBABILITIES if all({*PROBABILITIES} == {*row.probabilities} for row in rows) else {}
+    titles += ["against its counterparts"] * has_counterparts + ["macro-F1, %"]
+    titles += [*(title for title, _ in measures.values()), "compute"]
     lines = []
     for row in rows:
         cells = [row.label, str(row.seeds), row.result.show(), row.difference.show("+") if row.difference else ""]
         if has_counterparts:
             cells.append("; ".join(f"{arm}: {found.show('+')}" for arm, found in row.counterparts.items()))
         cells.append("" if row.macro_f1 is None else f"{100 * row.macro_f1:.2f}")
+        for name, (_, times) in measures.items():
+            mean, compared = row.probabilities[name]
+            cells.append(f"{times * mean.mean:.2f}" + (f" ({compared.show('+', times)})" if compared else ""))
         lines.append([*cells, "" if row.compute is None else f"{row.compute:.2f} x"])
     return format_table(titles, lines)
 

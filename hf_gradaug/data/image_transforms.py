@@ -68,7 +68,7 @@ def get_normalization(image_processor: Any) -> dict[str, list[float]] | None:
     return {"mean": list(image_processor.image_mean), "std": list(image_processor.image_std)}
 
 
-def _to_normalized_tensor(image_processor: Any) -> list[Callable]:
+def to_normalized_tensor(image_processor: Any) -> list[Callable]:
     normalization = get_normalization(image_processor)
     normalize = [] if normalization is None else [v2.Normalize(**normalization)]
     return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), *normalize]
@@ -126,7 +126,7 @@ def get_train_transform(
         steps.append(v2.RandomHorizontalFlip())
     if color_jitter:
         steps.append(v2.ColorJitter(brightness=color_jitter, contrast=color_jitter, saturation=color_jitter))
-    return v2.Compose(steps + _to_normalized_tensor(image_processor))
+    return v2.Compose(steps + to_normalized_tensor(image_processor))
 
 
 def get_eval_crop(image_processor: Any) -> v2.Compose:
@@ -166,7 +166,7 @@ def get_eval_transform(image_processor: Any) -> v2.Compose:
     Returns:
         [`~torchvision.transforms.v2.Compose`]: takes a PIL image, returns a float tensor (3, height, width).
     """
-    return v2.Compose([*get_eval_crop(image_processor).transforms, *_to_normalized_tensor(image_processor)])
+    return v2.Compose([*get_eval_crop(image_processor).transforms, *to_normalized_tensor(image_processor)])
 
 
 def decode_image(value: dict[str, Any], name: str) -> Image.Image:

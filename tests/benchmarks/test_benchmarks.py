@@ -1,24 +1,15 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """The benchmark runs and writes what it promises. No test here asserts a time: those are for a quiet machine."""
 
-import importlib
 import json
-from types import ModuleType
 
 import pytest
 import torch
 from helpers.tiny import tiny_model
 
+from benchmarks import robustness, robustness_report, step, streaming, widths
 from hf_gradaug.data import make_image_processor
 from hf_gradaug.transforms import scaled_size
-
-
-pytestmark = pytest.mark.usefixtures("benchmarks")
-
-
-@pytest.fixture
-def benchmark(benchmarks) -> ModuleType:
-    return importlib.import_module("step")
 
 
 @pytest.fixture(autouse=True)
@@ -30,16 +21,16 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def test_flop_ratio_of_the_papers_configuration(benchmark):
-    assert benchmark.WIDTHS == (0.97, 0.93, 0.9)
-    assert [scaled_size((224, 224), scale) for scale in benchmark.SCALES] == [(192, 192), (160, 160), (128, 128)]
-    assert benchmark.flop_ratio("resnet-50", image_size=224) == pytest.approx(2.40, abs=0.02)
+def test_flop_ratio_of_the_papers_configuration():
+    assert step.WIDTHS == (0.97, 0.93, 0.9)
+    assert [scaled_size((224, 224), scale) for scale in step.SCALES] == [(192, 192), (160, 160), (128, 128)]
+    assert step.flop_ratio("resnet-50", image_size=224) == pytest.approx(2.40, abs=0.02)
 
 
-def test_results_of_every_arm(benchmark, tmp_path):
+def test_results_of_every_arm(tmp_path):
     output = tmp_path / "folder" / "results.json"
     command = "--batch_size 2 --image_size 32 --repetitions 1 --device cpu --memory False --output"
-    benchmark.main([*command.split(), str(output)])
+    step.main([*command.split(), str(output)])
     results = json.loads(output.read_text())
 
     assert [*results["arms"]] == ["plain", "gradaug", "views", "naive"]
@@ -57,20 +48,19 @@ def test_results_of_every_arm(benchmark, tmp_path):
         assert [ran["size"][0] for ran in results["passes"][arm]] == [32, 27, 23, 18]
 
 
-def test_peak_memory_is_counted(benchmark, capsys):
+def test_peak_memory_is_counted(capsys):
     argv = ["--batch_size", "2", "--image_size", "32", "--device", "cpu", "--memory_of", "plain"]
-    memory = benchmark.main(argv)
+    memory = step.main(argv)
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == memory  # the process that started it reads this
     # The second step has weights, gradients and momentum of ResNet-50's 25.6 million parameters in float32, and more.
     assert 3 * 25.5e6 * 4 < memory["peak_memory_bytes"] < 2 * 3 * 25.6e6 * 4
 
 
 def test_streaming_measures_each_arm(tmp_path, capsys):
-    script = importlib.import_module("streaming")
     flags = (
         "--models tiny --workers 1 --batch_size 2 --image_size 32 --num_images 12 --num_shards 2 --steps 2 --warmup 1"
     )
-    results = script.main(
+    results = streaming.main(
         [*flags.split(), "--repetitions", "1", "--output", f"{tmp_path}/a.json", "--plot", f"{tmp_path}/a.png"]
     )
     assert json.loads((tmp_path / "a.json").read_text()) == results
@@ -87,11 +77,10 @@ def test_streaming_measures_each_arm(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(name in printed for name in results["arms"])
     with pytest.raises(ValueError, match="`workers` must be in 1..num_shards"):
-        script.main(["--workers", "9"])
+        streaming.main(["--workers", "9"])
 
 
-def test_accuracies_by_width_are_averaged_over_seeds(benchmarks):
-    script = importlib.import_module("widths")
+def test_accuracies_by_width_are_averaged_over_seeds():
     seeds = [
         {
             "rows": [
@@ -107,7 +96,7 @@ def test_accuracies_by_width_are_averaged_over_seeds(benchmarks):
         }
         for a, b, c in ((0.1, 0.8, 3), (0.2, 0.8, 1), (0.3, 0.8, 20))
     ]
-    (row,) = script.summarize(seeds)
+    (row,) = widths.summarize(seeds)
     assert row == {
         "width": 0.5,
         "flops": 7,
@@ -118,15 +107,14 @@ def test_accuracies_by_width_are_averaged_over_seeds(benchmarks):
         "latency_1": 3,
         "latency_batch": 3,
     }
-    assert script.summarize(seeds[:1])[0]["accuracy_deviation"] is None
+    assert widths.summarize(seeds[:1])[0]["accuracy_deviation"] is None
 
 
 def test_robustness_of_both_arms(tmp_path):
-    script = importlib.import_module("robustness")
     train = "--max_steps 2 --max_train_samples 64 --max_eval_samples 20 --use_cpu"
     measure = "--max_samples 20 --epsilons 8 --corruptions fog contrast --severities 2 --device cpu"
     files = ["--output", f"{tmp_path}/a.json", "--plot", f"{tmp_path}/a.png"]
-    results = script.main(["--seeds", "1", "2", "--train_flags", train, "--eval_flags", measure, *files])
+    results = robustness.main(["--seeds", "1", "2", "--train_flags", train, "--eval_flags", measure, *files])
     assert json.loads((tmp_path / "a.json").read_text()) == results
     assert (tmp_path / "a.png").stat().st_size > 10_000
     assert len(results["commands"]) == 5 and "--gradaug" in results["commands"][1]
@@ -140,7 +128,6 @@ def test_robustness_of_both_arms(tmp_path):
 
 
 def test_robustness_of_the_models_of_a_study(tmp_path):
-    script = importlib.import_module("robustness")
     study = tmp_path / "some.yaml"
     study.write_text(
         "datasets: {digits: {}}\nseeds: [1, 2]\nsplit: validation\narms: {plain: {}, CutMix: {cutmix_alpha: 1.0}}\n"
@@ -149,14 +136,14 @@ def test_robustness_of_the_models_of_a_study(tmp_path):
     flags = ["--study", str(study), "--work_dir", str(tmp_path), "--eval_flags", measure]
     flags += ["--output", str(tmp_path / "some-robustness.json")]
     with pytest.raises(ValueError, match="4 of its models are missing"):
-        script.main(flags)
+        robustness.main(flags)
     for number, arm in enumerate(("plain", "CutMix")):
         for seed in (1, 2):
             torch.manual_seed(10 * number + seed)
             folder = tmp_path / "some" / "digits" / arm / "0" / str(seed)
             tiny_model("resnet-basic", num_labels=10).save_pretrained(folder)
             make_image_processor(32, 1.0).save_pretrained(folder)
-    results = script.main(flags)
+    results = robustness.main(flags)
     assert results["seeds"] == [1, 2] and len(results["commands"]) == 1
     assert [*results["summary"]] == ["plain", "CutMix", "CutMix - plain"]
     table = (tmp_path / "some-robustness.md").read_text().splitlines()
@@ -166,23 +153,26 @@ def test_robustness_of_the_models_of_a_study(tmp_path):
         clean = [run["clean"] for run in results["accuracy"][arm]]
         assert line.startswith(f"| {arm} | {100 * sum(clean) / 2:.2f}")
     assert (tmp_path / "some-robustness.png").stat().st_size > 5_000
-    script.main([*flags[:-4], "--eval_flags", "--corruptions none " + measure.split("--corruptions")[0], *flags[-2:]])
+    robustness.main(
+        [*flags[:-4], "--eval_flags", "--corruptions none " + measure.split("--corruptions")[0], *flags[-2:]]
+    )
     assert (tmp_path / "some-robustness.md").read_text().splitlines()[2] == "| arm | clean | FGSM, 8/255 |"
     assert all(0 <= run["fog/2"] <= 1 for run in results["accuracy"]["CutMix"])
     with pytest.raises(ValueError, match="must be plain and others"):
-        script.main([*flags, "--arms", "GradAug"])
+        robustness.main([*flags, "--arms", "GradAug"])
     with pytest.raises(ValueError, match="`output` is not given"):
-        script.main(flags[:2])
+        robustness.main(flags[:2])
     with pytest.raises(ValueError, match="must not be given with `study`"):
-        script.main([*flags, "--seeds", "3"])
+        robustness.main([*flags, "--seeds", "3"])
 
 
 def test_table_of_robustness_has_differences_to_the_baseline_of_the_same_seed(tmp_path):
-    robustness, report = importlib.import_module("robustness"), importlib.import_module("robustness_report")
     runs = {"plain": [0.5, 0.7, 0.6], "CutMix": [0.6, 0.9, 0.6]}
     figures = {arm: [{"clean": run, "fgsm/4.0": run / 2, "corrupted": 0.1} for run in runs[arm]] for arm in runs}
     results = {"dataset": "some", "split": "test", "baseline": "plain", "accuracy": runs}
-    text = report.write_report(results | {"summary": robustness.summarize(figures, "plain")}, tmp_path / "some.json")
+    text = robustness_report.write_report(
+        results | {"summary": robustness.summarize(figures, "plain")}, tmp_path / "some.json"
+    )
     assert text.splitlines()[2:] == [
         "| arm | clean | FGSM, 4/255 | under corruptions |",
         "| --- | --- | --- | --- |",

@@ -1,7 +1,6 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """The best checkpoint of a study: chosen on the validation images, measured on the test images."""
 
-import importlib
 import json
 
 import pytest
@@ -11,13 +10,12 @@ from helpers.studies import fill
 from huggingface_hub import ModelCard
 from transformers import AutoModelForImageClassification
 
+from benchmarks import best_checkpoint
+
 
 NET = "embedding_size=8,hidden_sizes=[8,16],depths=[1,1],layer_type=basic"
 # (arm, seed): accuracy on the validation images.
 VALIDATION = {("plain", 1): 0.5, ("plain", 2): 0.7, ("GradAug", 1): 0.9, ("GradAug", 2): 0.8, ("taught", 1): 1.0}
-
-
-pytestmark = pytest.mark.usefixtures("benchmarks")
 
 
 def make_study(tmp_path):
@@ -38,7 +36,7 @@ def make_study(tmp_path):
 def test_best_model_on_the_validation_images_is_trained_again(tmp_path):
     path, _ = make_study(tmp_path)
     folders = ["--output_dir", str(tmp_path / "out"), "--results_dir", str(tmp_path / "results")]
-    importlib.import_module("best_checkpoint").main([str(path), *folders])
+    best_checkpoint.main([str(path), *folders])
     card = ModelCard.load(tmp_path / "out" / "README.md")
     card.validate()
     assert "of the arm 'GradAug' with seed 1, which of the 6 models of the study `shapes`" in card.text
@@ -48,15 +46,14 @@ def test_best_model_on_the_validation_images_is_trained_again(tmp_path):
     assert {result.metric_type: result.metric_value for result in card.data.eval_results}["accuracy"] == accuracy
     assert AutoModelForImageClassification.from_pretrained(tmp_path / "out").config.hidden_sizes == [8, 16]
     with pytest.raises(ValueError, match="output_dir is .* but must be a new folder"):
-        importlib.import_module("best_checkpoint").main([str(path), *folders])
+        best_checkpoint.main([str(path), *folders])
 
 
 def test_studies_without_a_choice_are_refused(tmp_path):
-    find_best = importlib.import_module("best_checkpoint").find_best
     _, grid = make_study(tmp_path)
     grid.lines.popitem()
     with pytest.raises(ValueError, match="but 1 of its cells have not run"):
-        find_best(grid)
+        best_checkpoint.find_best(grid)
     grid.study.split = "validation"
     with pytest.raises(ValueError, match="study is .*shapes.yaml"):
-        find_best(grid)
+        best_checkpoint.find_best(grid)

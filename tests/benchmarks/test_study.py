@@ -1,11 +1,11 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """The runner of studies: what it reads, what it runs again, what it computes, and that its tables come from results."""
 
-import importlib
 import json
 import math
 import shutil
 import statistics
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +13,10 @@ import yaml
 from filelock import FileLock
 from helpers.studies import fill
 from scipy import stats
+
+from benchmarks import accuracy, evidence, grid, robustness_report, study_report
+from benchmarks.grid import Grid
+from benchmarks.study import Study
 
 
 STUDY = {
@@ -27,14 +31,6 @@ STUDY = {
         "taught": {"teacher_arm": "plain", "compute_of": "GradAug"},
     },
 }
-
-
-pytestmark = pytest.mark.usefixtures("benchmarks")
-
-
-@pytest.fixture
-def study_module():
-    return importlib.import_module("study")
 
 
 @pytest.fixture
@@ -67,23 +63,22 @@ def write(tmp_path):
         ({"tuned_by": "same.yaml"}, "must be a study of the validation split"),
     ],
 )
-def test_mistakes_are_named(study_module, write, changes, words):
+def test_mistakes_are_named(write, changes, words):
     write("same", arms={"plain": {}})
     path = write(**changes)
     with pytest.raises(ValueError) as error:
-        study_module.Study.read(path)
+        Study.read(path)
     assert words.format(path=path) in str(error.value)
 
 
-def test_folder_stands_for_three_splits(study_module, write):
-    study = study_module.Study.read(write(datasets={"digits": {"folder": "data/digits"}}))
+def test_folder_stands_for_three_splits(write):
+    study = Study.read(write(datasets={"digits": {"folder": "data/digits"}}))
     assert study.datasets == {
         "digits": {f"{split}_dir": f"data/digits/{split}" for split in ("train", "validation", "test")}
     }
 
 
-def test_best_candidate_of_a_search_is_taken(study_module, write, tmp_path):
-    grid = importlib.import_module("grid")
+def test_best_candidate_of_a_search_is_taken(write, tmp_path):
     arms = {"plain": [{}, {"learning_rate": 0.2}], "GradAug": [{"gradaug": True}, {"gradaug": True, "min_width": 0.5}]}
     search = {"split": "validation", "datasets": {"few": {}}, "seeds": [11, 12]}
     path = write("search", arms=arms, **search)
@@ -94,8 +89,8 @@ def test_best_candidate_of_a_search_is_taken(study_module, write, tmp_path):
         "small": {"tuned": "GradAug", "scales": [0.5]},
         "more": {"compute_of": "small"},
     }
-    study = study_module.Study.read(write(tuned_by="search.yaml", arms=own))
-    assert grid.Grid(study, tmp_path / "results").arms["more"] == {  # of equal means the first
+    study = Study.read(write(tuned_by="search.yaml", arms=own))
+    assert Grid(study, tmp_path / "results").arms["more"] == {  # of equal means the first
         "plain": [{"learning_rate": 0.2}],
         "small": [{"gradaug": True, "scales": [0.5]}],
         "more": [{"compute_of": "small"}],
@@ -103,23 +98,22 @@ def test_best_candidate_of_a_search_is_taken(study_module, write, tmp_path):
     # A candidate that was changed since has not run, whatever lines are there.
     arms["plain"][1]["learning_rate"] = 9.0
     write("search", arms=arms, **search)
-    study = study_module.Study.read(study.path)
+    study = Study.read(study.path)
     with pytest.raises(ValueError, match="have not run with their settings, of the arm 'plain' on 'few'"):
-        grid.Grid(study, tmp_path / "results")
+        Grid(study, tmp_path / "results")
     (tmp_path / "results" / "search.jsonl").unlink()
     fill(path, tmp_path, accuracies, split="eval")
     with pytest.raises(ValueError, match="have not run with their settings, of the arm 'GradAug' on 'few'"):
-        grid.Grid(study, tmp_path / "results")
+        Grid(study, tmp_path / "results")
 
 
 @pytest.fixture
 def make_runner(tmp_path, write, monkeypatch):
     """A runner whose cells write what a training would; `ran` lists the flags of those that ran."""
-    accuracy = importlib.import_module("accuracy")
 
     def make(broken_seed=None, name="some", **changes):
         args = accuracy.AccuracyArguments(results_dir=str(tmp_path / "results"), work_dir=str(tmp_path / "work"))
-        runner = accuracy.Runner(importlib.import_module("study").Study.read(write(name, **changes)), args)
+        runner = accuracy.Runner(Study.read(write(name, **changes)), args)
         runner.ran = []
 
         def process(target, args, daemon):
@@ -136,7 +130,7 @@ def make_runner(tmp_path, write, monkeypatch):
                 (folder / "trainer_state.json").write_text(json.dumps({"total_flos": flops}))
                 (folder / "model.safetensors").touch()
 
-            return SimpleNamespace(start=start, join=lambda: None, exitcode=int(failed))
+            return SimpleNamespace(start=start, join=lambda timeout: None, exitcode=int(failed))
 
         runner.processes = SimpleNamespace(Process=process)
         return runner
@@ -206,7 +200,6 @@ def test_lines_are_of_the_files_that_they_were_made_from(make_runner, tmp_path):
     checkpoint.mkdir()
     data.mkdir()
     flags = {"train_dir": str(data / "train"), "model_name_or_path": str(checkpoint)}
-    grid = importlib.import_module("grid")
 
     def count_runs(**files):
         for name, text in files.items():
@@ -227,6 +220,30 @@ def test_lines_are_of_the_files_that_they_were_made_from(make_runner, tmp_path):
     assert count_runs() == 0  # what is not at hand may be any
 
 
+def test_what_has_not_ended_in_time_is_killed_and_begins_again(make_runner):
+    runner = make_runner(arms={"plain": {}}, datasets={"few": {}})
+    killed = []
+
+    def process(target, args, daemon):
+        def join(timeout=None):  # the first cell ends, the second has not when the time is up
+            if len(runner.grid.lines) == 1 and not killed:
+                runner.end = 0.0
+
+        made = fake(target, args, daemon)
+        made.join, made.kill = join, lambda: killed.append(args)
+        made.exitcode = None if runner.grid.lines else 0
+        return made
+
+    fake, runner.processes = runner.processes.Process, SimpleNamespace(Process=process)
+    runner.end = time.monotonic() + 1000
+    runner.run()
+    assert len(killed) == 1 and len(runner.ran) == 2  # the third did not begin
+    assert [cell.seed for cell in runner.grid.lines] == [1] and runner.failed == []
+    again = make_runner(arms={"plain": {}}, datasets={"few": {}})
+    again.run()
+    assert [flags["--seed"] for flags in again.ran] == ["2", "3"]
+
+
 def test_failed_cells_are_named_and_left_out(make_runner, tmp_path, capsys):
     runner = make_runner(broken_seed=2, arms={"plain": {}}, datasets={"few": {}})
     runner.run()
@@ -238,14 +255,27 @@ def test_failed_cells_are_named_and_left_out(make_runner, tmp_path, capsys):
     assert [flags["--seed"] for flags in again.ran] == ["2"] and again.failed == []
 
 
+def test_the_first_candidate_that_is_enough_is_chosen(write, tmp_path):
+
+    changes = {"split": "validation", "datasets": {"few": {}}, "seeds": [11, 12], "enough": 0.01}
+    candidates = [{"max_steps": 1}, {"max_steps": 3}, {"max_steps": 9}]
+    for number, (means, steps) in enumerate((([0.5, 0.6, 0.605], 3), ([0.5, 0.49, 0.6], 1), ([0.5, 0.6, 0.7], 9))):
+        path = write(f"steps{number}", arms={"plain": candidates}, **changes)
+        fill(path, tmp_path, {("plain", i): [mean - 0.1, mean + 0.1] for i, mean in enumerate(means)}, split="eval")
+        found = Grid(Study.read(path), tmp_path / "results").choose("few")
+        assert found == {"plain": {"max_steps": steps}}
+    for wrong in ({"enough": 0}, {"split": "test", "arms": {"plain": {}}}):
+        with pytest.raises(ValueError, match="`enough` must be above 0, of a study of the validation split"):
+            Study.read(write(**{**changes, "arms": {"plain": candidates}, **wrong}))
+
+
 def test_rows_are_means_and_paired_differences(write, tmp_path):
-    report = importlib.import_module("study_report")
     arms = {"plain": {}, "CutMix": {}, "GradAug": {"against": "CutMix"}}
     arms["taught"] = {"teacher_arm": "plain", "against": ["plain", "GradAug"]}
     plain, other = [0.5, 0.6, 0.8], [0.6, 0.8, 0.9]
     accuracies = {("plain", 0): plain, ("GradAug", 0): other, ("CutMix", 0): [0.5, 0.6], ("taught", 0): [0.5] * 3}
-    grid = fill(write(arms=arms), tmp_path, accuracies, flops={"GradAug": 2.5, "taught": 1.2})
-    first, cutmix, second, taught = report.get_rows(grid, "few")
+    results = fill(write(arms=arms), tmp_path, accuracies, flops={"GradAug": 2.5, "taught": 1.2})
+    first, cutmix, second, taught = study_report.get_rows(results, "few")
     assert first.difference is None and second.compute == 2.5 and second.macro_f1 == pytest.approx(0.3833, abs=1e-4)
     assert cutmix.compute is None  # not all of its seeds have run
     mean = statistics.mean(other)
@@ -257,17 +287,35 @@ def test_rows_are_means_and_paired_differences(write, tmp_path):
     assert (second.difference.mean - second.difference.half) == pytest.approx(paired.low)
     assert (second.difference.mean + second.difference.half) == pytest.approx(paired.high)
     # Over the two seeds that both have, 0.1 and 0.2; a student costs its teacher's training, too.
-    assert second.counterparts["CutMix"].half == pytest.approx(report.Mean.of([0.1, 0.2]).half)
+    assert second.counterparts["CutMix"].half == pytest.approx(study_report.Mean.of([0.1, 0.2]).half)
     assert taught.compute == pytest.approx(2.2) and taught.result.half == 0
-    table = report.make_table([first, cutmix, second, taught], "accuracy", "plain")
+    table = study_report.make_table([first, cutmix, second, taught], "accuracy", "plain")
     assert "| GradAug | 3 | 76.67 ± 37.95 | +13.33 ± 14.34 | CutMix: +15.00 ± 63.53 | 38.33 | 2.50 x |" in table
     both = "plain: -13.33 ± 37.95; GradAug: -26.67 ± 37.95"
     assert f"| taught | 3 | 50.00 ± 0.00 | -13.33 ± 37.95 | {both} | 25.00 | 2.20 x |" in table
-    assert report.Mean.of([0.5]).show() == "50.00 ± ?"
+    assert study_report.Mean.of([0.5]).show() == "50.00 ± ?"
+
+
+def test_probabilities_are_shown_where_all_runs_measured_them(write, tmp_path):
+    arms = {"plain": {}, "GradAug": {}}
+    results = fill(write(arms=arms), tmp_path, {("plain", 0): [0.5, 0.6, 0.8], ("GradAug", 0): [0.5, 0.6, 0.8]})
+    losses = {"plain": [2.0, 3.0, 4.0], "GradAug": [1.0, 2.5, 4.0]}
+    for cell, line in results.lines.items():
+        loss = losses[cell.arm][cell.seed - 1]
+        line["metrics"] |= {"predict_loss": loss, "predict_expected_calibration_error": loss / 20}
+    titles, _, plain, gradaug = study_report.make_table(
+        study_report.get_rows(results, "few"), "accuracy", "plain"
+    ).splitlines()
+    assert titles.endswith("| macro-F1, % | loss | calibration error, % | compute |")
+    assert plain.endswith("| 31.67 | 3.00 | 15.00 | 1.00 x |")
+    # 0.5 is the deviation of -1, -0.5 and 0; 4.303 is Student's t
+    assert gradaug.endswith("| 31.67 | 2.50 (-0.50 ± 1.24) | 12.50 (-2.50 ± 6.21) | 1.00 x |")
+    for line in results.lines.values():
+        del line["metrics"]["predict_expected_calibration_error"]
+    assert "loss" not in study_report.make_table(study_report.get_rows(results, "few"), "accuracy", "plain")
 
 
 def test_one_cell_runs_for_real(write, tmp_path, capsys):
-    accuracy = importlib.import_module("accuracy")
     path = write(
         datasets={"few": {"max_train_samples": 20, "max_eval_samples": 20}},
         arms={"plain": {}},
@@ -290,7 +338,6 @@ def test_lines_are_written_at_once_or_not(make_runner, tmp_path):
     runner = make_runner()
     runner.run()
     before = (tmp_path / "results" / "some.jsonl").read_text()
-    grid = importlib.import_module("grid")
     broken = before.replace("{", "", 1)
     (tmp_path / "results" / "some.jsonl").write_text(broken)
     with pytest.raises(ValueError, match="Line 1 of .*some.jsonl is broken"):
@@ -304,42 +351,38 @@ def test_lines_are_written_at_once_or_not(make_runner, tmp_path):
 
 
 def test_two_runners_of_a_study_exclude_each_other(write, tmp_path):
-    accuracy = importlib.import_module("accuracy")
     (tmp_path / "work").mkdir()
     with FileLock(tmp_path / "work" / "some.lock"), pytest.raises(SystemExit, match="Another process runs"):
         accuracy.main([str(write()), "--work_dir", str(tmp_path / "work")])
 
 
-def test_tables_of_the_repository_come_from_its_results(root, study_module, tmp_path, monkeypatch):
+def test_tables_of_the_repository_come_from_its_results(root, tmp_path, monkeypatch):
     monkeypatch.chdir(root)  # as the paths in the results are
-    report, grid_module = importlib.import_module("study_report"), importlib.import_module("grid")
     results = sorted((root / "docs" / "results").glob("*.jsonl"))
     assert results
     for path in results:
-        study = study_module.Study.read(root / "benchmarks" / "studies" / f"{path.stem}.yaml")
-        grid = grid_module.Grid(study, path.parent)
-        assert {*grid.lines} == {*grid.cells}, path.stem  # all cells of the study, and no others
-        stale = [cell for cell in grid.cells if grid.record(cell) is None]
+        study = Study.read(root / "benchmarks" / "studies" / f"{path.stem}.yaml")
+        found = Grid(study, path.parent)
+        assert {*found.lines} == {*found.cells}, path.stem  # all cells of the study, and no others
+        stale = [cell for cell in found.cells if found.record(cell) is None]
         assert not stale, path.stem
-        report.write_report(grid, tmp_path)
+        study_report.write_report(found, tmp_path)
         assert (tmp_path / f"{path.stem}.md").read_text() == path.with_suffix(".md").read_text()
 
 
 def test_tables_of_robustness_come_from_its_results(root, tmp_path):
-    report = importlib.import_module("robustness_report")
     results = sorted((root / "docs" / "results").glob("*-robustness.json"))
     assert results
     for path in results:
-        report.write_report(json.loads(path.read_text()), tmp_path / path.name)
+        robustness_report.write_report(json.loads(path.read_text()), tmp_path / path.name)
         assert (tmp_path / f"{path.stem}.md").read_text() == path.with_suffix(".md").read_text()
 
 
 def test_texts_show_the_tables_of_the_results(root, tmp_path):
-    evidence = importlib.import_module("evidence")
     (tmp_path / "one.md").write_text("| a |\n")
     text = "before\n<!-- results: one -->\nold\n<!-- end of results -->\nafter\n"
     assert evidence.fill(text, tmp_path) == text.replace("old\n", "\n| a |\n\n")
     for name in evidence.TEXTS:
         text = (root / name).read_text("utf-8")
-        assert evidence.fill(text, root / "docs" / "results") == text, f"run benchmarks/evidence.py for {name}"
+        assert evidence.fill(text, root / "docs" / "results") == text, f"run python -m benchmarks.evidence for {name}"
         assert name == "README.md" or evidence.PLACE.search(text)

@@ -18,14 +18,23 @@ from hf_gradaug.data import get_eval_transform, get_train_transform, make_image_
 MEAN = [value / 255 for value in (125.3, 123.0, 113.9)]
 STD = [value / 255 for value in (63.0, 62.1, 66.7)]
 PUBLISHED = {
-    "wrn28_10": {"batch": 128, "epochs": 200, "lr": 0.1, "decay": 5e-4, "milestones": None, "parameters": 36_536_884},
-    "pyramidnet200": {
+    "cifar100_wrn28_10": {"batch": 128, "epochs": 200, "lr": 0.1, "decay": 5e-4, "milestones": None, "parameters": 36_536_884},
+    "cifar100_pyramidnet200": {
         "batch": 64, "epochs": 300, "lr": 0.25, "decay": 1e-4, "milestones": [150, 225], "parameters": 26_844_952,
     },
+    "cifar10_wrn28_10": {
+        "batch": 128, "epochs": 200, "lr": 0.1, "decay": 5e-4, "milestones": None, "parameters": 36_479_194,
+    },
+    "cifar10_resnet110_depth": {
+        "batch": 128, "epochs": 200, "lr": 0.1, "decay": 1e-4, "milestones": None, "parameters": 1_730_522,
+    },
 }  # fmt: skip
+RECIPES = sorted((images.ROOT / "examples" / "recipes").glob("cifar*.yaml"))
 TINY = {
-    "wrn28_10": "embedding_size=4,hidden_sizes=[8,12,16],depths=[1,1,1]",
-    "pyramidnet200": "embedding_size=4,alpha=6,depths=[1,1,1]",
+    "cifar100_wrn28_10": "embedding_size=4,hidden_sizes=[8,12,16],depths=[1,1,1]",
+    "cifar100_pyramidnet200": "embedding_size=4,alpha=6,depths=[1,1,1]",
+    "cifar10_wrn28_10": "embedding_size=4,hidden_sizes=[8,12,16],depths=[1,1,1]",
+    "cifar10_resnet110_depth": "embedding_size=4,hidden_sizes=[4,8,12],depths=[2,2,2]",
 }
 
 
@@ -36,8 +45,8 @@ def script():
 
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory):
-    """A folder with the splits and columns of the data set on the Hub."""
-    path = tmp_path_factory.mktemp("cifar")
+    """Folders with the splits and columns of the data sets on the Hub, by the column of their labels."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("fine_label", "label")}
     fine, coarse = datasets.ClassLabel(names=list(images.CLASSES)), datasets.ClassLabel(names=["mammal", "bird"])
     features = datasets.Features({"img": datasets.Image(), "fine_label": fine, "coarse_label": coarse})
     for split, length in (("train", 16), ("test", 6)):
@@ -47,17 +56,22 @@ def cifar(tmp_path_factory):
             "fine_label": labels,
             "coarse_label": [label // 2 for label in labels],
         }
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(path / f"{split}.parquet")
-    return str(path)
+        hundred = datasets.Dataset.from_dict(rows, features=features)
+        ten = hundred.remove_columns("coarse_label").rename_column("fine_label", "label")
+        for folder, dataset in ((folders["fine_label"], hundred), (folders["label"], ten)):
+            dataset.to_parquet(folder / f"{split}.parquet")
+    return {name: str(folder) for name, folder in folders.items()}
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-@pytest.mark.parametrize("cutmix", [False, True])
-def test_recipe_is_the_published_one(script, name, cutmix, tmp_path):
-    expected = PUBLISHED[name]
-    path = images.ROOT / "examples" / "recipes" / f"cifar100_{name}{'_cutmix' if cutmix else ''}.yaml"
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_recipe_is_the_published_one(script, recipe, tmp_path):
+    name, cutmix = recipe.stem.removesuffix("_cutmix"), recipe.stem.endswith("_cutmix")
+    expected, path = PUBLISHED[name], recipe
     model_args, data_args, args = script.parse_arguments([str(path), "--output_dir", str(tmp_path), "--use_cpu"])
-    assert (args.num_subnetworks, args.min_width, args.num_train_epochs) == (3, 0.8, expected["epochs"])
+    assert (args.num_subnetworks, args.num_train_epochs) == (3, expected["epochs"])
+    by_depth = name == "cifar10_resnet110_depth"
+    assert args.subnetwork_kind == ("depth" if by_depth else "width")
+    assert (args.min_survival if by_depth else args.min_width) == 0.8
     assert [32 * scale for scale in args.scales] == [32, 28, 24]
     assert args.per_device_train_batch_size * args.gradient_accumulation_steps == expected["batch"]
     assert (args.weight_decay, args.warmup_steps, args.max_grad_norm) == (expected["decay"], 0, 0)
@@ -69,7 +83,9 @@ def test_recipe_is_the_published_one(script, name, cutmix, tmp_path):
     assert (data_args.cutmix_alpha, data_args.mix_prob) == ((1.0, 0.5) if cutmix else (0.0, 1.0))
     assert data_args.train_augmentation == {"random_crop_padding": 4, "horizontal_flip": True, "color_jitter": 0}
     with torch.device("meta"):
-        model, processor = script.build_model(model_args, [str(label) for label in range(100)])
+        model, processor = script.build_model(
+            model_args, [str(label) for label in range(10 if "cifar10_" in name else 100)]
+        )
     assert sum(parameter.numel() for parameter in model.parameters()) == expected["parameters"]
     assert processor.image_mean == pytest.approx(MEAN, abs=1e-5)
     assert processor.image_std == pytest.approx(STD, abs=1e-5)
@@ -83,10 +99,14 @@ def test_recipe_is_the_published_one(script, name, cutmix, tmp_path):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_recipe_runs(script, cifar, name, tmp_path):
-    path = images.ROOT / "examples" / "recipes" / f"cifar100_{name}_cutmix.yaml"
+    recipes = images.ROOT / "examples" / "recipes"
+    path = recipes / f"{name}.yaml"
+    if (recipes / f"{name}_cutmix.yaml").exists():
+        path = recipes / f"{name}_cutmix.yaml"
+    has_cutmix, label = path.stem.endswith("_cutmix"), "label" if "cifar10_" in name else "fine_label"
     metrics = script.main(
         [
-            str(path), "--dataset_name", cifar, "--config_overrides", TINY[name], "--output_dir", str(tmp_path),
+            str(path), "--dataset_name", cifar[label], "--config_overrides", TINY[name], "--output_dir", str(tmp_path),
             "--max_steps", "4", "--per_device_train_batch_size", "8", "--dataloader_num_workers", "0", "--use_cpu",
             "--logging_steps", "1", "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true",
         ]
@@ -97,15 +117,10 @@ def test_recipe_runs(script, cifar, name, tmp_path):
     log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     assert [row["step"] for row in log if "loss_subnetworks" in row] == [1, 2, 3, 4]
     card = (tmp_path / "README.md").read_text()
-    for row in (
-        "| `random_crop_padding` | 4 |",
-        "| `cutmix_alpha` | 1 |",
-        "| `mix_prob` | 0.5 |",
-        "trust_remote_code=True",
-    ):
-        assert row in card
+    assert "| `random_crop_padding` | 4 |" in card and "trust_remote_code=True" in card
+    assert all((row in card) == has_cutmix for row in ("| `cutmix_alpha` | 1 |", "| `mix_prob` | 0.5 |"))
     assert "random_resized_crop_scale" not in card  # not what was done
-    assert ("| `lr_milestones` | 0.5, 0.75 |" in card) == (name == "pyramidnet200")
+    assert ("| `lr_milestones` | 0.5, 0.75 |" in card) == (name == "cifar100_pyramidnet200")
     model = AutoModelForImageClassification.from_pretrained(tmp_path)
     assert list(model.config.id2label.values()) == list(images.CLASSES)
 

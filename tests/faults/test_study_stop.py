@@ -13,7 +13,7 @@ def test_a_cell_ends_with_its_runner(root, tmp_path):
     study = {"datasets": {"digits": {}}, "seeds": [1], "split": "validation", "arms": {"plain": {}}}
     flags = {"max_steps": 100_000, "model_type": "resnet", "use_cpu": True}
     (tmp_path / "endless.yaml").write_text(json.dumps(study | {"flags": flags}))
-    command = [sys.executable, "benchmarks/accuracy.py", str(tmp_path / "endless.yaml")]
+    command = [sys.executable, "-m", "benchmarks.accuracy", str(tmp_path / "endless.yaml")]
     runner = subprocess.Popen([*command, "--results_dir", str(tmp_path), "--work_dir", str(tmp_path)], cwd=root)
     started: list[psutil.Process] = []
     try:

@@ -1,0 +1,98 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""Small images, decoded once, and cropped, mirrored and normalized a batch at a time."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.transforms import v2
+
+from ..sampling import example_seed
+from .image_transforms import decode_image, get_eval_crop, get_image_size, to_normalized_tensor
+from .transformed_dataset import TransformedDataset
+
+
+class InMemoryDataset(TransformedDataset):
+    """
+    A [`TransformedDataset`] that holds its images as pixels, for data whose decoding costs more than the model.
+
+    On CIFAR-10 a batch of 128 takes a tenth of the time. The images are those of
+    [`~image_transforms.get_eval_transform`]; with augmentation they are cropped and mirrored as by
+    [`~image_transforms.get_train_transform`], with other draws: they depend on the seed, the epoch and the example's index
+    alone, too.
+
+    Args:
+        dataset ([`TransformedDataset`]):
+            Images and labels, with the [`~image_transforms.ExampleTransform`] that reads them.
+        image_processor ([`~transformers.BaseImageProcessor`]):
+            The model's image processor.
+        random_crop_padding (`int`, *optional*):
+            Pixels that are mirrored at each side before the image's size is cropped at a random place.
+        horizontal_flip (`bool`, *optional*, defaults to `False`):
+            Whether half of the images are mirrored.
+    """
+
+    def __init__(
+        self,
+        dataset: TransformedDataset,
+        image_processor: Any,
+        random_crop_padding: int | None = None,
+        horizontal_flip: bool = False,
+    ):
+        super().__init__(dataset.dataset, dataset.transform, dataset.seed)
+        self.image_processor = image_processor
+        self.padding = random_crop_padding or 0
+        self.horizontal_flip = horizontal_flip
+        self._normalize = v2.Compose(to_normalized_tensor(image_processor)[1:])  # the first makes a tensor
+        self._drawn: tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
+
+    @cached_property
+    def _pixels(self) -> np.ndarray:
+        """Of shape (images, height, width, 3), in 0..255."""
+        crop, column = get_eval_crop(self.image_processor), self.transform.image_column
+        images = np.empty((len(self), *get_image_size(self.image_processor), 3), dtype=np.uint8)
+        for index, value in enumerate(self.dataset[column]):
+            images[index] = crop(decode_image(value, f"image {index} of {self.transform.split}"))
+        return images
+
+    @cached_property
+    def _labels(self) -> list[int] | None:
+        column = self.transform.label_column
+        return None if column is None else list(self.dataset[column])
+
+    def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each image in an epoch: row and column at which its crop begins, whether it is mirrored, and its seed."""
+        if self._drawn is None or self._drawn[0] != epoch:
+            random = np.random.Generator(np.random.PCG64(example_seed(self.seed, epoch)))
+            places = random.integers(-self.padding, self.padding + 1, (len(self), 2))
+            is_mirrored = random.random(len(self)) < 0.5 * self.horizontal_flip
+            self._drawn = epoch, (places, is_mirrored, random.integers(2**63, size=len(self)))
+        return self._drawn[1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        places, is_mirrored, seeds = self._draw(int(self._epoch))
+        images = self._pixels[indices]
+        if self.padding or self.horizontal_flip:
+            height, width = images.shape[1:3]
+            rows = _mirror(places[indices, :1] + np.arange(height), height)
+            columns = _mirror(places[indices, 1:] + np.arange(width), width)
+            columns = np.where(is_mirrored[indices, None], columns[:, ::-1], columns)
+            images = images[np.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
+        batch = self._normalize(torch.from_numpy(images).permute(0, 3, 1, 2))
+        examples = [{"pixel_values": image, "mix": None} for image in batch]
+        for index, example in zip(indices, examples):
+            if self.transform.mix:
+                example["mix"] = int(seeds[index])
+            if self._labels is not None:
+                example["labels"] = self._labels[index]
+        return examples
+
+
+def _mirror(places: np.ndarray, size: int) -> np.ndarray:
+    """Places outside of 0..size - 1 mirrored at the first and last pixel."""
+    return size - 1 - np.abs(size - 1 - np.abs(places))
