@@ -131,7 +131,7 @@ class BenchmarkArguments:
     def __post_init__(self):
         if self.smoke:
             self.batch_size, self.image_size, self.repetitions, self.warmup = 2, 32, 1, 1
-            self.arms = [arm for arm in self.arms if arm in ("plain", "gradaug")]
+            self.arms = [arm for arm in self.arms if arm in ("plain", "gradaug", "separate")]
         self.image_size = MODELS[self.model].image_size if self.image_size is None else self.image_size
         for name in ("batch_size", "image_size", "width_divisor", "repetitions", "warmup"):
             if getattr(self, name) < 1:
