@@ -130,8 +130,8 @@ class BenchmarkArguments:
 
     def __post_init__(self):
         if self.smoke:
-            self.batch_size, self.image_size, self.repetitions, self.warmup = 2, 32, 1, 1
-            self.arms = [arm for arm in self.arms if arm in ("plain", "gradaug", "separate")]
+            self.model, self.batch_size, self.image_size, self.repetitions, self.warmup = "wrn-16-4", 2, 32, 1, 1
+            self.arms = ["plain", "gradaug"] if self.arms == [*ARMS] else self.arms
         self.image_size = MODELS[self.model].image_size if self.image_size is None else self.image_size
         for name in ("batch_size", "image_size", "width_divisor", "repetitions", "warmup"):
             if getattr(self, name) < 1:
@@ -169,6 +169,17 @@ def flop_ratio(name: str = "resnet-50", image_size: int = 224, width_divisor: in
         narrow = narrow_config(network.config, width, width_divisor)
         flops.append(count_flops(narrow, network.model_class, scaled_size(size, scale)))
     return sum(flops) / flops[0]
+
+
+def make_settings(args: BenchmarkArguments, arm: str) -> GradAugSettings:
+    return GradAugSettings(
+        num_subnetworks=len(WIDTHS),
+        min_width=min(WIDTHS),
+        scales=list(SCALES),
+        width_divisor=args.width_divisor,
+        width_choices=list(WIDTHS[:-1]) if args.torch_compile else None,
+        **({"cuda_graphs": True} if args.cuda_graphs and arm == "gradaug" else {}),
+    )
 
 
 def build_step(args: BenchmarkArguments, arm: str, passes: list[dict[str, Any]]) -> Callable[[], None]:
@@ -229,15 +240,7 @@ def build_step(args: BenchmarkArguments, arm: str, passes: list[dict[str, Any]])
 
         return separate_step
 
-    settings = GradAugSettings(
-        num_subnetworks=len(WIDTHS),
-        min_width=min(WIDTHS),
-        scales=list(SCALES),
-        width_divisor=args.width_divisor,
-        width_choices=list(WIDTHS[:-1]) if args.torch_compile else None,
-        **({"cuda_graphs": True} if args.cuda_graphs and arm == "gradaug" else {}),
-    )
-    gradaug = GradAug(network, settings, seed=SEED, detached=arm == "gradaug")
+    gradaug = GradAug(network, make_settings(args, arm), seed=SEED, detached=arm == "gradaug")
 
     def gradaug_step() -> None:
         joint_loss: Tensor | float = 0.0
