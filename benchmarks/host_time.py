@@ -84,12 +84,12 @@ class HostTimeArguments:
     clock: Literal["wall", "cpu"] = field(
         default="wall", metadata={"help": "cpu counts the time of the process alone, for a busy machine."}
     )
-    smoke: bool = field(default=False, metadata={"help": "One repetition, to see that it runs."})
+    smoke: bool = field(default=False, metadata={"help": "The smallest settings, to see that it runs."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
 
     def __post_init__(self):
         if self.smoke:
-            self.repetitions = self.warmup = 1
+            self.models, self.repetitions, self.warmup = self.models[:1], 1, 1
         for name in ("repetitions", "warmup", "processes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be 1 or more, but is {getattr(self, name)}.")

@@ -58,12 +58,17 @@ class RobustnessBenchmarkArguments:
     )
     train_flags: str = field(default="", metadata={"help": "More flags for every training, in one string."})
     eval_flags: str = field(default="", metadata={"help": "More flags for the measurement, likewise."})
+    smoke: bool = field(default=False, metadata={"help": "The smallest settings, to see that it runs."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
     plot: str | None = field(
         default=None, metadata={"help": "PNG file for the picture. That of a study lies beside the output."}
     )
 
     def __post_init__(self):
+        if self.smoke:
+            if not self.study:
+                self.seeds, self.train_flags = [1], "--max_steps 1 --max_train_samples 32 --max_eval_samples 16"
+            self.eval_flags = "--max_samples 16 --epsilons 8 --corruptions fog --severities 2"
         self.read_study = Study.read(self.study) if self.study else None
         known = [*(self.read_study.arms if self.study else ARMS)]
         self.baseline = self.read_study.baseline if self.study else "plain"

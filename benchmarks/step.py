@@ -1,13 +1,20 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Time and peak memory of one optimizer step: plain training, GradAug, and two straightforward ways to write GradAug.
+Time and peak memory of one optimizer step, in turns:
 
-"views" is the authors' step: a backward for each network, and sub-networks of which each weight is a slice that autograd sees.
-"naive" is the same with one joint backward.
+- plain: training without GradAug;
+- gradaug: GradAug as it is by default;
+- views: the authors' way, sub-networks of which each weight is a slice that autograd sees;
+- naive: the same with one joint backward;
+- separate: each sub-network a model with weights of its own. It trains nothing useful: it takes what the arithmetic of the
+  step takes on this machine, and the difference to it is GradAug's own work.
 
-The arms take turns in one run, so that whatever else the machine does meets all of them, and each arm's figure is the
-median of its repetitions. The networks have random weights, and the sub-networks have fixed widths and sizes, so that each
-step is the same amount of work. Loading of data is not measured, transforming the batch for the sub-networks is.
+The arms take turns in one run, so that whatever else the machine does meets all of them. Each figure is the median of the
+repetitions. On a GPU the clock stops when the GPU is done. The networks have random weights. The sub-networks have the same
+widths and sizes in every step, so that each step is the same amount of work. Loading of data is not measured; transforming
+the batch for the sub-networks is.
+
+bfloat16 and float16 are by autocast. float16 has a `GradScaler`, as training does, which waits for the GPU once a step.
 
 Command:
 
@@ -16,17 +23,17 @@ Command:
 
 `python -m benchmarks.step_grid` runs it for a list of settings, and draws the picture.
 
-Peak memory is taken of each arm in a process of its own. On CUDA it is `torch.cuda.max_memory_allocated`. On the CPU it is
-the same thing, the most that PyTorch's allocator had handed out at a time (weights, gradients, momentum, activations), from
-the events of `torch.profiler`. Beside it stands what the system saw: reserved memory on CUDA, and on Linux the growth of the
-peak resident size. That has the buffers of oneDNN in it, and what the C library keeps of freed memory: it moves by run, and
-falls with `MALLOC_MMAP_THRESHOLD_=131072` in the environment.
+Peak memory on CUDA is the most that PyTorch's allocator had handed out at a time (weights, gradients, momentum,
+activations). On the CPU it is the same, from the events of `torch.profiler`, each arm in a process of its own. The system's
+figure is the reserved memory on CUDA, and on Linux the growth of the peak resident size. The second includes the buffers of
+oneDNN, and freed memory that the C library keeps: it moves by run, and falls with `MALLOC_MMAP_THRESHOLD_=131072` in the
+environment.
 """
 
-import contextlib
+import copy
+import dataclasses
 import functools
 import gc
-import itertools
 import json
 import os
 import statistics
@@ -38,7 +45,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from unittest import mock
 
 import torch
 import transformers
@@ -47,21 +53,46 @@ from torch.profiler import ProfilerActivity
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import HfArgumentParser, PreTrainedConfig, PreTrainedModel, set_seed
 
-from hf_gradaug import GradAug, GradAugSettings, RandomScale, narrow_config
+from hf_gradaug import (
+    GradAug,
+    GradAugSettings,
+    RandomScale,
+    WideResNetConfig,
+    WideResNetForImageClassification,
+    narrow_config,
+    soft_target_loss,
+    soft_targets,
+)
 from hf_gradaug.transforms import scaled_size
 
 from .common import ROOT, describe_run, write_json
 
 
-# The defaults of these configs are ResNet-50 and ConvNeXt-T.
-MODELS: dict[str, tuple[type[PreTrainedModel], type[PreTrainedConfig]]] = {
-    "resnet-50": (transformers.ResNetForImageClassification, transformers.ResNetConfig),
-    "convnext-tiny": (transformers.ConvNextForImageClassification, transformers.ConvNextConfig),
+@dataclass(frozen=True)
+class Network:
+    """A network to measure, and its usual images."""
+
+    model_class: type[PreTrainedModel]
+    config: PreTrainedConfig
+    image_size: int = 224
+
+
+MODELS = {
+    "resnet-50": Network(transformers.ResNetForImageClassification, transformers.ResNetConfig(num_labels=1000)),
+    "convnext-tiny": Network(
+        transformers.ConvNextForImageClassification, transformers.ConvNextConfig(num_labels=1000)
+    ),
+    "wrn-16-4": Network(
+        WideResNetForImageClassification,
+        WideResNetConfig(hidden_sizes=[64, 128, 256], depths=[2, 2, 2], num_labels=100),
+        image_size=32,
+    ),
 }
-ARMS = ("plain", "gradaug", "views", "naive")
+ARMS = ("plain", "gradaug", "views", "naive", "separate")
 # Of the paper's configuration for ImageNet: n 3, min width 0.9, and each of its smaller sizes once.
 WIDTHS = (0.97, 0.93, 0.9)
 SCALES = (6 / 7, 5 / 7, 4 / 7)
+SEED = 56936  # step 0 draws these widths, to 0.0005, and these sizes
 TIME_BAR = 1.05  # of the FLOP ratio
 MEMORY_BAR = 1.10
 
@@ -70,13 +101,20 @@ MEMORY_BAR = 1.10
 class BenchmarkArguments:
     """Options of the benchmark."""
 
-    model: Literal["resnet-50", "convnext-tiny"] = field(default="resnet-50", metadata={"help": "Which network."})
+    model: Literal["resnet-50", "convnext-tiny", "wrn-16-4"] = field(
+        default="resnet-50", metadata={"help": "Which network."}
+    )
     batch_size: int = field(default=16, metadata={"help": "Images in a batch."})
-    image_size: int = field(default=224, metadata={"help": "Height and width of the batch in pixels."})
-    dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "bfloat16 is by autocast."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Height and width of the batch in pixels; 224, and 32 for wrn-16-4."}
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "bfloat16 and float16 are by autocast, float16 with a GradScaler."}
+    )
     channels_last: bool = field(default=False, metadata={"help": "Memory format of the weights and the images."})
     width_divisor: int = field(default=1, metadata={"help": "See GradAugSettings."})
-    compile: bool = field(default=False, metadata={"help": "torch.compile, of the sub-networks too."})
+    torch_compile: bool = field(default=False, metadata={"help": "torch.compile, of the sub-networks too."})
+    cuda_graphs: bool = field(default=False, metadata={"help": "See GradAugSettings. For the arm gradaug."})
     repetitions: int = field(default=5, metadata={"help": "Measured steps of each arm."})
     warmup: int = field(default=1, metadata={"help": "Steps of each arm before those, 1 or more."})
     arms: list[str] = field(
@@ -84,29 +122,32 @@ class BenchmarkArguments:
     )
     memory: bool = field(default=True, metadata={"help": "Measure the peak memory too."})
     device: str = field(default="auto", metadata={"help": "auto takes a GPU if there is one."})
+    smoke: bool = field(default=False, metadata={"help": "The smallest settings, to see that it runs."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
     memory_of: str | None = field(
         default=None, metadata={"help": "Only print the peak memory of this arm. For the benchmark's own use."}
     )
 
     def __post_init__(self):
+        if self.smoke:
+            self.model, self.batch_size, self.image_size, self.repetitions, self.warmup = "wrn-16-4", 2, 32, 1, 1
+            self.arms = ["plain", "gradaug"] if self.arms == [*ARMS] else self.arms
+        self.image_size = MODELS[self.model].image_size if self.image_size is None else self.image_size
         for name in ("batch_size", "image_size", "width_divisor", "repetitions", "warmup"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be 1 or more, but is {getattr(self, name)}.")
         if unknown := set(self.arms) - set(ARMS):
             raise ValueError(f"`arms` must be of {ARMS}, but has {sorted(unknown)}.")
+        if self.cuda_graphs and "cuda_graphs" not in {setting.name for setting in dataclasses.fields(GradAugSettings)}:
+            raise ValueError(
+                "`cuda_graphs` must be False, but is True: this version of GradAugSettings has no such field."
+            )
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
-
-class FixedSizes:
-    """A transform that resizes the batch for a step's sub-networks to the sizes `SCALES`, one after the other."""
-
-    def __init__(self):
-        self.parts = itertools.cycle([RandomScale([scale]) for scale in SCALES])
-
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        return next(self.parts)(images, generator)
+    @property
+    def on_cuda(self) -> bool:
+        return self.device.startswith("cuda")
 
 
 def count_flops(config: PreTrainedConfig, model_class: type[PreTrainedModel], size: tuple[int, int]) -> int:
@@ -122,13 +163,23 @@ def count_flops(config: PreTrainedConfig, model_class: type[PreTrainedModel], si
 
 def flop_ratio(name: str = "resnet-50", image_size: int = 224, width_divisor: int = 1) -> float:
     """FLOPs of a GradAug step with `WIDTHS` and `SCALES`, relative to those of a plain step."""
-    model_class, config_class = MODELS[name]
-    config, size = config_class(num_labels=1000), (image_size, image_size)
-    flops = [count_flops(config, model_class, size)]
+    network, size = MODELS[name], (image_size, image_size)
+    flops = [count_flops(network.config, network.model_class, size)]
     for width, scale in zip(WIDTHS, SCALES):
-        narrow = narrow_config(config, width, width_divisor)
-        flops.append(count_flops(narrow, model_class, scaled_size(size, scale)))
+        narrow = narrow_config(network.config, width, width_divisor)
+        flops.append(count_flops(narrow, network.model_class, scaled_size(size, scale)))
     return sum(flops) / flops[0]
+
+
+def make_settings(args: BenchmarkArguments, arm: str) -> GradAugSettings:
+    return GradAugSettings(
+        num_subnetworks=len(WIDTHS),
+        min_width=min(WIDTHS),
+        scales=list(SCALES),
+        width_divisor=args.width_divisor,
+        width_choices=list(WIDTHS[:-1]) if args.torch_compile else None,
+        **({"cuda_graphs": True} if args.cuda_graphs and arm == "gradaug" else {}),
+    )
 
 
 def build_step(args: BenchmarkArguments, arm: str, passes: list[dict[str, Any]]) -> Callable[[], None]:
@@ -138,41 +189,58 @@ def build_step(args: BenchmarkArguments, arm: str, passes: list[dict[str, Any]])
     """
     set_seed(0)
     device = torch.device(args.device)
-    model_class, config_class = MODELS[args.model]
-    model = model_class(config_class(num_labels=1000)).to(device).train()
-    batch = {
-        "pixel_values": torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=device),
-        "labels": torch.randint(1000, (args.batch_size,), device=device),
-    }
-    if args.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-        batch["pixel_values"] = batch["pixel_values"].to(memory_format=torch.channels_last)
-    # The rate is small, so that the weights stay what a network's weights are, however many steps are measured.
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4, nesterov=True)
-    network = model
-    if args.compile:
-        # Without dynamic shapes, every width and size is a graph of its own: the fastest kernels, and the longest warm-up.
-        model = torch.compile(model, dynamic=False)
-    mixed = args.dtype == "bfloat16"
-    autocast = functools.partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=mixed)
+    memory_format = torch.channels_last if args.channels_last else torch.preserve_format
 
-    def plain_step() -> None:
-        with autocast():
-            loss = model(**batch).loss
-        loss.backward()
-        optimizer.step()
+    def build(config: PreTrainedConfig) -> PreTrainedModel:
+        # The config is copied, because GradAug edits it.
+        model = MODELS[args.model].model_class(copy.deepcopy(config)).to(device, memory_format=memory_format)
+        return model.train()
+
+    def compiled(model: PreTrainedModel) -> Callable[..., Any]:
+        # Without dynamic shapes, every width and size is a graph of its own: the fastest kernels, the longest warm-up.
+        return torch.compile(model, dynamic=False) if args.torch_compile else model
+
+    config = MODELS[args.model].config
+    network = build(config)
+    images = torch.randn(args.batch_size, config.num_channels, args.image_size, args.image_size, device=device)
+    batch = {
+        "pixel_values": images.to(memory_format=memory_format),
+        "labels": torch.randint(config.num_labels, (args.batch_size,), device=device),
+    }
+    # The rate is small, so that the weights stay what a network's weights are, however many steps are measured.
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4, nesterov=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=args.dtype == "float16")
+    autocast = functools.partial(
+        torch.autocast, device.type, dtype=getattr(torch, args.dtype), enabled=args.dtype != "float32"
+    )
+
+    def update() -> None:
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
 
-    if arm == "plain":
-        return plain_step
+    model = compiled(network)
+    if arm in ("plain", "separate"):
+        narrow = [narrow_config(config, width, args.width_divisor) for width in WIDTHS] if arm == "separate" else []
+        others = [compiled(build(other)) for other in narrow]
+        scales = [RandomScale([scale]) for scale in SCALES]
 
-    settings = GradAugSettings(
-        num_subnetworks=len(WIDTHS),
-        min_width=min(WIDTHS),
-        width_divisor=args.width_divisor,
-        width_choices=list(WIDTHS) if args.compile else None,
-    )
-    gradaug = GradAug(network, settings, transform=FixedSizes(), detached=arm == "gradaug")
+        def separate_step() -> None:
+            with autocast():
+                outputs = model(**batch)
+            scaler.scale(outputs.loss).backward()
+            targets = soft_targets(outputs.logits)
+            for other, scale in zip(others, scales):
+                with autocast():
+                    logits = other(pixel_values=scale(batch["pixel_values"], torch.default_generator)).logits
+                    loss = soft_target_loss(logits, targets)
+                scaler.scale(loss).backward()
+                other.zero_grad()
+            update()
+
+        return separate_step
+
+    gradaug = GradAug(network, make_settings(args, arm), seed=SEED, detached=arm == "gradaug")
 
     def gradaug_step() -> None:
         joint_loss: Tensor | float = 0.0
@@ -183,36 +251,29 @@ def build_step(args: BenchmarkArguments, arm: str, passes: list[dict[str, Any]])
                 if arm == "naive":
                     joint_loss = joint_loss + loss
                 else:
-                    loss.backward()
+                    scaler.scale(loss).backward()
             passes.append({"width": gradaug_pass.width, "size": list(gradaug_pass.size)})
         if arm == "naive":
-            joint_loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+            scaler.scale(joint_loss).backward()
+        update()
 
     return gradaug_step
-
-
-def fixed_widths() -> contextlib.AbstractContextManager:
-    """Has GradAug draw `WIDTHS` in every step."""
-    return mock.patch("hf_gradaug.passes.draw_widths", lambda *args: list(WIDTHS))
 
 
 def time_steps(args: BenchmarkArguments) -> tuple[dict[str, list[float]], dict[str, list[dict[str, Any]]]]:
     """Seconds of each repetition by arm, and the passes that a step of GradAug had."""
     passes: dict[str, list] = {arm: [] for arm in args.arms}
-    synchronize = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
+    synchronize = torch.cuda.synchronize if args.on_cuda else lambda: None
     seconds: dict[str, list[float]] = {arm: [] for arm in args.arms}
-    with fixed_widths():
-        steps = {arm: build_step(args, arm, passes[arm]) for arm in args.arms}
-        for repetition in range(-args.warmup, args.repetitions):
-            for arm, step in steps.items():
-                synchronize()
-                start = time.perf_counter()
-                step()
-                synchronize()
-                if repetition >= 0:
-                    seconds[arm].append(time.perf_counter() - start)
+    steps = {arm: build_step(args, arm, passes[arm]) for arm in args.arms}
+    for repetition in range(-args.warmup, args.repetitions):
+        for arm, step in steps.items():
+            synchronize()
+            start = time.perf_counter()
+            step()
+            synchronize()
+            if repetition >= 0:
+                seconds[arm].append(time.perf_counter() - start)
     return seconds, {arm: ran[: len(WIDTHS) + 1] for arm, ran in passes.items() if ran}
 
 
@@ -226,25 +287,30 @@ def _resident_bytes(name: str) -> int | None:
 
 
 def measure_memory(args: BenchmarkArguments, arm: str) -> dict[str, int | None]:
-    """Peak memory of an arm in bytes, for a fresh process. See the top of this file for what is measured."""
+    """Peak memory of an arm in bytes; on the CPU for a fresh process. See the top of this file for what is measured."""
 
     def run_two_steps() -> None:
         step = build_step(args, arm, passes=[])
         step()  # the momentum is there from the second step on
         step()
 
-    with fixed_widths():
-        if args.device.startswith("cuda"):
-            run_two_steps()
-            allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-            return {"peak_memory_bytes": allocated, "system_peak_bytes": reserved}
-        # The profiler needs memory itself, so the system's figure comes first, from steps of its own.
-        before = _resident_bytes("VmRSS")
-        run_two_steps()
-        resident = None if before is None else _resident_bytes("VmHWM") - before
+    if args.on_cuda:
         gc.collect()
-        with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profile:
-            run_two_steps()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+        run_two_steps()
+        return {
+            "peak_memory_bytes": torch.cuda.max_memory_allocated() - allocated,
+            "system_peak_bytes": torch.cuda.max_memory_reserved() - reserved,
+        }
+    # The profiler needs memory itself, so the system's figure comes first, from steps of its own.
+    before = _resident_bytes("VmRSS")
+    run_two_steps()
+    resident = None if before is None else _resident_bytes("VmHWM") - before
+    gc.collect()
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profile:
+        run_two_steps()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder, "trace.json")
         profile.export_chrome_trace(str(trace))
@@ -292,13 +358,13 @@ def print_table(results: dict[str, Any]) -> None:
     print(", ".join(f"{name} {number}" for name, number in results["versions"].items()))
     print(f"FLOP ratio of GradAug to plain: {results['flop_ratio']:.3f}\n")
     titles = ["s (median)", "min", "max", "images/s", "x plain", "peak MiB", "x plain", "system MiB", "x plain"]
-    print("arm".ljust(8) + "".join(f"{title:>12}" for title in titles))
+    print("arm".ljust(9) + "".join(f"{title:>12}" for title in titles))
     for arm, figures in results["arms"].items():
         cells = [show(seconds) for seconds in (figures["seconds_median"], *figures["seconds_range"])]
         cells += [show(figures["images_per_second"], "{:.1f}"), show(figures.get("time_ratio"))]
         cells += [show(figures.get("peak_memory_bytes"), "{:.0f}", 2**20), show(figures.get("memory_ratio"))]
         cells += [show(figures.get("system_peak_bytes"), "{:.0f}", 2**20), show(figures.get("system_memory_ratio"))]
-        print(f"{arm:8}" + "".join(f"{cell:>12}" for cell in cells))
+        print(f"{arm:9}" + "".join(f"{cell:>12}" for cell in cells))
     if "gradaug" in results["arms"]:
         print()
         for name, bar in results["bars"].items():
@@ -310,7 +376,10 @@ def measure(argv: Sequence[str], memory: bool = True) -> dict[str, Any]:
     (args,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(list(argv))
     description = describe_run("step", argv, args.device)
     # Memory first, while this process has nothing on the GPU.
-    peaks = {arm: measure_memory_apart(argv, arm) for arm in args.arms} if args.memory and memory else {}
+    peak_of = (
+        functools.partial(measure_memory, args) if args.on_cuda else functools.partial(measure_memory_apart, argv)
+    )
+    peaks = {arm: peak_of(arm) for arm in args.arms} if args.memory and memory else {}
     seconds, passes = time_steps(args)
     ratio = flop_ratio(args.model, args.image_size, args.width_divisor)
     return {

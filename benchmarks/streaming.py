@@ -72,10 +72,14 @@ class BenchmarkArguments:
     steps: int = field(default=8, metadata={"help": "Measured steps; the tiny model takes twice as many."})
     warmup: int = field(default=4, metadata={"help": "Steps before those. More than the workers read ahead."})
     repetitions: int = field(default=3, metadata={"help": "Runs of each arm."})
+    smoke: bool = field(default=False, metadata={"help": "The smallest settings, to see that it runs."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
     plot: str | None = field(default=None, metadata={"help": "Picture of the results; its ending is the format."})
 
     def __post_init__(self):
+        if self.smoke:
+            self.models, self.workers, self.batch_size, self.image_size = ["tiny"], [1], 2, 32
+            self.num_images, self.num_shards, self.steps, self.warmup, self.repetitions = 12, 2, 2, 1, 1
         for name in ("batch_size", "image_size", "num_images", "num_shards", "steps", "warmup", "repetitions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be 1 or more, but is {getattr(self, name)}.")

@@ -40,13 +40,21 @@ _AVERAGED = ("accuracy", "accuracy_recalibrated")
 class WidthsArguments:
     """Options of the benchmark."""
 
+    arms: list[str] = field(default_factory=lambda: [*ARMS], metadata={"help": "Of: " + ", ".join(ARMS)})
     seeds: list[int] = field(default_factory=lambda: [42, 43, 44], metadata={"help": "Seeds of each arm."})
     widths: list[float] = field(
         default_factory=lambda: [0.5, 0.6, 0.7, 0.8, 0.9, 0.95], metadata={"help": "Width multipliers below 1."}
     )
     epochs: float = field(default=10, metadata={"help": "Epochs of each training."})
+    smoke: bool = field(default=False, metadata={"help": "The smallest settings, to see that it runs."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
     plot: str | None = field(default=None, metadata={"help": "File for the picture."})
+
+    def __post_init__(self):
+        if self.smoke:
+            self.arms, self.seeds, self.widths, self.epochs = ["gradaug"], [42], [0.5], 0.01
+        if unknown := set(self.arms) - set(ARMS):
+            raise ValueError(f"`arms` must be of {[*ARMS]}, but has {sorted(unknown)}.")
 
 
 def run(args: WidthsArguments, arm: str, seed: int) -> dict[str, Any]:
@@ -83,10 +91,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     description = describe_run("widths", argv, "cpu")
     runs = []
     for seed in args.seeds:
-        for arm in ARMS:
+        for arm in args.arms:
             runs.append(run(args, arm, seed))
             print(f"{arm}, seed {seed}\n{format_widths(runs[-1]['rows'])}\n", flush=True)
-    by_arm = {arm: [run for run in runs if run["arm"] == arm] for arm in ARMS}
+    by_arm = {arm: [run for run in runs if run["arm"] == arm] for arm in args.arms}
     summary = {arm: summarize(mine) for arm, mine in by_arm.items()}
     for arm, rows in summary.items():
         print(f"{arm}, mean of {len(args.seeds)} seeds\n{format_widths(rows)}\n")

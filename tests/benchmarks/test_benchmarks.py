@@ -2,12 +2,16 @@
 """The benchmark runs and writes what it promises. No test here asserts a time: those are for a quiet machine."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from helpers.tiny import tiny_model
 
-from benchmarks import robustness, robustness_report, step, streaming, widths
+from benchmarks import host_time, robustness, robustness_report, step, step_grid, streaming, widths
+from hf_gradaug import GradAug, subnetwork_state_dict
 from hf_gradaug.data import make_image_processor
 from hf_gradaug.transforms import scaled_size
 
@@ -19,6 +23,39 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["host_time", "robustness", "step", "step_grid", "streaming", "widths"])
+def test_benchmark_runs_with_the_smallest_settings(name, root, tmp_path):
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--smoke", "--output", str(tmp_path / "results.json")]
+    subprocess.run(command, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=300)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["command"].startswith(f"python -m benchmarks.{name} --smoke") and results["versions"]["torch"]
+
+
+def test_host_times_are_of_narrower_networks():
+    for build in host_time.MODELS.values():
+        full = build()
+        counts = [sum(map(torch.numel, full.parameters()))]
+        for width in host_time.WIDTHS:
+            counts.append(sum(map(torch.numel, subnetwork_state_dict(full, width)[1].values())))
+        assert counts == sorted(set(counts), reverse=True)
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.distributed)])
+def test_host_times_of_every_mode(processes, tmp_path):
+    argv = ["--smoke", "--models", "vit-small", "--processes", str(processes), "--output", str(tmp_path / "a.json")]
+    host_time.main(argv)
+    results = json.loads((tmp_path / "a.json").read_text())
+    assert len(results["processes"]) == processes
+    for of_process in results["processes"]:
+        measured = of_process["vit-small"]
+        assert [*measured] == (["passes", "steps"] if processes == 1 else ["steps"])
+        for arms in measured.values():
+            assert [*arms] == ["plain", "detached", "views"]
+            assert min(figures["microseconds"] for figures in arms.values()) > 0
+            assert arms["plain"]["ratio"] == 1
 
 
 def test_flop_ratio_of_the_papers_configuration():
@@ -33,7 +70,7 @@ def test_results_of_every_arm(tmp_path):
     step.main([*command.split(), str(output)])
     results = json.loads(output.read_text())
 
-    assert [*results["arms"]] == ["plain", "gradaug", "views", "naive"]
+    assert [*results["arms"]] == ["plain", "gradaug", "views", "naive", "separate"]
     for figures in results["arms"].values():
         assert figures["seconds_median"] > 0
         assert figures["images_per_second"] > 0
@@ -44,8 +81,34 @@ def test_results_of_every_arm(tmp_path):
     assert {"torch", "transformers", "hf_gradaug"} <= {*results["versions"]}
     # What ran is what the FLOP ratio was counted for, in every arm.
     for arm in ("gradaug", "views", "naive"):
-        assert [ran["width"] for ran in results["passes"][arm]] == [1.0, 0.97, 0.93, 0.9]
+        assert [ran["width"] for ran in results["passes"][arm]] == pytest.approx([1.0, 0.97, 0.93, 0.9], abs=0.0005)
         assert [ran["size"][0] for ran in results["passes"][arm]] == [32, 27, 23, 18]
+
+
+def test_compiled_sub_networks_have_the_same_widths():
+    settings = step.make_settings(step.BenchmarkArguments(torch_compile=True), "gradaug")
+    gradaug = GradAug(tiny_model("resnet-basic", num_labels=10), settings, seed=step.SEED)
+    batch = {"pixel_values": torch.zeros(2, 3, 28, 28), "labels": torch.tensor([0, 1])}
+    drawn = []
+    for gradaug_pass in gradaug.passes(batch, step=0):
+        with gradaug_pass:
+            gradaug_pass.loss(gradaug.model(**gradaug_pass.inputs)).backward()
+        drawn.append((gradaug_pass.width, gradaug_pass.size[0]))
+    assert drawn == [(1.0, 28), (0.97, 24), (0.93, 20), (0.9, 16)]
+
+
+def test_float16_trains_with_a_scaler():
+    args = step.BenchmarkArguments(smoke=True, dtype="float16", device="cpu")
+    passes = []
+    step.build_step(args, "gradaug", passes)()
+    assert len(passes) == 4
+
+
+def test_grid_draws_what_it_measured(tmp_path):
+    step_grid.main(["--smoke", "--output", f"{tmp_path}/a.json", "--plot", f"{tmp_path}/a.png"])
+    results = json.loads((tmp_path / "a.json").read_text())
+    assert [*results["entries"]] == ["wrn-16-4: channels_last, divisor 8"]
+    assert results["overhead"]["share"] < 1 and (tmp_path / "a.png").stat().st_size > 10_000
 
 
 def test_peak_memory_is_counted(capsys):
