@@ -2,10 +2,10 @@
 """Images in memory are those that are read one by one, and are drawn by seed, epoch and index alone."""
 
 import datasets
-import images
 import numpy as np
 import pytest
 import torch
+from helpers import images
 from torch.utils.data import DataLoader
 
 from hf_gradaug.data import (

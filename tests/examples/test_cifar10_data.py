@@ -8,9 +8,9 @@ import tarfile
 from collections import Counter
 
 import datasets
-import images
 import numpy as np
 import pytest
+from helpers import images
 from PIL import Image
 
 from hf_gradaug.data import DataArguments, load_image_data
