@@ -13,10 +13,11 @@ Detached tensors belong to one forward. Nested blocks, several forwards before a
 block therefore need no care, and the memory is freed with the forward's graph.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -33,20 +34,22 @@ _CAST_LAYERS = (
 )
 _BATCHNORM_LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _CHECKPOINTING = ("gradient_checkpointing", "_gradient_checkpointing_func")
-_MISSING = object()
 
 
-class ModuleTree:
+class FullNetwork:
     """
-    The modules of the full network by their place, so that no pass looks them up by name.
+    The full network's modules and parameters by their place, so that no pass looks them up by name.
 
     Args:
-        model (`nn.Module`): the full network. The tree holds its inner modules, not the model itself: it is part of the
-            model's state, and a cycle would keep the weights until a garbage collection.
+        model (`nn.Module`): the full network. Its inner modules are held, not the model itself: this is part of the model's
+            state, and a cycle would keep the weights until a garbage collection.
     """
 
     def __init__(self, model: nn.Module):
         self.names = [name for name, _ in model.named_modules()]
+        # What sub-networks can do once for many passes. Views of weights are in there, so that all go when a weight moves.
+        self.plans: WeakKeyDictionary[Subnetwork, dict[Any, _Plan]] = WeakKeyDictionary()
+        self._weights: list[tuple] = []
         self._read(model)
 
     def _read(self, model: nn.Module) -> None:
@@ -57,11 +60,21 @@ class ModuleTree:
         self._links = [
             (module._modules, name, child) for module in modules.values() for name, child in module._modules.items()
         ]
+        self._parameters = [module._parameters for module in modules.values() if module._parameters]
 
     def modules(self, model: nn.Module) -> list[nn.Module]:
-        """The modules of this moment, in the order of `names`."""
+        """The modules of this moment, in the order of `names`. Drops all plans if they or their weights are others."""
         if not all(children.get(name) is child for children, name, child in self._links):
             self._read(model)
+        weights = [
+            (id(weight), weight.data_ptr(), weight.requires_grad, weight.dtype, weight.stride())
+            for parameters in self._parameters
+            for weight in parameters.values()
+            if weight is not None
+        ]
+        if weights != self._weights:
+            self._weights = weights
+            self.plans.clear()
         return [model, *self._inner]
 
 
@@ -73,12 +86,13 @@ class _Entries(NamedTuple):
     shape: tuple[int, ...]  # of the full tensor
     selection: Selection
 
-    def check(self, tensor: Tensor) -> None:
+    def checked(self, tensor: Tensor) -> Tensor:
         if tensor.shape != self.shape:
             raise ValueError(
                 f"The model was changed after `make_slimmable`: {self.full_name!r} has shape {tuple(tensor.shape)}, but its "
                 f"sub-networks are slices of {self.shape}. Change the model first."
             )
+        return tensor
 
 
 @dataclass
@@ -86,10 +100,27 @@ class _Source:
     """What a module of a sub-network takes from a module of the full network."""
 
     full_name: str
-    index: int  # of the full network's module in the tree
+    index: int  # of the module in the full network
     settings: dict[str, Any]
     parameters: list[_Entries]
     buffers: list[_Entries]
+
+    def __post_init__(self):
+        self.has_dicts = any(type(value) is dict for value in self.settings.values())
+
+
+class _Target:
+    """A module of a skeleton."""
+
+    def __init__(self, module: nn.Module):
+        self.state = vars(module)
+        self.parameters = dict(module._parameters)  # on the meta device
+        self.buffers = dict(module._buffers)
+        # A forward may change its module: Swin's has the windows fit the images, LeViT's keeps biases. PyTorch's don't.
+        self.may_change = not type(module).__module__.startswith("torch.nn.")
+        self.checkpoints = hasattr(module, "gradient_checkpointing")
+        self.is_cast = type(module) in _CAST_LAYERS
+        self.keeps_statistics = type(module) in _BATCHNORM_LAYERS and module.track_running_stats
 
 
 class _BlockSource(NamedTuple):
@@ -107,32 +138,29 @@ class Subnetwork:
     Args:
         skeleton (`nn.Module`):
             A model without weights.
-        tree ([`ModuleTree`]):
-            The full network's modules.
+        full ([`FullNetwork`]):
+            The full network.
         sources (`list[_Source | _BlockSource]`):
             For each module of the skeleton.
     """
 
-    def __init__(self, skeleton: nn.Module, tree: ModuleTree, sources: list[_Source | _BlockSource]):
+    def __init__(self, skeleton: nn.Module, full: FullNetwork, sources: list[_Source | _BlockSource]):
         self.skeleton = skeleton
         self.num_parameters = sum(parameter.numel() for parameter in skeleton.parameters())
-        self._tree = tree
+        self._full = full
         self._sources = sources
-        self._modules = [
-            (module, dict(module._parameters), dict(module._buffers), _may_change(module))
-            for module in skeleton.modules()
-        ]
+        self._modules = [_Target(module) for module in skeleton.modules()]
 
     @classmethod
     def narrow(
         cls,
         skeleton: nn.Module,
-        tree: ModuleTree,
+        full: FullNetwork,
         shapes: dict[str, tuple[int, ...]],
         selections: dict[str, Selection],
     ) -> "Subnetwork":
         """One with all blocks. Of the full network: shapes and what is used of them, by name."""
-        places = {name: index for index, name in enumerate(tree.names)}
+        places = {name: index for index, name in enumerate(full.names)}
 
         def entries(prefix: str, tensors: dict[str, Tensor | None]) -> list[_Entries]:
             names = {
@@ -142,7 +170,7 @@ class Subnetwork:
 
         return cls(
             skeleton,
-            tree,
+            full,
             [
                 _Source(
                     name,
@@ -175,7 +203,7 @@ class Subnetwork:
                 sources.append(_BlockSource(stage[0] if stage else 0, place, by_place[name[:start], name[end:]]))
             else:
                 sources.append(replace(by_name[name], settings=_settings(module)))  # its config has fewer blocks
-        return Subnetwork(skeleton, self._tree, sources)
+        return Subnetwork(skeleton, self._full, sources)
 
     def sources(self, kept_blocks: KeptBlocks | None = None) -> list[_Source]:
         """For each module of the skeleton, what it takes from the full network. With fewer blocks, with these."""
@@ -195,113 +223,133 @@ class Subnetwork:
         `torch.func.functional_call` would unbind when the forward returns, and gradient checkpointing, which runs
         parts of the forward again in the backward, would find a skeleton without weights.
         """
-        modules = self._tree.modules(model)
-        weights = _DetachedWeights(model) if detached else _Views()
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not detached):
-            for (module, parameters, buffers, may_change), source in zip(
-                self._modules, self.sources(kept_blocks), strict=True
-            ):
-                full, state = modules[source.index], vars(module)
-                if may_change or kept_blocks is not None:
-                    state.update(_copied(source.settings))
-                    for flag in _CHECKPOINTING:
-                        if (value := getattr(full, flag, _MISSING)) is not _MISSING:
-                            state[flag] = value
-                # Past `nn.Module.__setattr__`, which would take a third of a small network's pass.
-                state["training"] = full.training
-                if parameters:
-                    is_cast = type(module) in _CAST_LAYERS
-                    for entries in source.parameters:
-                        weights.add(module._parameters, entries, full._parameters[entries.name], is_cast)
-                if not buffers:
-                    continue
-                if full.training and type(module) in _BATCHNORM_LAYERS and module.track_running_stats:
-                    # It computes with the statistics of its batch. Only the full network keeps running ones (paper,
-                    # section 3).
-                    module._buffers.update(dict.fromkeys(buffers))
-                    continue
-                for entries in source.buffers:
-                    buffer = full._buffers[entries.name]
-                    entries.check(buffer)
-                    # A copy, because a forward may write into it.
-                    module._buffers[entries.name] = entries.selection.take(buffer).clone()
-        weights.bind()
+        modules, sources = self._full.modules(model), self.sources(kept_blocks)
+        for target, source in zip(self._modules, sources, strict=True):
+            module, state = modules[source.index], target.state
+            if target.may_change or kept_blocks is not None:
+                state.update(_copied(source.settings) if source.has_dicts else source.settings)
+                if target.checkpoints:
+                    state.update({name: getattr(module, name) for name in _CHECKPOINTING if hasattr(module, name)})
+            # Past `nn.Module.__setattr__`, which would take a third of a small network's pass.
+            state["training"] = module.training
+            if not source.buffers:
+                continue
+            if module.training and target.keeps_statistics:
+                # It computes with the statistics of its batch. Only the full network keeps running ones (paper, section 3).
+                state["_buffers"].update(dict.fromkeys(target.buffers))
+                continue
+            for entries in source.buffers:
+                # A copy, because a forward may write into it.
+                selected = entries.selection.take(entries.checked(module._buffers[entries.name]))
+                state["_buffers"][entries.name] = selected.clone()
+        weights = self._weights(modules, sources)
+        if not detached:
+            for target, entries, parameter in weights:
+                target.state["_parameters"][entries.name] = entries.selection.take(parameter)
+            return
+        cast_dtype = _cast_dtype(model)
+        plans = self._full.plans.setdefault(self, {})
+        if kept_blocks is not None:  # too many choices of blocks for a plan of each
+            plan = _Plan(weights, cast_dtype)
+        elif (plan := plans.get(cast_dtype)) is None:
+            plan = plans[cast_dtype] = _Plan(weights, cast_dtype)
+        plan.bind()
+
+    def _weights(
+        self, modules: list[nn.Module], sources: list[_Source]
+    ) -> Iterator[tuple[_Target, _Entries, nn.Parameter]]:
+        for target, source in zip(self._modules, sources, strict=True):
+            parameters = modules[source.index]._parameters
+            for entries in source.parameters:
+                yield target, entries, entries.checked(parameters[entries.name])
 
     def unbind(self) -> None:
         """Leaves the skeleton without weights: what computes with it later meets an error, never other weights."""
-        for module, parameters, buffers, _ in self._modules:
-            module._parameters.update(parameters)
-            module._buffers.update(buffers)
+        for module in self._modules:
+            if module.parameters:
+                module.state["_parameters"].update(module.parameters)
+            if module.buffers:
+                module.state["_buffers"].update(module.buffers)
 
 
-class _Views:
-    """Binds the parameters' own slices."""
+class _Use(NamedTuple):
+    """How a detached tensor comes from a parameter."""
 
-    def add(self, parameters: dict[str, Tensor], entries: _Entries, parameter: Tensor, is_cast: bool) -> None:
-        entries.check(parameter)
-        parameters[entries.name] = entries.selection.take(parameter)
+    parameter: nn.Parameter
+    selection: Selection
+    dtype: torch.dtype
+    is_dense: bool  # the entries in the parameter
+    count: int  # earlier uses of the same parameter
 
-    def bind(self) -> None:
-        pass
 
+class _Plan:
+    """
+    How detached tensors are made from the parameters, pass by pass, as long as those stay where they are.
 
-class _DetachedWeights:
-    """Collects the parameters of a forward, copies their entries at once, and has the gradients added at once."""
+    Args:
+        weights (`Iterable`): of a module of the skeleton, entries, and the parameter that they are of.
+        cast_dtype (`torch.dtype`, *optional*): what autocast casts the weights of convolutions and linear layers to.
+    """
 
-    def __init__(self, model: nn.Module):
-        device = next(model.parameters()).device.type
-        # Cast once, as autocast's cache has it. Without the cache each use is cast by itself.
-        is_cast = torch.is_autocast_enabled(device) and torch.is_autocast_cache_enabled()
-        self._cast_dtype = torch.get_autocast_dtype(device) if is_cast else None
-        self._is_training = torch.is_grad_enabled()
-        # Lists for the foreach functions, whose fast path takes dense tensors alone.
-        self._copies: dict[bool, tuple[list[Tensor], list[Tensor]]] = {True: ([], []), False: ([], [])}
-        self._leaves: dict[tuple, Tensor | int] = {}  # a number is the place among the trained ones
+    def __init__(self, weights: Iterable[tuple[_Target, _Entries, nn.Parameter]], cast_dtype: torch.dtype | None):
+        self._uses: list[_Use] = []
         self._places: list[tuple[dict[str, Tensor], str, int]] = []
-        self._trained: list[Tensor] = []
-        self._uses: list[tuple[Tensor, Selection]] = []
+        self._aliases: list[tuple[int, Tensor]] = []
+        # Lists for `torch._foreach_copy_`, whose fast path takes dense tensors alone.
+        self._copies: dict[bool, list[tuple[int, Tensor]]] = {True: [], False: []}
+        self._concatenated: list[int] = []
+        by_parameter: dict[int, list[int]] = defaultdict(list)
+        for target, entries, parameter in weights:
+            dtype, selection = parameter.dtype, entries.selection
+            if cast_dtype is not None and target.is_cast and dtype == torch.float32:
+                dtype = cast_dtype
+            others = by_parameter[id(parameter)]
+            same = (i for i in others if self._uses[i].dtype == dtype and self._uses[i].selection.key == selection.key)
+            if (index := next(same, None)) is None:  # otherwise modules that share a parameter share the tensor
+                index = len(self._uses)
+                self._uses.append(self._plan(index, parameter, selection, dtype, len(others)))
+                others.append(index)
+            self._places.append((target.state["_parameters"], entries.name, index))
+        self._trained = [index for index, use in enumerate(self._uses) if use.parameter.requires_grad]
 
-    def add(self, parameters: dict[str, Tensor], entries: _Entries, parameter: Tensor, is_cast: bool) -> None:
-        entries.check(parameter)
-        selection, dtype = entries.selection, parameter.dtype
-        if is_cast and dtype == torch.float32 and self._cast_dtype is not None:
-            dtype = self._cast_dtype
-        key = (id(parameter), selection.key, dtype)
-        leaf = self._leaves.get(key)  # of a parameter that several modules share
-        if leaf is None:
-            leaf = self._make_leaf(parameter, entries, dtype)
-            if self._is_training and parameter.requires_grad:
-                self._trained.append(leaf)
-                self._uses.append((parameter, selection))
-                leaf = len(self._trained) - 1
-            self._leaves[key] = leaf
-        if type(leaf) is int:
-            self._places.append((parameters, entries.name, leaf))
-        else:
-            parameters[entries.name] = leaf
-
-    def _make_leaf(self, parameter: Tensor, entries: _Entries, dtype: torch.dtype) -> Tensor:
-        if entries.selection.size is None:
-            return entries.selection.take(parameter.detach()).to(dtype)
-        size, is_whole = entries.selection.size, entries.selection.size == entries.shape
-        source = parameter if is_whole else parameter.as_strided(size, parameter.stride())
-        is_dense = is_whole or source.is_contiguous()
+    @torch.no_grad()
+    def _plan(self, index: int, parameter: nn.Parameter, selection: Selection, dtype: torch.dtype, count: int) -> _Use:
+        if selection.size is None:
+            self._concatenated.append(index)
+            return _Use(parameter, selection, dtype, False, count)
+        is_whole = selection.size == parameter.shape
+        view = (parameter if is_whole else parameter.as_strided(selection.size, parameter.stride())).detach()
+        is_dense = is_whole or view.is_contiguous()
         if is_dense and dtype == parameter.dtype:
-            # Needs no copy. `detach` shares the version counter: a weight that changes before the backward is an error.
-            return source.detach()
-        leaf = torch.empty_like(source, dtype=dtype)  # dense, in the memory format of the parameter
-        for list_, tensor in zip(self._copies[is_dense], (leaf, source)):
-            list_.append(tensor)
-        return leaf
+            self._aliases.append((index, view))
+        else:
+            self._copies[is_dense].append((index, view))
+        return _Use(parameter, selection, dtype, is_dense, count)
 
     def bind(self) -> None:
+        """Gives the skeleton's modules new tensors, whose gradients go to the parameters where gradients are on."""
+        uses, leaves = self._uses, [None] * len(self._uses)
         with torch.no_grad():
-            for leaves, sources in self._copies.values():
-                if leaves:
-                    torch._foreach_copy_(leaves, sources)
-        if not self._trained:
-            return
-        leaves = _AddGradients.apply(torch.empty(0, requires_grad=True), self._trained, self._uses)
+            # `detach` shares the version counter: a weight that changes before the backward is an error there.
+            for index, view in self._aliases:
+                leaves[index] = view.detach()
+            for copies in self._copies.values():
+                for index, view in copies:
+                    leaves[index] = torch.empty_like(
+                        view, dtype=uses[index].dtype
+                    )  # dense, in the view's memory format
+                if copies:
+                    torch._foreach_copy_([leaves[index] for index, _ in copies], [view for _, view in copies])
+            for index in self._concatenated:
+                use = uses[index]
+                leaves[index] = use.selection.take(use.parameter.detach()).to(use.dtype)
+        if self._trained and torch.is_grad_enabled():
+            trained = [leaves[index] for index in self._trained]
+            trained = _AddGradients.apply(
+                torch.empty(0, requires_grad=True), trained, [uses[index] for index in self._trained]
+            )
+            for index, leaf in zip(self._trained, trained):
+                leaves[index] = leaf
         for parameters, name, index in self._places:
             parameters[name] = leaves[index]
 
@@ -315,7 +363,7 @@ class _AddGradients(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, anchor: Tensor, leaves: list[Tensor], uses: list[tuple[Tensor, Selection]]) -> tuple[Tensor, ...]:
+    def forward(ctx, anchor: Tensor, leaves: Sequence[Tensor], uses: list[_Use]) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.uses = uses
         return tuple(leaves)
@@ -324,32 +372,31 @@ class _AddGradients(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *gradients: Tensor | None) -> tuple[None, None, None]:
         groups: dict[tuple, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
-        times: Counter[int] = Counter()
-        for (parameter, selection), gradient in zip(ctx.uses, gradients):
+        for (parameter, selection, dtype, is_dense, count), gradient in zip(ctx.uses, gradients):
             if gradient is None:
                 continue
-            total = parameter.grad
+            total, size = parameter.grad, selection.size
             if total is None:
                 total = parameter.grad = torch.zeros_like(parameter)
-            if selection.size is None:
+            if size is None:
                 selection.add_to(total, gradient)
                 continue
-            is_whole = selection.size == total.shape
-            if not is_whole:
-                total = total.as_strided(selection.size, total.stride())
-            # Of a parameter that is here twice, in two calls: one call may add in any order.
-            times[id(parameter)] += 1
-            group = groups[gradient.dtype, is_whole or total.is_contiguous(), times[id(parameter)]]
-            group[0].append(total)
-            group[1].append(gradient)
+            if size != total.shape:
+                total = total.as_strided(size, total.stride())
+            # A parameter that is here twice is in two calls: one may add in any order.
+            totals, addends = groups[dtype, is_dense, count]
+            totals.append(total)
+            addends.append(gradient)
         for totals, addends in groups.values():
             torch._foreach_add_(totals, addends)
         return None, None, None
 
 
-def _may_change(module: nn.Module) -> bool:
-    # A forward may change its module: Swin's has the windows fit the images, LeViT's keeps biases. PyTorch's don't.
-    return not type(module).__module__.startswith("torch.nn.")
+def _cast_dtype(model: nn.Module) -> torch.dtype | None:
+    # Cast once, as autocast's cache has it. Without the cache each use is cast by itself.
+    device = next(model.parameters()).device.type
+    is_cast = torch.is_autocast_enabled(device) and torch.is_autocast_cache_enabled()
+    return torch.get_autocast_dtype(device) if is_cast else None
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
