@@ -153,6 +153,15 @@ class GradAugMixin:
                 "GradAug can't train with the first version of FSDP, which flattens the parameters that sub-networks slice. Set "
                 "`fsdp_version: 2` in the configuration of Accelerate, or use DistributedDataParallel."
             )
+        if self.gradaug_settings.cuda_graphs:
+            unfit = {
+                "FSDP": self.is_fsdp_enabled,
+                "DeepSpeed": self.is_deepspeed_enabled,
+                "torch_compile": self.args.torch_compile,
+                f"the device {self.args.device.type!r}": self.args.device.type != "cuda",
+            }
+            if found := [name for name, is_on in unfit.items() if is_on]:
+                raise ValueError(f"`cuda_graphs` must be False with {found[0]}, but is True.")
         optim = OptimizerNames(self.args.optim)
         if optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO) or "layerwise" in optim.value:
             raise ValueError(
@@ -226,6 +235,9 @@ class GradAugMixin:
         inputs: dict[str, Tensor | Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
+        is_own = getattr(label_loss, "__func__", None) is not GradAugMixin.compute_loss
+        if gradaug_pass.is_full and self.gradaug.captured is not None and not is_own and self._has_model_loss:
+            return gradaug_pass.compute(model)
         if gradaug_pass.learns_from_labels:
             # Its own dictionary, because a loss may take the labels out.
             kwargs = {"return_outputs": True, "num_items_in_batch": num_items_in_batch}
@@ -237,12 +249,17 @@ class GradAugMixin:
                 )
             loss, outputs = loss
             return gradaug_pass.loss(outputs, label_loss=loss)
-        loss = gradaug_pass.loss(model(**inputs))
+        loss = gradaug_pass.compute(model)
         # The Trainer takes the loss of `compute_loss_func` for one that is scaled already, and this one isn't.
         is_scaled = getattr(self, "loss_is_scaled_for_ga", None)
         if self.compute_loss_func is not None if is_scaled is None else is_scaled:
             loss = loss / self.current_gradient_accumulation_steps
         return loss
+
+    @property
+    def _has_model_loss(self) -> bool:
+        stock = super().compute_loss.__func__ is Trainer.compute_loss
+        return stock and self.compute_loss_func is None and self.label_smoother is None
 
     def compute_loss(
         self,

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import find_labels
 
+from .captured import CapturedPasses, loss_and_logits
 from .dense.inputs import check_rotations, select_rows, transform_images
 from .losses import are_probabilities, get_float_labels, get_logits, soft_label_cross_entropy
 from .sampling import draw_blocks, draw_widths, step_generator
@@ -104,6 +105,20 @@ class GradAugPass:
         """
         return self._loss(outputs, label_loss)
 
+    def compute(self, model: nn.Module) -> Tensor:
+        """
+        Forward and loss of the pass, to be called inside of its `with` block: `loss(model(**inputs))`, or, with
+        `cuda_graphs`, the replay of a capture of it.
+
+        Args:
+            model (`nn.Module`): the model, wrapped as it is for distributed training.
+
+        Returns:
+            `torch.Tensor`: A scalar.
+        """
+        loss = self._replay() if self.gradaug.captured is not None else None
+        return self.loss(model(**self.inputs)) if loss is None else loss
+
     def _label_loss(self, outputs: Any, label_loss: Tensor | None) -> Tensor:
         if label_loss is not None:
             return label_loss
@@ -126,6 +141,22 @@ class FullPass(GradAugPass):
 
     def __exit__(self, *exception) -> None:
         pass
+
+    def _replay(self) -> Tensor | None:
+        model, names = self.gradaug.model, {self.gradaug.image_name, "labels"}
+        if self.inputs.keys() != names or (self.is_last and _has_several_processes()):
+            return None
+
+        def compute(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            outputs = model(**inputs)
+            return loss_and_logits(self._label_loss(outputs, None), outputs)
+
+        found = self.gradaug.captured.run("full", self.inputs, compute, is_full=True)
+        if found is None:
+            return None
+        loss, logits = found
+        self.targets = self.gradaug.target_kind.of({"logits": logits})
+        return loss
 
     def _loss(self, outputs: Any, label_loss: Tensor | None) -> Tensor:
         self.targets = self.gradaug.target_kind.of(outputs)
@@ -164,10 +195,26 @@ class SubnetworkPass(GradAugPass):
         """Of the sub-network."""
         return self._active.subnetwork.num_parameters
 
-    def __enter__(self) -> "SubnetworkPass":
+    @property
+    def _is_detached(self) -> bool:
         # The pass that synchronizes goes through the parameters, on which DistributedDataParallel has its hooks.
-        detached = self.gradaug.detached and not (self.is_last and _has_several_processes())
-        self._active = self.gradaug.subnetwork(self.width, self.kept_blocks, detached=detached)
+        return self.gradaug.detached and not (self.is_last and _has_several_processes())
+
+    def _replay(self) -> Tensor | None:
+        model, name = self.gradaug.model, self.gradaug.image_name
+        if not self._is_detached or self.inputs.keys() != {name} or self.kept_blocks is not None:
+            return None
+
+        def compute(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            outputs = model(**{name: inputs[name]})
+            return loss_and_logits(self._target_loss(outputs, inputs["targets"]), outputs)
+
+        inputs = {**self.inputs, "targets": self._targets}
+        found = self.gradaug.captured.run(self._active.subnetwork, inputs, compute, is_full=False)
+        return None if found is None else found[0]
+
+    def __enter__(self) -> "SubnetworkPass":
+        self._active = self.gradaug.subnetwork(self.width, self.kept_blocks, detached=self._is_detached)
         self.network = self._active.__enter__()
         return self
 
@@ -176,15 +223,19 @@ class SubnetworkPass(GradAugPass):
 
     def _loss(self, outputs: Any, label_loss: Tensor | None) -> Tensor:
         if self.learns_from_labels:
-            loss = self._label_loss(outputs, label_loss)
-        elif self._full.targets is None:
+            return self.gradaug.settings.subnetwork_loss_weight * self._label_loss(outputs, label_loss)
+        return self._target_loss(outputs, self._targets)
+
+    @property
+    def _targets(self) -> Any:
+        if self._full.targets is None:
             raise ValueError(
-                "The full network's pass must be run, its `loss` included, before those of the sub-networks."
+                "The full network's pass must be run, its loss included, before those of the sub-networks."
             )
-        else:
-            targets = self._full.targets if self.rows is None else self._full.targets[self.rows]
-            loss = self.gradaug.target_kind.loss(outputs, targets)
-        return self.gradaug.settings.subnetwork_loss_weight * loss
+        return self._full.targets if self.rows is None else self._full.targets[self.rows]
+
+    def _target_loss(self, outputs: Any, targets: Any) -> Tensor:
+        return self.gradaug.settings.subnetwork_loss_weight * self.gradaug.target_kind.loss(outputs, targets)
 
 
 def _allow_graphs(settings: GradAugSettings) -> None:
@@ -304,6 +355,7 @@ class GradAug:
         self._trains_one_image: dict[tuple[int, int], bool] = {}
         self._checked_labels = False
         # With random depth there are too many sub-networks to compile each.
+        self.captured = CapturedPasses(model) if self.settings.cuda_graphs else None
         self._compiled = self.settings.width_choices is not None and not self.settings.draws_depth
         if self._compiled:
             _allow_graphs(self.settings)
@@ -351,6 +403,10 @@ class GradAug:
             found = sorted(inputs) if isinstance(inputs, Mapping) else f"a {type(inputs).__name__}"
             raise ValueError(f"GradAug transforms the images in the batch's {name!r}, but the batch is {found}.")
         images = inputs[name]
+        if self.captured is not None and images.device.type != "cuda":
+            raise ValueError(
+                f"`cuda_graphs` must be False on other devices than GPUs, but is True on {images.device}."
+            )
         if self.transform is None:
             size = tuple(images.shape[-2:])
             self._check_size(images, scaled_size(size, min(settings.scales)))

@@ -69,6 +69,11 @@ class GradAugSettings:
             batch, with the soft targets that belong to it.
         subnetwork_every (`int`, *optional*, defaults to `1`):
             Sub-networks are trained in every so-many-th optimizer step, 1 or more, beginning with the first.
+        cuda_graphs (`bool`, *optional*, defaults to `False`):
+            Captures each pass with soft targets, and the full network's with the model's own loss, as a CUDA graph: once for
+            each width, image size and batch shape, up to 64. Faster where the host is the limit: small networks and batches.
+            For random widths set `width_choices` or a `width_divisor`. Passes that can't be captured, such as a short last
+            batch beyond the 64, run eagerly.
         nonfinite_loss (`str`, *optional*, defaults to `"stop"`):
             What [`GradAugTrainer`] does when a loss or the gradient is NaN or infinite: `"stop"` raises, before anything of the
             step is saved, `"skip"` leaves the optimizer step out and counts it, for which it waits for the device in each
@@ -148,6 +153,13 @@ class GradAugSettings:
     subnetwork_every: int = field(
         default=1, metadata={"help": "Sub-networks are trained in every so-many-th optimizer step, 1 or more."}
     )
+    cuda_graphs: bool = field(
+        default=False,
+        metadata={
+            "help": "Capture passes as CUDA graphs, up to 64, once for each width, image size and batch shape. Faster where the "
+            "host is the limit: small networks and batches. With random widths, set width_choices or width_divisor too."
+        },
+    )
     nonfinite_loss: NonFiniteLoss = field(
         default="stop",
         metadata={
@@ -187,6 +199,11 @@ class GradAugSettings:
             raise ValueError(f"`temperature` must be above 0, but is {self.temperature}.")
         if not self.subnetwork_loss_weight >= 0:
             raise ValueError(f"`subnetwork_loss_weight` must be 0 or more, but is {self.subnetwork_loss_weight}.")
+        if self.cuda_graphs and self.subnetwork_targets != "soft":
+            raise ValueError(
+                f"`subnetwork_targets` must be 'soft' with `cuda_graphs`, but is {self.subnetwork_targets!r}: other losses match "
+                "objects on the CPU."
+            )
         RandomScale(self.scales)
         if self.rotations is not None:
             RandomRotation(self.rotations)

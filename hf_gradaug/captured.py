@@ -1,0 +1,198 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""
+Passes as CUDA graphs: the option `cuda_graphs`.
+
+A pass of a small network, or of a small batch, takes the host longer to launch than the GPU to run. A captured pass is two
+launches: its forward with the loss, and its backward, which adds to the gradients.
+
+`torch.cuda.make_graphed_callables` doesn't fit: it takes no keyword arguments and one size a module, and hands its own
+static gradients to the parameters, where a second micro-batch overwrites the first one's.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .losses import get_logits
+
+
+logger = logging.getLogger(__name__)
+
+
+class Capture:
+    """
+    One pass as two graphs.
+
+    Args:
+        forward (`Callable[[dict], tuple[torch.Tensor, torch.Tensor]]`): from the inputs to loss and logits.
+        backward (`Callable[[torch.Tensor, torch.Tensor], None]`): of the loss and its gradient; adds to the gradients.
+        inputs (`dict[str, torch.Tensor]`): of this pass; their copies are the graphs' own.
+        pool: memory that captures share, since one at a time is between its forward and its backward.
+    """
+
+    def __init__(self, forward: Callable, backward: Callable, inputs: dict[str, Tensor], pool: Any):
+        self.inputs = {name: value.clone() for name, value in inputs.items()}
+        self.gradient = torch.ones((), device=next(iter(inputs.values())).device)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # libraries choose their kernels and get their memory
+                loss, _ = forward(self.inputs)
+                backward(loss, self.gradient)
+        torch.cuda.current_stream().wait_stream(stream)
+        del loss
+        self.forward_graph, self.backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.forward_graph, pool=pool, stream=stream):
+            loss, self.logits = forward(self.inputs)
+        with torch.cuda.graph(self.backward_graph, pool=pool, stream=stream):
+            backward(loss, self.gradient)
+        self.loss, self.logits = loss.detach(), self.logits.detach()
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, anchor: Tensor, capture: Capture, done: Callable[[], None]) -> tuple[Tensor, Tensor]:
+        ctx.capture, ctx.done = capture, done
+        capture.forward_graph.replay()
+        loss, logits = capture.loss.clone(), capture.logits.clone()
+        ctx.mark_non_differentiable(logits)
+        return loss, logits
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor, _: Tensor) -> tuple[None, None, None]:
+        ctx.capture.gradient.copy_(gradient)
+        ctx.capture.backward_graph.replay()
+        ctx.done()
+        return None, None, None
+
+
+class CapturedPasses:
+    """
+    Runs passes, captured where they can be.
+
+    A pass is captured once for each network, shape of the batch, precision and modes of the modules, up to `limit` of them.
+    The gradients of all trained parameters then lie in tensors of our own, at the same addresses in every step.
+
+    Args:
+        model (`nn.Module`): the full network, on a GPU.
+        limit (`int`, *optional*, defaults to `64`): how many captures there may be; passes beyond run eagerly.
+    """
+
+    def __init__(self, model: nn.Module, limit: int = 64):
+        self.model = model
+        self.limit = limit
+        self._captures: dict[tuple, Capture] = {}
+        self._gradients: list[tuple[nn.Parameter, Tensor]] = []
+        self._weights: list[tuple] = []
+        self._pool = None
+        self._is_open = False  # between a forward and its backward
+
+    def run(
+        self, network: Any, inputs: dict[str, Tensor], compute: Callable, is_full: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """
+        Loss and logits of a pass, or `None` if it has to run eagerly.
+
+        Args:
+            network: what tells networks apart.
+            inputs (`dict[str, torch.Tensor]`): images, and labels or targets.
+            compute (`Callable[[dict], tuple[torch.Tensor, torch.Tensor]]`): from them to loss and logits, without a wait.
+            is_full (`bool`): whether gradients go to the parameters themselves, as the full network's do.
+
+        Raises:
+            `RuntimeError`: If the pass can't be captured.
+        """
+        if self._is_open or not torch.is_grad_enabled():
+            return None
+        self._follow_weights()
+        shapes = tuple((name, value.shape, value.dtype, value.stride()) for name, value in inputs.items())
+        precision = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+        key = (network, shapes, precision, tuple(module.training for module in self.model.modules()))
+        capture = self._captures.get(key)
+        if capture is None and len(self._captures) >= self.limit:
+            return None
+        self._own_gradients()
+        if capture is None:
+            capture = self._captures[key] = self._capture(inputs, compute, is_full)
+            if len(self._captures) == self.limit:
+                logger.warning(
+                    f"`cuda_graphs` captured {self.limit} passes, and captures no more. Passes of other widths and sizes run "
+                    "eagerly: set `width_choices` or a larger `width_divisor`, and fewer `scales`."
+                )
+        else:
+            for name, value in inputs.items():
+                capture.inputs[name].copy_(value)
+        self._is_open = True
+        return _Replay.apply(torch.empty(0, requires_grad=True), capture, self._close)
+
+    def _close(self) -> None:
+        self._is_open = False
+
+    def _follow_weights(self) -> None:
+        weights = [(id(weight), weight.data_ptr(), weight.requires_grad) for weight in self.model.parameters()]
+        if weights != self._weights:
+            self._weights = weights
+            self._captures.clear()
+            self._pool = torch.cuda.graph_pool_handle()
+            self._gradients = [
+                (weight, torch.zeros_like(weight)) for weight in self.model.parameters() if weight.requires_grad
+            ]
+
+    def _own_gradients(self) -> None:
+        emptied = []
+        for weight, gradient in self._gradients:
+            if weight.grad is gradient:
+                continue
+            if weight.grad is None:
+                emptied.append(gradient)
+            else:
+                gradient.copy_(weight.grad)
+            weight.grad = gradient
+        if emptied:
+            torch._foreach_zero_(emptied)
+
+    def _capture(self, inputs: dict[str, Tensor], compute: Callable, is_full: bool) -> Capture:
+        gradients = [gradient for _, gradient in self._gradients]
+        weights = [weight for weight, _ in self._gradients]
+
+        def forward(inputs):
+            # A cast that outlives the capture would lie in the graphs' memory.
+            enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+            with torch.autocast("cuda", dtype, enabled, cache_enabled=False):
+                result = compute(inputs)
+            torch.clear_autocast_cache()
+            return result
+
+        def backward(loss, gradient):
+            if not is_full:
+                loss.backward(gradient.to(loss.dtype))  # to its own node, which adds to the gradients
+                return
+            # Not by the parameters' own nodes, which belong to the stream that they were made on.
+            found = torch.autograd.grad(loss, weights, gradient.to(loss.dtype), allow_unused=True)
+            pairs = [(total, each) for total, each in zip(gradients, found) if each is not None]
+            torch._foreach_add_(*map(list, zip(*pairs)))
+
+        # The warm-up leaves no trace.
+        state, kept = torch.cuda.get_rng_state(), [gradient.clone() for gradient in gradients]
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        try:
+            return Capture(forward, backward, inputs, self._pool)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"`cuda_graphs` must be False for this {type(self.model).__name__}, whose pass can't be captured: {error}"
+            ) from error
+        finally:
+            torch.cuda.synchronize()
+            torch.cuda.set_rng_state(state)
+            with torch.no_grad():
+                torch._foreach_copy_(gradients, kept)
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+
+
+def loss_and_logits(loss: Tensor, outputs: Any) -> tuple[Tensor, Tensor]:
+    """What a captured forward returns."""
+    return loss, get_logits(outputs)
