@@ -8,8 +8,8 @@ Accuracy of arms on data sets over seeds: a study (see study.py) is run cell by 
 
 Each cell is one run of `examples/run_image_classification.py`, on a GPU if there is one, and one line of
 docs/results/STUDY.jsonl with its command. The same command after a stop, or after the time that `--minutes` gives it, runs
-what is missing; a cell whose settings, teacher or data have changed is run again. Models and logs are kept in outputs/accuracy/STUDY. Run it in the repository's
-root.
+what is missing; a cell whose settings, teacher or data have changed is run again. Models and logs are kept in
+outputs/accuracy/STUDY. Run it in the repository's root.
 """
 
 import datetime
@@ -20,11 +20,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,9 @@ class AccuracyArguments:
         default="docs/results", metadata={"help": "Folder of the lines of results, tables and pictures."}
     )
     work_dir: str = field(default="outputs/accuracy", metadata={"help": "Folder of the models and logs."})
+    smoke: bool = field(
+        default=False, metadata={"help": "Two cells of one step, in a temporary folder, to see that the study runs."}
+    )
 
     def __post_init__(self):
         for name in ("jobs", "max_cells"):
@@ -185,6 +189,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("study", help="The study's YAML file.")
     args, rest = parser.parse_args_into_dataclasses(argv)
     study = Study.read(rest.study)
+    if args.smoke:
+        with tempfile.TemporaryDirectory() as folder:
+            run(study.smallest(), replace(args, smoke=False, results_dir=folder, work_dir=folder))
+    else:
+        run(study, args)
+
+
+def run(study: Study, args: AccuracyArguments) -> None:
+    """Runs the cells, and writes and prints the table."""
     lock = Path(args.work_dir) / f"{study.name}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:

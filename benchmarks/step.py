@@ -161,6 +161,7 @@ def count_flops(config: PreTrainedConfig, model_class: type[PreTrainedModel], si
     return counter.get_total_flops() // 2
 
 
+@functools.cache
 def flop_ratio(name: str = "resnet-50", image_size: int = 224, width_divisor: int = 1) -> float:
     """FLOPs of a GradAug step with `WIDTHS` and `SCALES`, relative to those of a plain step."""
     network, size = MODELS[name], (image_size, image_size)

@@ -12,6 +12,7 @@ meanwhile is between them.
 
 import gc
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,16 +27,44 @@ from . import step
 from .common import describe_run, write_json
 
 
-# What is added to the base of each model, one after the other.
-ENTRIES = {
+# Words of an entry, each of which adds flags. A number stands for the braces.
+WORDS = {
     "float32": "",
-    "channels_last": "--channels_last",
-    "channels_last, divisor 8": "--channels_last --width_divisor 8",
-    "channels_last, divisor 16": "--channels_last --width_divisor 16",
-    "channels_last, divisor 16, compiled": "--channels_last --width_divisor 16 --torch_compile",
     "bfloat16": "--dtype bfloat16",
-    "bfloat16, channels_last, divisor 16": "--dtype bfloat16 --channels_last --width_divisor 16",
+    "float16": "--dtype float16",
+    "channels_last": "--channels_last",
+    "divisor": "--width_divisor {}",
+    "batch": "--batch_size {}",
+    "compiled": "--torch_compile",
+    "graphs": "--cuda_graphs",
 }
+ENTRIES = [
+    "float32",
+    "channels_last",
+    "channels_last, divisor 8",
+    "channels_last, divisor 16",
+    "channels_last, divisor 16, compiled",
+    "bfloat16",
+    "bfloat16, channels_last, divisor 16",
+]
+
+
+def get_flags(entry: str) -> list[str]:
+    """
+    The flags of `benchmarks.step` for an entry, such as `"bfloat16, divisor 16"`.
+
+    Raises:
+        `ValueError`: If a word is unknown.
+    """
+    flags = []
+    for part in entry.split(", "):
+        word, *numbers = part.split(" ")
+        if word not in WORDS or len(numbers) != WORDS[word].count("{}"):
+            raise ValueError(
+                f"`entries` must be made of {[*WORDS]}, with a number where {{}} stands, but has '{part}'."
+            )
+        flags += WORDS[word].format(*numbers).split()
+    return flags
 
 
 @dataclass
@@ -43,12 +72,17 @@ class GridArguments:
     """Options of the grid. What `benchmarks.step` also has is handed on to it."""
 
     models: list[str] = field(default_factory=lambda: [*step.MODELS], metadata={"help": "Which networks."})
-    entries: list[str] = field(default_factory=lambda: [*ENTRIES], metadata={"help": "Which settings."})
+    entries: list[str] = field(
+        default_factory=lambda: [*ENTRIES],
+        metadata={"help": "Which settings, each some of these, separated by commas: " + ", ".join(WORDS)},
+    )
+    arms: list[str] = field(default_factory=lambda: [*step.ARMS], metadata={"help": "Of: " + ", ".join(step.ARMS)})
     batch_size: int = field(default=8, metadata={"help": "Images in a batch."})
     image_size: int | None = field(
         default=None, metadata={"help": "Height and width of the batch in pixels, if not the network's usual one."}
     )
     repetitions: int = field(default=3, metadata={"help": "Measured steps of each arm."})
+    warmup: int = field(default=1, metadata={"help": "Steps of each arm before those."})
     overhead_batch_size: int = field(
         default=32, metadata={"help": "Images in a batch of the step whose overhead is measured; 0 leaves it out."}
     )
@@ -59,9 +93,10 @@ class GridArguments:
     def __post_init__(self):
         if self.smoke:
             self.models, self.entries, self.overhead_batch_size = ["wrn-16-4"], ["channels_last, divisor 8"], 2
-        for name, known in (("models", step.MODELS), ("entries", ENTRIES)):
-            if unknown := set(getattr(self, name)) - set(known):
-                raise ValueError(f"`{name}` must be of {[*known]}, but has {sorted(unknown)}.")
+        if unknown := set(self.models) - set(step.MODELS):
+            raise ValueError(f"`models` must be of {[*step.MODELS]}, but has {sorted(unknown)}.")
+        for entry in self.entries:
+            get_flags(entry)
 
 
 def plot(results: dict[str, Any], path: str) -> None:
@@ -91,7 +126,13 @@ def plot(results: dict[str, Any], path: str) -> None:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     argv = list(sys.argv[1:] if argv is None else argv)
     (args,) = HfArgumentParser(GridArguments).parse_args_into_dataclasses(argv)
-    shared = ["--repetitions", str(args.repetitions), *(["--smoke"] if args.smoke else [])]
+    shared = [
+        "--repetitions",
+        str(args.repetitions),
+        "--warmup",
+        str(args.warmup),
+        *(["--smoke"] if args.smoke else []),
+    ]
     shared += [] if args.image_size is None else ["--image_size", str(args.image_size)]
     results: dict[str, Any] = {
         **describe_run("step_grid", argv, "cuda" if torch.cuda.is_available() else "cpu"),
@@ -99,11 +140,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     }
     for model in args.models:
         for entry in args.entries:
-            flags = ["--model", model, "--batch_size", str(args.batch_size), *shared, *ENTRIES[entry].split()]
+            flags = ["--model", model, "--batch_size", str(args.batch_size), *shared, *get_flags(entry)]
             print(f"\n{model}: {entry}", flush=True)
-            # Peak memory doesn't depend on the layout; compiled code holds other buffers.
-            measured = step.measure(flags, memory=entry in ("float32", "bfloat16"))
-            step.print_table(measured)
+            try:
+                # On a CPU it takes long, and depends on the dtype alone; compiled code holds other buffers.
+                memory = torch.cuda.is_available() or entry in ("float32", "bfloat16")
+                measured = step.measure([*flags, "--arms", *args.arms], memory=memory)
+                step.print_table(measured)
+            except Exception as error:  # such as a lack of memory: the other entries may fit
+                traceback.print_exc()
+                measured = {"error": repr(error)}
             results["entries"][f"{model}: {entry}"] = measured
             write_json(results, args.output)  # what is done is kept, whatever comes
             gc.collect()
@@ -115,6 +161,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         results["overhead"] = {**measured, "share": 1 - times[1] / times[0]}
         print(f"\nOverhead: {results['overhead']['share']:.1%} of a step with a batch of {args.overhead_batch_size}")
         write_json(results, args.output)
+    if failed := [name for name, entry in results["entries"].items() if "error" in entry]:
+        sys.exit(f"Some entries failed: {failed}")
     if args.plot is not None:
         plot(results, args.plot)
     return results

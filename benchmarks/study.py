@@ -28,7 +28,7 @@ the data sets are, for a picture with curves.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,23 @@ class Study:
                 f"tuned_by is {search.path} in {self.path}, but has the data sets {[*search.datasets]}, and must have one "
                 f"alone, or all of {[*self.datasets]}."
             )
+
+    def smallest(self) -> "Study":
+        """The baseline and one more arm, with one step on the first data set and seed, and a search's first candidates."""
+
+        def shrink(settings: Mapping[str, Any]) -> dict[str, Any]:
+            found = self.tuned_by.arms[settings["tuned"]][0] if "tuned" in settings else {}
+            own = {name: value for name, value in settings.items() if name not in (*REFERENCES, "tuned")}
+            return {**found, **own, "max_steps": 1}
+
+        arms = [self.baseline, *(name for name in self.arms if name != self.baseline)][:2]
+        return replace(
+            self,
+            datasets=dict([*self.datasets.items()][:1]),
+            seeds=self.seeds[:1],
+            arms={name: [shrink(self.arms[name][0])] for name in arms},
+            tuned_by=None,
+        )
 
     @property
     def name(self) -> str:

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+import yaml
 from helpers.tiny import tiny_model
 
 from benchmarks import host_time, robustness, robustness_report, step, step_grid, streaming, widths
@@ -32,6 +33,24 @@ def test_benchmark_runs_with_the_smallest_settings(name, root, tmp_path):
     subprocess.run(command, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=300)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["command"].startswith(f"python -m benchmarks.{name} --smoke") and results["versions"]["torch"]
+
+
+@pytest.mark.slow
+def test_study_runs_with_the_smallest_settings(root, tmp_path):
+    network = "embedding_size=8,hidden_sizes=[8,16],depths=[1,1],layer_type=basic"
+    shared = {"datasets": {"digits": {}}, "flags": {"model_type": "resnet", "config_overrides": network}}
+    search = {"seeds": [1, 2], "split": "validation", "arms": {"plain": [{"learning_rate": 0.1}, {}], "GradAug": {}}}
+    arms = {"plain": {"tuned": "plain"}, "GradAug": {"gradaug": True}, "CutMix": {"compute_of": "GradAug"}}
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(shared | search, sort_keys=False))
+    (tmp_path / "some.yaml").write_text(
+        yaml.safe_dump(
+            shared | {"seeds": [3, 4], "split": "validation", "tuned_by": "search.yaml", "arms": arms}, sort_keys=False
+        )
+    )
+    command = [sys.executable, "-m", "benchmarks.accuracy", str(tmp_path / "some.yaml"), "--smoke"]
+    shown = subprocess.run(command, cwd=root, check=True, timeout=300, stdout=subprocess.PIPE, text=True).stdout
+    rows = [line for line in shown.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[:2] for row in rows[2:]] == [["| plain", "1"], ["| GradAug", "1"]]
 
 
 def test_host_times_are_of_narrower_networks():

@@ -27,13 +27,14 @@ def test_every_key_of_a_recipe_arrives(script, path, tmp_path):
             assert getattr(owner, key) == value, key
 
 
-@pytest.mark.parametrize("name", ["imagenet_resnet50", "imagenet_resnet50_cutmix"])
+@pytest.mark.parametrize("name", ["imagenet_resnet50", "imagenet_resnet50_cutmix", "imagenet_resnet50_fast"])
 def test_the_imagenet_recipe_is_the_published_one(script, name, tmp_path):
     path = images.ROOT / "examples" / "recipes" / f"{name}.yaml"
     model_args, data_args, args = script.parse_arguments([str(path), "--output_dir", str(tmp_path), "--use_cpu"])
     assert (args.num_subnetworks, args.min_width, args.num_train_epochs) == (3, 0.9, 120)
     assert [round(224 * scale) for scale in args.scales] == [224, 192, 160, 128]
-    assert 8 * args.per_device_train_batch_size * args.gradient_accumulation_steps == 512
+    processes = 2 if name.endswith("_fast") else 8
+    assert processes * args.per_device_train_batch_size * args.gradient_accumulation_steps == 512
     assert data_args.cutmix_alpha == (1.0 if "cutmix" in name else 0.0)
     kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
     assert kwargs == (torch.optim.SGD, {"lr": 0.2, "momentum": 0.9, "nesterov": True})

@@ -28,8 +28,8 @@ def settings_tables(recipe: Path) -> list[str]:
     """The tables of GradAug's settings and of the training's."""
     flags = [str(recipe), "--gradaug", "--use_cpu", "--output_dir", "out"]
     _, data_args, args = load_script("run_image_classification").parse_arguments(flags)
-    # The paper's batch on ImageNet is that of 8 processes.
-    processes = 8 if recipe.stem.startswith("imagenet_") else 1
+    # The paper's batch on ImageNet is that of several processes.
+    processes = 512 // args.per_device_train_batch_size if recipe.stem.startswith("imagenet_") else 1
     with patch.object(TrainingArguments, "world_size", processes):
         training = _training_settings(SimpleNamespace(args=args)) | data_args.train_augmentation | data_args.mixing
     return [
