@@ -60,7 +60,7 @@ TEST = [
     "pytest>=8.4.0",
     "pytest-timeout>=2.4.0",
     "pytest-xdist>=3.8.0",
-    "setuptools>=65.5.0",
+    "setuptools>=70.1.0",
 ]
 
 setup(

@@ -56,6 +56,17 @@ def root() -> Path:
 
 
 @pytest.fixture
+def tracked_files(root):
+    """What belongs to the repository: the files that git tracks, or would."""
+    if shutil.which("git") is None or not (root / ".git").exists():
+        pytest.skip("needs a git checkout")
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+    # A file that was just deleted is still listed.
+    return [root / name for name in listing.split("\0") if name and (root / name).is_file()]
+
+
+@pytest.fixture
 def hub(monkeypatch):
     """The tests' own Hub, empty, with a token that may write. Between attempts neither we nor the client wait."""
     import huggingface_hub.utils._http as client
