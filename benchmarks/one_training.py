@@ -85,6 +85,13 @@ def make_curves(
     return curves
 
 
+def get_compute(grid: Grid, dataset: str) -> dict[str, float]:
+    """By the name of a way to train, what all its widths cost, in trainings of the full width."""
+    widths, unit = find_widths(grid.study), grid.flops(dataset, grid.study.baseline)
+    arms = {name: [f"width {width:g}{ending}" for width in widths] for ending, name in ALONE.items()}
+    return {name: sum(grid.flops(dataset, arm) for arm in of) / unit for name, of in {ONE: [ONE], **arms}.items()}
+
+
 def make_table(rows: Sequence[Mapping[str, Any]], curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
     """A line for each width. Differences are to the sub-network of the same seed."""
     lines = []
@@ -134,14 +141,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     description = describe_run("one_training", argv, args.device)
     runs = {seed: export(grid, dataset, seed, args) for seed in study.seeds}
     curves, rows = make_curves(grid, dataset, runs), runs[study.seeds[0]]
-    base = grid.flops(dataset, study.baseline)
-    cost = {
-        name: sum(grid.flops(dataset, arm) for arm in arms) / base
-        for name, arms in {
-            ONE: [ONE],
-            **{name: [f"width {width:g}{ending}" for width in find_widths(study)] for ending, name in ALONE.items()},
-        }.items()
-    }
+    cost = get_compute(grid, dataset)
     results = {**description, "dataset": dataset, "split": study.split, "seeds": study.seeds, "compute": cost}
     results |= {"curves": curves, "runs": [{"seed": seed, "rows": found} for seed, found in runs.items()]}
     path = Path(args.results_dir) / f"{study.name}-widths.json"
