@@ -11,6 +11,8 @@ import os
 import threading
 from collections.abc import Sequence
 
+import matplotlib.figure  # noqa: F401 -- with the next, imported by a run when it draws and measures
+import sklearn.metrics  # noqa: F401
 import torch
 from transformers import AutoModelForImageClassification  # noqa: F401 -- imported by transformers when asked for
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from .study import REFERENCES, Study
+from .study import REFERENCES, Study, as_list
 
 
 # Of every cell. The model is measured once, after the last step.
@@ -179,7 +179,7 @@ class Grid:
         others = []
         for settings in self.arms[dataset][arm]:
             others += [settings[name] for name in ("compute_of", "teacher_arm") if name in settings]
-            others += [self.study.baseline] if "compute_of" in settings else []
+            others += as_list(settings.get("together", self.study.baseline)) if "compute_of" in settings else []
         return 1 + max((self.level(dataset, other) for other in others), default=-1)
 
     def origin(self, cell: Cell) -> dict[str, Any] | None:
@@ -219,10 +219,11 @@ class Grid:
         flags["do_predict"] = self.study.split == "test"
         target = settings.get("compute_of")
         if target is not None:
-            flops = self.flops(cell.dataset, target), self.flops(cell.dataset, self.study.baseline)
-            if None in flops:
+            together = as_list(settings.get("together", self.study.baseline))
+            wanted, *had = (self.flops(cell.dataset, arm) for arm in (target, *together))
+            if wanted is None or None in had:
                 return None
-            times = flops[0] / flops[1]
+            times = wanted / sum(had)
             if teacher:
                 times = (times - 1) / (1 + TEACHER_FORWARD)
             if times <= 0:

@@ -17,6 +17,8 @@ Beside flags an arm may have these, each naming an arm before it:
 
 - `compute_of`: the arm whose FLOPs its own training shall have. Its epochs, or steps, are those of the baseline times
   the ratio of both arms' measured FLOPs.
+- `together`, with `compute_of`: a list of arms, which shall have these FLOPs together, in place of the arm alone. Its epochs, or
+  steps, are then its own times the ratio of that arm's FLOPs to the sum of theirs.
 - `teacher_arm`: the baseline, whose model of the same seed, and so of the same training images, is the `teacher`. The
   teacher's training counts as the student's compute.
 - `against`: an arm to be compared with beside the baseline, or a list of them.
@@ -38,7 +40,7 @@ import yaml
 SPLITS = {"validation": "eval", "test": "predict"}
 METRICS = ("accuracy", "macro_f1", "top5_accuracy")
 # Of an arm's keys, those that name another arm of the study, and are no flags.
-REFERENCES = ("compute_of", "teacher_arm", "against")
+REFERENCES = ("compute_of", "together", "teacher_arm", "against")
 
 
 @dataclass
@@ -107,10 +109,13 @@ class Study:
                     "is 'validation', one or more."
                 )
             for settings in candidates:
-                named = {"tuned": tuned, "compute_of": earlier, "against": earlier}
+                if "together" in settings and "compute_of" not in settings:
+                    raise ValueError(
+                        f"`together` must be given with `compute_of`, but the arm '{arm}' in {self.path} has none."
+                    )
+                named = {"tuned": tuned, "compute_of": earlier, "together": earlier, "against": earlier}
                 named["teacher_arm"] = [name for name in earlier if name == self.baseline]
-                given = [(name, settings[name]) for name in named if name in settings and name != "against"]
-                for name, other in [*given, *(("against", other) for other in as_list(settings.get("against", [])))]:
+                for name, other in [(key, value) for key in named for value in as_list(settings.get(key, []))]:
                     if other not in named[name]:
                         raise ValueError(
                             f"{name} of the arm '{arm}' in {self.path} is '{other}', but must be one of {named[name]}."
