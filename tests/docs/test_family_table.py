@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""The README's tables of families agree with the registries, and hold for the sizes that configs have by default."""
+"""The tables of families in docs/models.md agree with the registries, and hold for the sizes that configs have by default."""
 
 import math
 import re
@@ -16,7 +16,7 @@ from hf_gradaug.slimmable.skeleton import build_skeleton, check_same, shapes_of
 
 def table(root, heading: str, title: str) -> dict[str, str]:
     """By model type, the second cell of its row in the section's table."""
-    section = (root / "README.md").read_text("utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    section = (root / "docs" / "models.md").read_text("utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
     rows = re.findall(r"^\| (.+?) \| (.+?)(?: \| .*)? \|$", section, re.M)
     assert (rows[0][0], rows[0][1]) == ("`model_type`", title)
     return {name: cell for names, cell in rows[1:] for name in re.findall(r"`(\w+)`", names)}

@@ -25,7 +25,7 @@ from hf_gradaug.slimmable.registry import FAMILIES as REGISTERED
 from hf_gradaug.slimmable.selection import select
 
 
-# The table of the README: Swin's last feature map must not be smaller than a window, and LeViT's positions are fixed.
+# The table in docs/models.md: Swin's last feature map must not be smaller than a window, and LeViT's positions are fixed.
 ONE_SIZE = {"swin", "swin-positions", "levit"}
 
 

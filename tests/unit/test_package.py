@@ -55,9 +55,9 @@ def test_metadata(metadata, root):
     assert all(name.split(".")[0] == "hf_gradaug" for name in metadata["packages"])
     assert (root / "hf_gradaug" / "py.typed").is_file()
     extras = metadata["extras_require"]
-    assert set(extras) == {"examples", "robustness", "detection", "evidence", "test", "quality", "dev"}
+    assert set(extras) == {"examples", "robustness", "detection", "evidence", "docs", "test", "quality", "dev"}
     assert set(extras["dev"]) == {*extras["test"], *extras["quality"]}
-    used_by_tests = ("examples", "robustness", "detection", "evidence")
+    used_by_tests = ("examples", "robustness", "detection", "evidence", "docs")
     assert set(extras["test"]) > {requirement for name in used_by_tests for requirement in extras[name]}
 
 
