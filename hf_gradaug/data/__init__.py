@@ -3,12 +3,11 @@
 
 from .arguments import DataArguments
 from .class_names import check_class_names, get_class_names
-from .image_processors import make_image_processor
+from .image_processors import get_image_size, make_image_processor
 from .image_transforms import (
     ImageCollator,
     decode_image,
     get_eval_transform,
-    get_image_size,
     get_train_transform,
 )
 from .in_memory import InMemoryDataset

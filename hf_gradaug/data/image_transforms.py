@@ -3,6 +3,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import datasets
@@ -13,65 +14,16 @@ from torchvision.transforms import v2
 
 from ..sampling import example_seed, seeded
 from .bad_images import leave_out_unreadable, mark_unreadable
+from .image_processors import ProcessorCrop, get_image_size, get_pixel_map, process_image
 
 
 logger = logging.getLogger(__name__)
-
-# ConvNeXT's image processor, which ResNet uses too, crops below this size and warps from it on.
-_WARP_FROM = 384
-
-
-def get_image_size(image_processor: Any) -> tuple[int, int]:
-    """
-    Height and width, in pixels, of the images that an image processor gives to its model.
-
-    Args:
-        image_processor ([`~transformers.BaseImageProcessor`]):
-            Its `crop_size` is read if it crops, otherwise its `size` (`shortest_edge`, or `height` and `width`).
-
-    Returns:
-        `tuple[int, int]`: height and width.
-
-    Raises:
-        ValueError: if neither form of size is there.
-    """
-    crops = getattr(image_processor, "do_center_crop", None) and image_processor.crop_size
-    size = dict(image_processor.crop_size if crops else image_processor.size)
-    if size.get("height") and size.get("width"):
-        return int(size["height"]), int(size["width"])
-    if size.get("shortest_edge"):
-        return int(size["shortest_edge"]), int(size["shortest_edge"])
-    raise ValueError(
-        f"The image processor's size is {size}, but it must hold 'shortest_edge', or 'height' and 'width'."
-    )
 
 
 def _resample(image_processor: Any) -> v2.InterpolationMode:
     by_code = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
     code = getattr(image_processor, "resample", None)
     return v2.InterpolationMode(by_code[2 if code is None else int(code)])
-
-
-def get_normalization(image_processor: Any) -> dict[str, list[float]] | None:
-    """
-    Mean and standard deviation by which an image processor normalizes pixels in [0, 1].
-
-    Args:
-        image_processor ([`~transformers.BaseImageProcessor`]):
-            Read are `do_normalize`, `image_mean` and `image_std`.
-
-    Returns:
-        `dict[str, list[float]]`, *optional*: `"mean"` and `"std"`, a number a channel; `None` if it doesn't normalize.
-    """
-    if not image_processor.do_normalize:
-        return None
-    return {"mean": list(image_processor.image_mean), "std": list(image_processor.image_std)}
-
-
-def to_normalized_tensor(image_processor: Any) -> list[Callable]:
-    normalization = get_normalization(image_processor)
-    normalize = [] if normalization is None else [v2.Normalize(**normalization)]
-    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), *normalize]
 
 
 def get_train_transform(
@@ -82,8 +34,8 @@ def get_train_transform(
     random_crop_padding: int | None = None,
 ) -> v2.Compose:
     """
-    Random crop, optional flip and colour jitter, and normalization, with the sizes, mean, standard deviation and
-    interpolation of the image processor.
+    Random crop, optional flip and colour jitter, and what the image processor does to pixels, with its size and
+    interpolation.
 
     Args:
         image_processor ([`~transformers.BaseImageProcessor`]):
@@ -102,7 +54,7 @@ def get_train_transform(
         [`~torchvision.transforms.v2.Compose`]: takes a PIL image, returns a float tensor (3, height, width).
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: if a number is out of range, or the image processor's images have no fixed size.
     """
     scale, padding = random_resized_crop_scale, random_crop_padding
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
@@ -117,7 +69,7 @@ def get_train_transform(
             v2.RandomResizedCrop(size, scale=tuple(scale), interpolation=_resample(image_processor), antialias=True)
         ]
     elif 0 < padding < min(size):  # there are no more pixels to mirror
-        steps = [get_eval_crop(image_processor), v2.RandomCrop(size, padding, padding_mode="reflect")]
+        steps = [ProcessorCrop(image_processor), v2.RandomCrop(size, padding, padding_mode="reflect")]
     else:
         raise ValueError(
             f"random_crop_padding is {padding}, but it must be in 1..{min(size) - 1} for images of {size[0]} x {size[1]}."
@@ -126,47 +78,26 @@ def get_train_transform(
         steps.append(v2.RandomHorizontalFlip())
     if color_jitter:
         steps.append(v2.ColorJitter(brightness=color_jitter, contrast=color_jitter, saturation=color_jitter))
-    return v2.Compose(steps + to_normalized_tensor(image_processor))
+    to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    return v2.Compose([*steps, *to_float, get_pixel_map(image_processor)])
 
 
-def get_eval_crop(image_processor: Any) -> v2.Compose:
+def get_eval_transform(image_processor: Any) -> Callable[[Image.Image], torch.Tensor]:
     """
-    Resize and centre crop as the image processor does them: the part of [`get_eval_transform`] that gives pixels.
+    What the image processor does, by calling it.
 
     Args:
         image_processor ([`~transformers.BaseImageProcessor`]):
-            Read are its size, its crop (`crop_size`, or `crop_pct` as ConvNeXT and ResNet have it) and its
-            interpolation.
+            The model's image processor.
 
     Returns:
-        [`~torchvision.transforms.v2.Compose`]: takes a PIL image, returns one.
+        `Callable`: takes a PIL image, returns a float tensor (3, height, width).
+
+    Raises:
+        ValueError: if its images have no fixed size, or are none.
     """
-    height, width = get_image_size(image_processor)
-    size = dict(image_processor.size)
-    shortest_edge, crop_pct = size.get("shortest_edge"), getattr(image_processor, "crop_pct", None)
-    resize_to: list[int] = [height, width]
-    if shortest_edge and crop_pct is None:
-        resize_to = [shortest_edge]
-    elif shortest_edge and shortest_edge < _WARP_FROM:
-        resize_to = [int(shortest_edge / crop_pct)]
-    elif size.get("height") and size.get("width"):
-        resize_to = [int(size["height"]), int(size["width"])]
-    resize = v2.Resize(resize_to, interpolation=_resample(image_processor), antialias=True)
-    return v2.Compose([resize, v2.CenterCrop([height, width])])
-
-
-def get_eval_transform(image_processor: Any) -> v2.Compose:
-    """
-    Resize, centre crop and normalization as the image processor does them.
-
-    Args:
-        image_processor ([`~transformers.BaseImageProcessor`]):
-            Read are its size, crop and interpolation (see [`get_eval_crop`]), mean and standard deviation.
-
-    Returns:
-        [`~torchvision.transforms.v2.Compose`]: takes a PIL image, returns a float tensor (3, height, width).
-    """
-    return v2.Compose([*get_eval_crop(image_processor).transforms, *to_normalized_tensor(image_processor)])
+    get_image_size(image_processor)
+    return partial(process_image, image_processor)
 
 
 def decode_image(value: dict[str, Any], name: str) -> Image.Image:

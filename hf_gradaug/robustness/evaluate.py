@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
-from torchvision.transforms import v2
 from transformers.utils import logging as transformers_logging
 
 from ..data.class_names import check_class_names
+from ..data.image_processors import ProcessorCrop
 from ..data.image_transforms import ImageCollator
 from ..data.loading import ImageData
 from ..sampling import example_seed
@@ -79,7 +79,7 @@ def corrupt_image(image: np.ndarray, corruption: str, severity: int, seed: int) 
 class _ToPixels:
     """From a PIL image to uint8 pixels (3, height, width): cropped, and corrupted as the condition says."""
 
-    def __init__(self, crop: v2.Compose, condition: Condition):
+    def __init__(self, crop: ProcessorCrop, condition: Condition):
         self.crop = crop
         self.condition = condition
 
@@ -94,9 +94,9 @@ class _ToPixels:
 
 def _check_classifier(name: str, classifier: PixelClassifier, data: ImageData, settings: RobustnessSettings) -> None:
     check_class_names(name, classifier.class_names, data.name, data.class_names)
-    if settings.corruptions and min(classifier.image_size) < _MIN_CORRUPTED_SIZE:
+    if settings.corruptions and min(classifier.crop.size) < _MIN_CORRUPTED_SIZE:
         raise ValueError(
-            f"'{name}' takes images of {classifier.image_size} pixels, but the corruptions need "
+            f"'{name}' takes images of {classifier.crop.size} pixels, but the corruptions need "
             f"{_MIN_CORRUPTED_SIZE} x {_MIN_CORRUPTED_SIZE} or more. Without them, it can be attacked."
         )
 
@@ -179,7 +179,7 @@ def evaluate_robustness(
 
     groups: dict[str, list[str]] = {}  # classifiers that see the same pixels
     for name, classifier in classifiers.items():
-        groups.setdefault(str(classifier.crop), []).append(name)
+        groups.setdefault(classifier.crop.fingerprint(), []).append(name)
     cells = [
         (condition, missing)
         for names in groups.values()
