@@ -2,11 +2,11 @@
 """Images and labels for classifiers: read from folders, files or the Hub, transformed, mixed, and streamed."""
 
 from .arguments import DataArguments
-from .class_names import check_class_names, get_class_names
+from .class_names import get_class_names, match_classes
+from .decoding import decode_image
 from .image_processors import get_image_size, make_image_processor
 from .image_transforms import (
     ImageCollator,
-    decode_image,
     get_eval_transform,
     get_train_transform,
 )
@@ -22,7 +22,6 @@ __all__ = [
     "ImageData",
     "InMemoryDataset",
     "TrainingStream",
-    "check_class_names",
     "decode_image",
     "get_class_names",
     "get_eval_transform",
@@ -32,4 +31,5 @@ __all__ = [
     "load_digits_dataset",
     "load_image_data",
     "make_image_processor",
+    "match_classes",
 ]

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""From stored images to batches: decoding, torchvision v2 transforms, and the collator with CutMix and MixUp."""
+"""From stored images to batches: torchvision v2 transforms, and the collator with CutMix and MixUp."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 
 from ..sampling import example_seed, seeded
 from .bad_images import leave_out_unreadable, mark_unreadable
+from .decoding import decode_image
 from .image_processors import ProcessorCrop, get_image_size, get_pixel_map, process_image
 
 
@@ -100,29 +101,6 @@ def get_eval_transform(image_processor: Any) -> Callable[[Image.Image], torch.Te
     return partial(process_image, image_processor)
 
 
-def decode_image(value: dict[str, Any], name: str) -> Image.Image:
-    """
-    Open a stored image as RGB.
-
-    Args:
-        value (`dict`):
-            What `datasets.Image(decode=False)` yields: `bytes`, `path`, or both.
-        name (`str`):
-            What the error calls the image, beside its path if it has one, such as `"image 17 of train"`.
-
-    Returns:
-        `PIL.Image.Image`: the image, upright (EXIF orientation applied), in mode RGB.
-
-    Raises:
-        ValueError: if the image can't be read; the message names it.
-    """
-    try:
-        return datasets.Image().decode_example(value).convert("RGB")
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more
-        path = (value or {}).get("path")
-        raise ValueError(f"Unreadable image: {f'{name} ({path})' if path else name}: {error}") from error
-
-
 def keep_readable(dataset: datasets.Dataset, image_column: str, split: str) -> datasets.Dataset:
     """
     A split without its unreadable images, each named in a warning.
@@ -177,6 +155,8 @@ class ExampleTransform:
             difference.
         skip_bad_images (`bool`, *optional*, defaults to `False`):
             Marks an image that can't be read, for [`ImageCollator`] to leave it out, instead of raising.
+        numbers (`Sequence[int]`, *optional*):
+            The number of a class, by the label that is stored; by default that label.
     """
 
     def __init__(
@@ -188,6 +168,7 @@ class ExampleTransform:
         split: str,
         mix: bool = False,
         skip_bad_images: bool = False,
+        numbers: Sequence[int] | None = None,
     ):
         self.transform = transform
         self.image_column = image_column
@@ -196,6 +177,7 @@ class ExampleTransform:
         self.split = split
         self.mix = mix
         self.skip_bad_images = skip_bad_images
+        self.numbers = range(num_labels) if numbers is None else numbers
 
     def __call__(self, example: dict[str, Any], name: str, seed: int) -> dict[str, Any]:
         name = f"{name} of {self.split}"
@@ -208,14 +190,17 @@ class ExampleTransform:
         with seeded(seed):
             output = {"pixel_values": self.transform(image), "mix": seed if self.mix else None}
         if self.label_column is not None:
-            label = example[self.label_column]
-            if label is None or not 0 <= label < self.num_labels:
-                raise ValueError(
-                    f"Label out of range: {name} has label {label} in column '{self.label_column}', but labels must "
-                    f"be in 0..{self.num_labels - 1} (num_labels is {self.num_labels})."
-                )
-            output["labels"] = int(label)
+            output["labels"] = self.get_class(example[self.label_column], name)
         return output
+
+    def get_class(self, label: int | None, name: str) -> int:
+        """The number of the class whose label is stored. Raises a `ValueError` that names the image if there is none."""
+        if label is None or not 0 <= label < self.num_labels:
+            raise ValueError(
+                f"Label out of range: {name} has label {label} in column '{self.label_column}', but labels must be in "
+                f"0..{self.num_labels - 1} (num_labels is {self.num_labels})."
+            )
+        return self.numbers[int(label)]
 
 
 class ImageCollator:

@@ -59,7 +59,10 @@ class InMemoryDataset(TransformedDataset):
     @cached_property
     def _labels(self) -> list[int] | None:
         column = self.transform.label_column
-        return None if column is None else list(self.dataset[column])
+        if column is None:
+            return None
+        name = f"of {self.transform.split}"
+        return [self.transform.get_class(label, f"image {i} {name}") for i, label in enumerate(self.dataset[column])]
 
     def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of each image in an epoch: row and column at which its crop begins, whether it is mirrored, and its seed."""

@@ -14,7 +14,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers.utils import logging as transformers_logging
 
-from ..data.class_names import check_class_names
 from ..data.image_processors import ProcessorCrop
 from ..data.image_transforms import ImageCollator
 from ..data.loading import ImageData
@@ -92,8 +91,7 @@ class _ToPixels:
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def _check_classifier(name: str, classifier: PixelClassifier, data: ImageData, settings: RobustnessSettings) -> None:
-    check_class_names(name, classifier.class_names, data.name, data.class_names)
+def _check_classifier(name: str, classifier: PixelClassifier, settings: RobustnessSettings) -> None:
     if settings.corruptions and min(classifier.crop.size) < _MIN_CORRUPTED_SIZE:
         raise ValueError(
             f"'{name}' takes images of {classifier.crop.size} pixels, but the corruptions need "
@@ -154,7 +152,11 @@ def evaluate_robustness(
     if not classifiers:
         raise ValueError("classifiers is empty, but must have one or more.")
     for name, classifier in classifiers.items():
-        _check_classifier(name, classifier, data, settings)
+        _check_classifier(name, classifier, settings)
+    numbers = {
+        name: torch.tensor(data.match_classes(name, classifier.class_names))
+        for name, classifier in classifiers.items()
+    }
     if baseline is not None and baseline not in classifiers:
         raise ValueError(f"baseline is '{baseline}', but must be one of the models {list(classifiers)}.")
     if split not in ("validation", "test"):
@@ -200,9 +202,8 @@ def evaluate_robustness(
             correct = dict.fromkeys(names, 0)
             for batch in loader:
                 for name in names:
-                    correct[name] += classifiers[name].count_correct(
-                        batch["pixel_values"], batch["labels"], condition.epsilon
-                    )
+                    labels = numbers[name][batch["labels"]]
+                    correct[name] += classifiers[name].count_correct(batch["pixel_values"], labels, condition.epsilon)
                 progress.update(len(batch["labels"]))
             results.add(condition, {name: count / len(pixels) for name, count in correct.items()})
     results.save()  # with nothing left to measure there may be another baseline
