@@ -66,6 +66,7 @@ TEST = [
     "pytest-timeout>=2.4.0",
     "pytest-xdist>=3.8.0",
     "setuptools>=70.1.0",
+    "timm>=1.0.31",  # transformers' image processor of timm's networks needs it
 ]
 
 setup(

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """What the example scripts share: arguments, the course of a run from a checkpoint to the card, and logging."""
 
+import copy
 import logging
 import os
 import sys
@@ -8,11 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import transformers
 from accelerate import PartialState
-from transformers import HfArgumentParser, Trainer
+from transformers import HfArgumentParser, PreTrainedConfig, PreTrainedModel, Trainer
 
 from hf_gradaug import HubPushError, StopOnSignal
+from hf_gradaug.data import get_class_names, match_classes
 
 
 logger = logging.getLogger(__name__)
@@ -28,7 +31,7 @@ class CommonModelArguments:
         default=None, metadata={"help": "For training from scratch: config to start from, a Hub name or folder."}
     )
     ignore_mismatched_sizes: bool = field(
-        default=False, metadata={"help": "Start with a new head if the pretrained one has other classes."}
+        default=False, metadata={"help": "Start with a new head where the pretrained one has other classes."}
     )
     cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
@@ -68,6 +71,66 @@ def parse_training_arguments(parser: HfArgumentParser, args: Sequence[str]) -> t
         training_args.num_subnetworks = 0
     training_args.remove_unused_columns = False  # transforms and collators know which columns they need
     return model_args, data_args, training_args
+
+
+def load_pretrained(
+    auto_class: type,
+    name: str,
+    config: PreTrainedConfig,
+    data: str,
+    class_names: Sequence[str],
+    by_number: bool = False,
+    ignore_mismatched_sizes: bool = False,
+    **hub: Any,
+) -> PreTrainedModel:
+    """
+    Loads a model for the classes of some data. A head of the same classes is kept, and their order with it.
+
+    Args:
+        auto_class (`type`): that loads it.
+        name (`str`): the model's name on the Hub, or its folder.
+        config (`PreTrainedConfig`): of the model. Its classes are changed if the head is new, or they had no names.
+        data (`str`): name of the data, for messages.
+        class_names (`Sequence[str]`): its classes.
+        by_number (`bool`): whether classes are matched by number, and not by name.
+        ignore_mismatched_sizes (`bool`): whether other classes are given a new head.
+        hub: arguments of `from_pretrained`.
+
+    Raises:
+        `ValueError`: If the model has a head of other classes, and there is to be no new one.
+    """
+    names, other = get_class_names(config), None
+    try:
+        match_classes(name, names, data, class_names, by_number)
+    except ValueError as error:
+        other = error
+    is_nameless = set(names) <= {f"LABEL_{number}" for number in range(len(names))}
+    if other or is_nameless:
+        config.update(label_names(class_names))
+    model, info = auto_class.from_pretrained(
+        name,
+        config=config,
+        ignore_mismatched_sizes=ignore_mismatched_sizes or other is not None,
+        output_loading_info=True,
+        **hub,
+    )
+    head = find_head(model)
+    if other is None or head <= info["missing_keys"]:  # a backbone alone has no classes
+        return model
+    if not ignore_mismatched_sizes:
+        raise ValueError(f"{other} To start with a new head, give ignore_mismatched_sizes.") from other
+    logger.info(f"The head of '{name}' has other classes: a new one is trained.")
+    state = {key: tensor for key, tensor in model.state_dict().items() if key not in head}
+    return type(model).from_pretrained(None, config=model.config, state_dict=state)
+
+
+def find_head(model: PreTrainedModel) -> set[str]:
+    """The names of the tensors that have an entry per class."""
+    larger = copy.deepcopy(model.config)
+    larger.num_labels += 1
+    with torch.device("meta"):
+        others = type(model)(larger).state_dict()
+    return {name for name, tensor in model.state_dict().items() if others[name].shape != tensor.shape}
 
 
 def label_names(class_names: Sequence[str]) -> dict[str, dict]:

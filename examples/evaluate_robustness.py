@@ -8,11 +8,11 @@ out/gradaug:
     python examples/evaluate_robustness.py --models out/plain out/gradaug --baseline out/plain \
         --output_dir out/robustness
 
-Checkpoints of the Hub, on your own images in one folder a class, whose order is that of the model's classes, as that
-of ImageNet's folders is:
+Checkpoints of the Hub, on ImageNet's folders. These have other names than the model's classes, in the same order:
 
     python examples/evaluate_robustness.py --models microsoft/resnet-50 facebook/convnext-tiny-224 --output_dir out \
-        --validation_dir imagenet/val --max_samples 5000 --num_workers 8
+        --validation_dir imagenet/val --classes_by_number --max_samples 5000 \
+        --num_workers 8
 
 It prints a table and writes robustness.json and robustness.png. The same command after a stop goes on where it was.
 """

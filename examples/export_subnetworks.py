@@ -6,7 +6,7 @@ Of a model that was trained on the embedded digits by run_image_classification.p
 
     python examples/export_subnetworks.py out/gradaug --widths 0.5 0.75 0.9 --output_dir out/widths
 
-Of a checkpoint of the Hub, on your own images in one folder a class, whose order is that of the model's classes:
+Of a checkpoint of the Hub, on your own images, in one folder per class, with the model's names of the classes:
 
     python examples/export_subnetworks.py microsoft/resnet-50 --widths 0.9 --output_dir out/widths \
         --train_dir photos/train --validation_dir photos/validation --num_workers 8
@@ -46,7 +46,6 @@ from hf_gradaug.data import (
     DataArguments,
     ImageCollator,
     ImageData,
-    check_class_names,
     get_class_names,
     get_eval_transform,
     load_image_data,
@@ -99,7 +98,7 @@ def load_batches(
 ) -> tuple[DataLoader, DataLoader | None, int]:
     """Batches to evaluate on, and to calibrate on, with the number of those images."""
     names = get_class_names(model.config)
-    check_class_names(model.name_or_path, names, data.name, data.class_names)
+    data = data.with_classes(model.name_or_path, names)
     options = {"collate_fn": ImageCollator(len(names)), "num_workers": args.num_workers}
     eval_batches = DataLoader(data.get_dataset("validation", transform), args.batch_size, **options)
     if not args.calibration_samples:

@@ -48,6 +48,7 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from hf_gradaug.data import load_digits_dataset
+from hf_gradaug.data.decoding import to_rgb
 
 
 logger = logging.getLogger(__name__)
@@ -206,6 +207,8 @@ def load_solar_cells(args: PrepareArguments, binary: bool) -> Loaded:
 
 def on_white(image: Image.Image) -> Image.Image:
     """In RGB; what is transparent becomes white, not whatever colour lies hidden there."""
+    if image.mode.startswith(("I", "F")):
+        return to_rgb(image)
     image = image.convert("RGBA")
     canvas = Image.new("RGB", image.size, "white")
     canvas.paste(image, mask=image.getchannel("A"))
@@ -230,7 +233,8 @@ def load_folders(args: PrepareArguments, root: Path, classes: list[str], square:
         for path in find_images(root / name):
             try:
                 with Image.open(path) as file:
-                    image = on_white(ImageOps.exif_transpose(file))
+                    ImageOps.exif_transpose(file, in_place=True)
+                    image = on_white(file)
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 logger.warning(f"{path} can't be read and is left out: {error}")
                 unreadable += 1

@@ -41,6 +41,7 @@ from common import (
     CommonModelArguments,
     label_names,
     launch,
+    load_pretrained,
     parse_training_arguments,
     train_and_evaluate,
     write_card,
@@ -62,6 +63,7 @@ from hf_gradaug.data import (
     DataArguments,
     ImageCollator,
     InMemoryDataset,
+    get_class_names,
     get_eval_transform,
     get_image_size,
     get_streaming_arguments,
@@ -178,9 +180,10 @@ def parse_config_overrides(text: str) -> dict:
     return overrides
 
 
-def build_model(args: ModelArguments, class_names: list[str]):
-    """The model, pretrained or new, and its image processor."""
-    hub, labels = args.hub, label_names(class_names)
+def build_model(args: ModelArguments, data: str, class_names: list[str], by_number: bool = False):
+    """The model, pretrained or new, for the classes of the data, and its image processor."""
+    hub = args.hub
+    labels = {} if args.model_name_or_path else label_names(class_names)
     overrides = parse_config_overrides(args.config_overrides) if args.config_overrides else {}
     source = args.config_name or args.model_name_or_path
     if args.model_type and not source and args.model_type not in MODEL_TYPES:
@@ -206,8 +209,15 @@ def build_model(args: ModelArguments, class_names: list[str]):
             f"have one: {', '.join(MODEL_TYPES)}."
         )
     if args.model_name_or_path:
-        model = AutoModelForImageClassification.from_pretrained(
-            args.model_name_or_path, config=config, ignore_mismatched_sizes=args.ignore_mismatched_sizes, **hub
+        model = load_pretrained(
+            AutoModelForImageClassification,
+            args.model_name_or_path,
+            config,
+            data,
+            class_names,
+            by_number,
+            args.ignore_mismatched_sizes,
+            **hub,
         )
     else:
         logger.info(f"A new {config.model_type} is trained from scratch.")
@@ -259,7 +269,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
     with training_args.main_process_first(desc="load the data"):
         data = load_image_data(data_args, training_args.seed, model_args.cache_dir, model_args.token)
         metric = evaluate.load(str(EXAMPLES / "metrics" / "image_classification"), keep_in_memory=True)
-    model, image_processor = build_model(model_args, data.class_names)
+    model, image_processor = build_model(model_args, data.name, data.class_names, data.classes_by_number)
+    data = data.with_classes(model_args.model_name_or_path, get_class_names(model.config))
     build = None
     if model_args.channels_last:
         model.to(memory_format=torch.channels_last)  # the images follow the weights of the first convolution
@@ -268,6 +279,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
     trainer_class = partial(GradAugTrainer, build=build)
     if model_args.teacher:
         teacher = load_classifier(model_args.teacher, model_args.trust_remote_code)
+        if data.classes_by_number:
+            teacher.config.id2label = model.config.id2label
         if model_args.channels_last:
             teacher.to(memory_format=torch.channels_last)
         trainer_class = partial(DistillationTrainer, teacher=teacher, teacher_weight=model_args.teacher_weight)

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import set_seed
-from common import label_names
+from common import label_names, load_pretrained
 from torch.utils.data import DataLoader
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
     ConvNextImageProcessor,
@@ -27,7 +28,15 @@ from transformers import (
 )
 
 from hf_gradaug import GradAug, GradAugSettings
-from hf_gradaug.data import DataArguments, ImageCollator, get_eval_transform, get_train_transform, load_image_data
+from hf_gradaug.data import (
+    DataArguments,
+    ImageCollator,
+    ImageData,
+    get_class_names,
+    get_eval_transform,
+    get_train_transform,
+    load_image_data,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -41,6 +50,9 @@ class LoopArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Pretrained model; if not given, a small ResNet from scratch."}
     )
+    ignore_mismatched_sizes: bool = field(
+        default=False, metadata={"help": "Start with a new head where the pretrained one has other classes."}
+    )
     num_train_epochs: int = field(default=10, metadata={"help": "Epochs."})
     max_train_steps: int | None = field(default=None, metadata={"help": "Optimizer steps, in the place of epochs."})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Images a process and micro-batch."})
@@ -52,15 +64,23 @@ class LoopArguments:
     seed: int = field(default=42, metadata={"help": "Seed."})
 
 
-def build_model(args: LoopArguments, class_names: list[str]):
-    """The model and its image processor."""
-    labels = label_names(class_names)
-    if args.model_name_or_path:
+def build_model(args: LoopArguments, data: ImageData):
+    """The model for the classes of the data, and its image processor."""
+    labels = label_names(data.class_names)
+    if name := args.model_name_or_path:
         # Said outright, or code from the Hub would be asked for at the keyboard.
-        model = AutoModelForImageClassification.from_pretrained(
-            args.model_name_or_path, ignore_mismatched_sizes=True, trust_remote_code=False, **labels
+        hub = {"trust_remote_code": False}
+        model = load_pretrained(
+            AutoModelForImageClassification,
+            name,
+            AutoConfig.from_pretrained(name, **hub),
+            data.name,
+            data.class_names,
+            data.classes_by_number,
+            args.ignore_mismatched_sizes,
+            **hub,
         )
-        return model, AutoImageProcessor.from_pretrained(args.model_name_or_path, trust_remote_code=False)
+        return model, AutoImageProcessor.from_pretrained(name, **hub)
     config = ResNetConfig(
         layer_type="basic", embedding_size=32, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], **labels
     )
@@ -104,7 +124,8 @@ def main(args: list[str] | None = None) -> float:
 
     with accelerator.main_process_first():
         data = load_image_data(data_args, args.seed)
-    model, image_processor = build_model(args, data.class_names)
+    model, image_processor = build_model(args, data)
+    data = data.with_classes(args.model_name_or_path, get_class_names(model.config))
     collator = ImageCollator(len(data.class_names), data_args.cutmix_alpha, data_args.mixup_alpha, data_args.mix_prob)
     transform = get_train_transform(image_processor, **data_args.train_augmentation)
     train_dataset = data.get_dataset("train", transform, mix=True, seed=args.seed)

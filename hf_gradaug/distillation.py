@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import TrainOutput
 
-from .data.class_names import get_class_names
+from .data.class_names import get_class_names, match_classes
 from .losses import check_has_soft_targets, get_float_labels, get_logits, soft_label_cross_entropy, soft_targets
 from .reporting.model_card import ModelCardMixin
 from .settings import GradAugSettings, save_settings
@@ -31,8 +31,8 @@ class DistillationTrainer(ModelCardMixin, DurableTrainerMixin, Trainer):
         *args, **kwargs:
             The Trainer's. `args` may be a [`GradAugConfig`] with 0 sub-networks.
         teacher (`PreTrainedModel`):
-            An image classifier with the model's classes in their order. It is changed in place: frozen, and moved to the
-            device that trains.
+            An image classifier with the model's classes, which are matched by name. It is changed in place: frozen, and
+            moved to the device that trains.
         teacher_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the teacher's part, 0 or more. With 0 the teacher isn't run: this is plain training then, exactly.
 
@@ -80,11 +80,8 @@ class DistillationTrainer(ModelCardMixin, DurableTrainerMixin, Trainer):
         for network in (self.teacher, model):
             check_has_soft_targets(network, multi_label=False)
         classes, own = get_class_names(self.teacher.config), get_class_names(model.config)
-        if len(classes) != len(own):
-            raise ValueError(f"The teacher has {len(classes)} classes, but the model has {len(own)}.")
-        for number, (name, own_name) in enumerate(zip(classes, own)):
-            if name != own_name:
-                raise ValueError(f"Class {number} is '{name}' of the teacher, but '{own_name}' of the model.")
+        numbers = match_classes(self.teacher.name_or_path or "teacher", classes, "the model", own)
+        self._teacher_numbers = torch.tensor(numbers, device=self.args.device)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.accelerator.is_fsdp2:  # Accelerate itself fails on models without input embeddings
@@ -110,7 +107,7 @@ class DistillationTrainer(ModelCardMixin, DurableTrainerMixin, Trainer):
             loss = soft_label_cross_entropy(get_logits(outputs), labels, self.args.label_smoothing_factor)
         if model.training and self.teacher_weight > 0:
             with torch.no_grad(), self.accelerator.autocast():
-                targets = soft_targets(get_logits(self.teacher(**images)))
+                targets = soft_targets(get_logits(self.teacher(**images))[:, self._teacher_numbers])
             teacher_loss = soft_label_cross_entropy(get_logits(outputs), targets)
             share = 1 / self.current_gradient_accumulation_steps
             parts = [part.detach().mean() * share for part in (loss, teacher_loss)]

@@ -19,6 +19,8 @@ from torchmetrics.detection import MeanAveragePrecision
 from transformers import BaseImageProcessor
 from transformers.backbone_utils import BackboneMixin
 
+from hf_gradaug.data import decode_image, match_classes
+from hf_gradaug.data.class_names import shorten
 from hf_gradaug.dense import resize_like_images
 
 from .scenes import ANNOTATIONS, IMAGES, write_digit_scenes
@@ -113,13 +115,55 @@ class CocoDataset(Dataset):
     def __len__(self) -> int:
         return len(self._ids)
 
+    def use_classes(self, class_names: list[str], name: str) -> None:
+        """
+        Gives the categories the numbers that classes of their names have in a model.
+
+        Args:
+            class_names (`list[str]`): the model's classes, in the order of their numbers.
+            name (`str`): what an error calls these pictures.
+
+        Raises:
+            `ValueError`: If they are other categories.
+        """
+        numbers = match_classes("model", class_names, name, self.class_names)
+        self._labels = {category: numbers[label] for category, label in self._labels.items()}
+        self.class_names = list(class_names)
+
     def read(self, index: int) -> tuple[Image.Image, list[dict[str, Any]]]:
         """A picture and its annotations, whose `category_id` is the label, from 0 without gaps."""
         (entry,) = self.coco.loadImgs(self._ids[index])
-        with Image.open(os.path.join(self.folder, entry["file_name"])) as file:
-            picture = file.convert("RGB")
+        path = os.path.join(self.folder, entry["file_name"])
+        size = (entry["width"], entry["height"]) if {"width", "height"} <= entry.keys() else None
+        picture = decode_image({"path": path, "bytes": None}, f"picture {entry['id']}", size)
+        entry.update(width=picture.width, height=picture.height)  # which its masks need
         found = self.coco.loadAnns(self.coco.getAnnIds(entry["id"]))
-        return picture, [{**item, "category_id": self._labels[item["category_id"]]} for item in found]
+        return picture, [self._complete(item) for item in found]
+
+    def _complete(self, item: dict[str, Any]) -> dict[str, Any]:
+        """An annotation with its label as `category_id`, and with box and area, which some files leave out."""
+        from pycocotools import mask
+
+        if item["category_id"] not in self._labels:
+            raise ValueError(
+                f"`category_id` of annotation {item['id']} must be one of the categories {shorten(self.categories)}, but "
+                f"is {item['category_id']}."
+            )
+        item = {**item, "category_id": self._labels[item["category_id"]]}
+        if item.get("segmentation"):
+            rle = self.coco.annToRLE(item)
+            entry = self.coco.imgs[item["image_id"]]
+            if list(rle["size"]) != [entry["height"], entry["width"]]:
+                raise ValueError(
+                    f"The mask of annotation {item['id']} must have the size of picture {entry['file_name']}, "
+                    f"{entry['height']} x {entry['width']}, but has {rle['size'][0]} x {rle['size'][1]}."
+                )
+            found = {"bbox": mask.toBbox(rle).tolist(), "area": float(mask.area(rle))}
+        elif "bbox" in item:
+            found = {"area": item["bbox"][2] * item["bbox"][3]}
+        else:
+            raise ValueError(f"Annotation {item['id']} must have `bbox` or `segmentation`, but has neither.")
+        return {**found, **item}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         picture, annotations = self.read(index)

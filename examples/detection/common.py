@@ -14,6 +14,7 @@ from common import (
     CommonModelArguments,
     label_names,
     launch,
+    load_pretrained,
     parse_training_arguments,
     train_and_evaluate,
     write_card,
@@ -30,6 +31,7 @@ from transformers import (
 )
 
 from hf_gradaug import GradAugConfig, GradAugTrainer
+from hf_gradaug.data import get_class_names
 
 from .coco import (
     CocoArguments,
@@ -104,13 +106,13 @@ def parse_arguments(task: DenseTask, args: Sequence[str]) -> tuple[DenseModelArg
     return parse_training_arguments(parser, args)
 
 
-def build_model(task: DenseTask, args: DenseModelArguments, class_names: list[str]) -> PreTrainedModel:
-    """The model, pretrained or new."""
+def build_model(task: DenseTask, args: DenseModelArguments, data: str, class_names: list[str]) -> PreTrainedModel:
+    """The model, pretrained or new, for the categories of the data."""
     hub, labels = args.hub, label_names(class_names)
-    if args.model_name_or_path:
-        return task.auto_class.from_pretrained(
-            args.model_name_or_path, ignore_mismatched_sizes=args.ignore_mismatched_sizes, **labels, **hub
-        )
+    if name := args.model_name_or_path:
+        config = AutoConfig.from_pretrained(name, **hub)
+        ignore = args.ignore_mismatched_sizes
+        return load_pretrained(task.auto_class, name, config, data, class_names, ignore_mismatched_sizes=ignore, **hub)
     logger.info("A new model is trained from scratch.")
     if args.config_name:
         return task.auto_class.from_config(AutoConfig.from_pretrained(args.config_name, **labels, **hub))
@@ -144,10 +146,10 @@ def run(
         split: CocoDataset(*path, processor, task.with_masks, split == "validation", limits[split])
         for split, path in paths.items()
     }
-    first, *others = (dataset.class_names for dataset in datasets.values())
-    if others and others[0] != first:
-        raise ValueError(f"The categories to train on are {first}, but those to validate with are {others[0]}.")
-    model = build_model(task, model_args, first)
+    split, first = next(iter(datasets.items()))
+    model = build_model(task, model_args, f"the {split} pictures", first.class_names)
+    for split, dataset in datasets.items():
+        dataset.use_classes(get_class_names(model.config), f"the {split} pictures")
     trainer = DenseTrainer(
         model=model,
         args=training_args,

@@ -2,13 +2,12 @@
 """Images and labels for classifiers: read from folders, files or the Hub, transformed, mixed, and streamed."""
 
 from .arguments import DataArguments
-from .class_names import check_class_names, get_class_names
-from .image_processors import make_image_processor
+from .class_names import get_class_names, match_classes
+from .decoding import decode_image
+from .image_processors import get_image_size, make_image_processor
 from .image_transforms import (
     ImageCollator,
-    decode_image,
     get_eval_transform,
-    get_image_size,
     get_train_transform,
 )
 from .in_memory import InMemoryDataset
@@ -23,7 +22,6 @@ __all__ = [
     "ImageData",
     "InMemoryDataset",
     "TrainingStream",
-    "check_class_names",
     "decode_image",
     "get_class_names",
     "get_eval_transform",
@@ -33,4 +31,5 @@ __all__ = [
     "load_digits_dataset",
     "load_image_data",
     "make_image_processor",
+    "match_classes",
 ]

@@ -33,6 +33,12 @@ class DataArguments:
     )
     image_column_name: str | None = field(default=None, metadata={"help": "Column of images; found if not given."})
     label_column_name: str | None = field(default=None, metadata={"help": "Column of labels; found if not given."})
+    classes_by_number: bool = field(
+        default=False,
+        metadata={
+            "help": "The model's classes are those of the data in this order, though their names differ, as ImageNet's do."
+        },
+    )
     num_labels: int | None = field(
         default=None, metadata={"help": "Number of classes; needed for a stream whose labels have no names."}
     )

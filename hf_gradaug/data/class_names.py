@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Whether the classes of a model are those of some data."""
+"""Whether the classes of a model are those of some data, and in which order."""
 
 import logging
 from collections.abc import Sequence
@@ -12,47 +12,68 @@ logger = logging.getLogger(__name__)
 
 def get_class_names(config: PreTrainedConfig) -> list[str]:
     """The classes of a model in the order of their numbers, which need not be that of `id2label`."""
-    return [config.id2label[number] for number in range(config.num_labels)]
+    # A config that was changed after it was made, or made of JSON by hand, may have strings as keys.
+    names = {int(number): name for number, name in config.id2label.items()}
+    if names.keys() != set(range(len(names))):
+        raise ValueError(f"The keys of `id2label` must be 0..{len(names) - 1}, but are {shorten(sorted(names))}.")
+    return [names[number] for number in range(len(names))]
 
 
-def check_class_names(model: str, classes: Sequence[str], data: str, data_classes: Sequence[str]) -> None:
+def shorten(items: Sequence, count: int = 10) -> str:
+    """A list for a message: at most so many items, and how many there are."""
+    items = list(items)
+    return str(items) if len(items) <= count else f"{str(items[:count])[:-1]}, ...] ({len(items)} in all)"
+
+
+def match_classes(
+    name: str, classes: Sequence[str], other: str, other_classes: Sequence[str], by_number: bool = False
+) -> list[int]:
     """
-    Checks that the numbers of a model's classes mean the same as those of the data.
+    The number that each class of some data, or of a teacher, has in a model. Classes are matched by their names.
 
-    Of names that differ, the number is all that can be compared: ImageNet's first class is `n01440764`, `tench` or
-    `tench, Tinca tinca`, by whose file it is. A warning then tells so. A single name at another number is no evidence
-    of another order: of ImageNet's two cranes, class 134 is a bird and 517 a machine, and either may be `crane`.
+    Classes without names, which are called by their numbers or `LABEL_0`, `LABEL_1`, ..., are matched by number.
 
     Args:
-        model (`str`):
-            Name of the model.
+        name (`str`):
+            Name of the model, for messages.
         classes (`Sequence[str]`):
-            Its classes.
-        data (`str`):
+            Its classes, in the order of their numbers.
+        other (`str`):
             Name of the data.
-        data_classes (`Sequence[str]`):
+        other_classes (`Sequence[str]`):
             The classes there.
+        by_number (`bool`, *optional*, defaults to `False`):
+            Classes are matched by number, whatever their names. Lists of ImageNet's classes need it, in which the first is
+            `n01440764`, `tench` or `tench, Tinca tinca`.
+
+    Returns:
+        `list[int]`: By the data's number of a class, the model's.
 
     Raises:
-        ValueError: if they are not as many, or in another order: at some number, the name of either side is at another
-            number of the other side.
+        `ValueError`: If there are not as many classes, or they have other names.
     """
-    if len(classes) != len(data_classes):
-        raise ValueError(f"'{model}' has {len(classes)} classes, but {data} has {len(data_classes)}.")
-    numbers = [str(number) for number in range(len(classes))]
-    nameless = (numbers, [f"LABEL_{number}" for number in numbers])
-    if list(classes) == list(data_classes) or list(classes) in nameless or list(data_classes) in nameless:
-        return
-    differing = [number for number, name in enumerate(data_classes) if classes[number] != name]
-    for number in differing:
-        name = data_classes[number]
-        if name in classes and classes[number] in data_classes:
-            raise ValueError(
-                f"Class {number} of {data} is '{name}', which is class {classes.index(name)} of '{model}': give the "
-                "data its order."
-            )
-    number = differing[0]
-    logger.warning(
-        f"The classes of '{model}' and {data} have different names and are compared by their numbers: class {number} "
-        f"is '{classes[number]}' and '{data_classes[number]}'."
+    if len(classes) != len(other_classes):
+        raise ValueError(
+            f"'{name}' has {len(classes)} classes, but {other} has {len(other_classes)}: {shorten(classes, 3)} and "
+            f"{shorten(other_classes, 3)}."
+        )
+    unchanged = list(range(len(classes)))
+    if by_number or list(classes) == list(other_classes):
+        return unchanged
+    if len(set(classes)) == len(classes) and set(classes) == set(other_classes):
+        logger.warning(f"The classes of {other} have another order than those of '{name}': they are matched by name.")
+        return [classes.index(other_class) for other_class in other_classes]
+    if _is_nameless(classes) or _is_nameless(other_classes):
+        return unchanged
+    pairs = zip(classes, other_classes)
+    number, (own, others) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise ValueError(
+        f"The classes of '{name}' must have the names of those of {other}, but class {number} is '{own}' and "
+        f"'{others}'. Rename them, or if only the names differ and not the order, match them by number: "
+        "classes_by_number."
     )
+
+
+def _is_nameless(classes: Sequence[str]) -> bool:
+    numbers = [str(number) for number in range(len(classes))]
+    return list(classes) in (numbers, [f"LABEL_{number}" for number in numbers])

@@ -1,8 +1,21 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""The image processor of a new model, which has none yet."""
+"""
+What an image processor does, by what it does to images, and the image processor of a new model.
 
+Processors share no list of steps: some flip channels, resize by a share of their size or normalize twice. So an image is
+processed by calling them, and their arithmetic on pixels is measured on images of one colour.
+"""
+
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
 from transformers import ConvNextImageProcessor
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -47,3 +60,147 @@ def make_image_processor(
         image_mean=mean,
         image_std=std,
     )
+
+
+# Width and height of images that processors are tried with: wide, tall, and square.
+_TRIAL_SIZES = ((96, 64), (64, 96), (80, 80))
+_COLOURS = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
+
+
+def process_image(image_processor: Any, image: Image.Image) -> Tensor:
+    """
+    One image as the image processor gives it to its model.
+
+    Args:
+        image_processor ([`~transformers.BaseImageProcessor`]): of an image classifier.
+        image (`PIL.Image.Image`): in mode RGB.
+
+    Returns:
+        `torch.Tensor`: (3, height, width), float32.
+
+    Raises:
+        ValueError: if it gives anything but an image, or a mask beside it.
+    """
+    name = type(image_processor).__name__
+    output = image_processor(image, return_tensors="pt")
+    pixels = output.get("pixel_values")
+    if pixels is None or pixels.ndim != 4 or pixels.shape[:2] != (1, 3):
+        shapes = {key: tuple(value.shape) for key, value in output.items()}
+        raise ValueError(
+            f"`pixel_values` of {name} must be one image of shape (1, 3, height, width), but its output is {shapes}: it "
+            "cuts images into patches, or codes their colours. Such models can't be trained here."
+        )
+    if masks := [key for key in output if "mask" in key]:
+        raise ValueError(f"The output of {name} must be `pixel_values`, but there is {masks} too: turn padding off.")
+    return pixels[0].float()
+
+
+def get_image_size(image_processor: Any) -> tuple[int, int]:
+    """
+    Height and width, in pixels, of the images that an image processor gives to its model.
+
+    Args:
+        image_processor ([`~transformers.BaseImageProcessor`]): of an image classifier.
+
+    Returns:
+        `tuple[int, int]`: height and width.
+
+    Raises:
+        ValueError: if they depend on the image, whose batches then can't be stacked.
+    """
+    sizes = {tuple(process_image(image_processor, Image.new("RGB", size)).shape[1:]) for size in _TRIAL_SIZES}
+    if len(sizes) > 1:
+        found = ", ".join(f"{height} x {width}" for height, width in sorted(sizes))
+        raise ValueError(
+            f"The images of {type(image_processor).__name__} must have one size, but have {found}: `do_resize` keeps the "
+            "sides' ratio, or is off. Give `size` as height and width, or turn `do_center_crop` on."
+        )
+    return sizes.pop()
+
+
+@dataclass(frozen=True)
+class PixelMap:
+    """
+    What an image processor does to the colours of pixels: rescaling, normalization, another order of the channels.
+
+    Args:
+        weight (`torch.Tensor`): (3, 3), from channels in [0, 1] to those of the model.
+        bias (`torch.Tensor`): (3,), added then.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """From float32 pixels (..., 3, height, width) in [0, 1] to the model's."""
+        weight, bias = self.weight.to(pixels.device), self.bias.to(pixels.device)
+        return (weight @ pixels.flatten(-2)).add_(bias[:, None]).view(pixels.shape)
+
+    def invert(self, pixels: Tensor) -> Tensor:
+        """The way back: from the model's pixels (3, height, width) to uint8."""
+        colours = torch.linalg.inv(self.weight) @ (pixels.flatten(1) - self.bias[:, None])
+        return (colours * 255).round().clamp(0, 255).byte().view(pixels.shape)
+
+
+def get_pixel_map(image_processor: Any) -> PixelMap:
+    """
+    Measures what an image processor does to the colours of pixels.
+
+    Args:
+        image_processor ([`~transformers.BaseImageProcessor`]): of an image classifier.
+
+    Raises:
+        ValueError: if its images have no fixed size, or its arithmetic isn't linear in the channels.
+    """
+    height, width = get_image_size(image_processor)
+
+    def process(colour: tuple[int, ...]) -> Tensor:
+        image = process_image(image_processor, Image.new("RGB", (width, height), colour))
+        return image[:, height // 2, width // 2].double()  # its middle: there may be padding around it
+
+    black, *colours = map(process, _COLOURS)
+    weight = torch.stack(colours, dim=1) - black[:, None]
+    for colour in ((255, 255, 255), (200, 30, 110)):
+        expected = weight @ torch.tensor(colour).double() / 255 + black
+        if not torch.allclose(process(colour), expected, rtol=1e-3, atol=1e-3 * float(weight.abs().max())):
+            raise ValueError(
+                f"{type(image_processor).__name__} must change the channels of pixels linearly, by rescaling, "
+                f"normalizing or reordering, but turns the colour {colour} into {process(colour).tolist()}, where "
+                f"{expected.tolist()} would follow from other colours."
+            )
+    return PixelMap(weight.float(), black.float())
+
+
+class ProcessorCrop:
+    """
+    The part of an image processor that moves pixels: resize, crop and padding, without what it does to their colours.
+
+    Called with a PIL image, it gives one in mode RGB.
+
+    Args:
+        image_processor ([`~transformers.BaseImageProcessor`]): of an image classifier.
+
+    Raises:
+        ValueError: if its images have no fixed size, or other colours become equal.
+    """
+
+    def __init__(self, image_processor: Any):
+        self.image_processor = image_processor
+        self.size = get_image_size(image_processor)
+        self.pixel_map = get_pixel_map(image_processor)
+        if torch.linalg.matrix_rank(self.pixel_map.weight) < 3:
+            raise ValueError(
+                f"{type(image_processor).__name__} must keep colours apart, but different ones become equal: "
+                "`image_std` or `rescale_factor` is out of range, or it turns images grey."
+            )
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return v2.functional.to_pil_image(self.pixel_map.invert(process_image(self.image_processor, image)))
+
+    def fingerprint(self) -> str:
+        """A hash of what it makes of images: equal where the pixels are."""
+        digest = hashlib.sha256()
+        for width, height in _TRIAL_SIZES:
+            pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+            digest.update(np.array(self(Image.fromarray(pixels))).tobytes())
+        return digest.hexdigest()

@@ -1,8 +1,9 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""From stored images to batches: decoding, torchvision v2 transforms, and the collator with CutMix and MixUp."""
+"""From stored images to batches: torchvision v2 transforms, and the collator with CutMix and MixUp."""
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import datasets
@@ -13,65 +14,17 @@ from torchvision.transforms import v2
 
 from ..sampling import example_seed, seeded
 from .bad_images import leave_out_unreadable, mark_unreadable
+from .decoding import decode_image
+from .image_processors import ProcessorCrop, get_image_size, get_pixel_map, process_image
 
 
 logger = logging.getLogger(__name__)
-
-# ConvNeXT's image processor, which ResNet uses too, crops below this size and warps from it on.
-_WARP_FROM = 384
-
-
-def get_image_size(image_processor: Any) -> tuple[int, int]:
-    """
-    Height and width, in pixels, of the images that an image processor gives to its model.
-
-    Args:
-        image_processor ([`~transformers.BaseImageProcessor`]):
-            Its `crop_size` is read if it crops, otherwise its `size` (`shortest_edge`, or `height` and `width`).
-
-    Returns:
-        `tuple[int, int]`: height and width.
-
-    Raises:
-        ValueError: if neither form of size is there.
-    """
-    crops = getattr(image_processor, "do_center_crop", None) and image_processor.crop_size
-    size = dict(image_processor.crop_size if crops else image_processor.size)
-    if size.get("height") and size.get("width"):
-        return int(size["height"]), int(size["width"])
-    if size.get("shortest_edge"):
-        return int(size["shortest_edge"]), int(size["shortest_edge"])
-    raise ValueError(
-        f"The image processor's size is {size}, but it must hold 'shortest_edge', or 'height' and 'width'."
-    )
 
 
 def _resample(image_processor: Any) -> v2.InterpolationMode:
     by_code = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
     code = getattr(image_processor, "resample", None)
     return v2.InterpolationMode(by_code[2 if code is None else int(code)])
-
-
-def get_normalization(image_processor: Any) -> dict[str, list[float]] | None:
-    """
-    Mean and standard deviation by which an image processor normalizes pixels in [0, 1].
-
-    Args:
-        image_processor ([`~transformers.BaseImageProcessor`]):
-            Read are `do_normalize`, `image_mean` and `image_std`.
-
-    Returns:
-        `dict[str, list[float]]`, *optional*: `"mean"` and `"std"`, a number a channel; `None` if it doesn't normalize.
-    """
-    if not image_processor.do_normalize:
-        return None
-    return {"mean": list(image_processor.image_mean), "std": list(image_processor.image_std)}
-
-
-def to_normalized_tensor(image_processor: Any) -> list[Callable]:
-    normalization = get_normalization(image_processor)
-    normalize = [] if normalization is None else [v2.Normalize(**normalization)]
-    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), *normalize]
 
 
 def get_train_transform(
@@ -82,8 +35,8 @@ def get_train_transform(
     random_crop_padding: int | None = None,
 ) -> v2.Compose:
     """
-    Random crop, optional flip and colour jitter, and normalization, with the sizes, mean, standard deviation and
-    interpolation of the image processor.
+    Random crop, optional flip and colour jitter, and what the image processor does to pixels, with its size and
+    interpolation.
 
     Args:
         image_processor ([`~transformers.BaseImageProcessor`]):
@@ -102,7 +55,7 @@ def get_train_transform(
         [`~torchvision.transforms.v2.Compose`]: takes a PIL image, returns a float tensor (3, height, width).
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: if a number is out of range, or the image processor's images have no fixed size.
     """
     scale, padding = random_resized_crop_scale, random_crop_padding
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
@@ -117,7 +70,7 @@ def get_train_transform(
             v2.RandomResizedCrop(size, scale=tuple(scale), interpolation=_resample(image_processor), antialias=True)
         ]
     elif 0 < padding < min(size):  # there are no more pixels to mirror
-        steps = [get_eval_crop(image_processor), v2.RandomCrop(size, padding, padding_mode="reflect")]
+        steps = [ProcessorCrop(image_processor), v2.RandomCrop(size, padding, padding_mode="reflect")]
     else:
         raise ValueError(
             f"random_crop_padding is {padding}, but it must be in 1..{min(size) - 1} for images of {size[0]} x {size[1]}."
@@ -126,70 +79,26 @@ def get_train_transform(
         steps.append(v2.RandomHorizontalFlip())
     if color_jitter:
         steps.append(v2.ColorJitter(brightness=color_jitter, contrast=color_jitter, saturation=color_jitter))
-    return v2.Compose(steps + to_normalized_tensor(image_processor))
+    to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    return v2.Compose([*steps, *to_float, get_pixel_map(image_processor)])
 
 
-def get_eval_crop(image_processor: Any) -> v2.Compose:
+def get_eval_transform(image_processor: Any) -> Callable[[Image.Image], torch.Tensor]:
     """
-    Resize and centre crop as the image processor does them: the part of [`get_eval_transform`] that gives pixels.
+    What the image processor does, by calling it.
 
     Args:
         image_processor ([`~transformers.BaseImageProcessor`]):
-            Read are its size, its crop (`crop_size`, or `crop_pct` as ConvNeXT and ResNet have it) and its
-            interpolation.
+            The model's image processor.
 
     Returns:
-        [`~torchvision.transforms.v2.Compose`]: takes a PIL image, returns one.
-    """
-    height, width = get_image_size(image_processor)
-    size = dict(image_processor.size)
-    shortest_edge, crop_pct = size.get("shortest_edge"), getattr(image_processor, "crop_pct", None)
-    resize_to: list[int] = [height, width]
-    if shortest_edge and crop_pct is None:
-        resize_to = [shortest_edge]
-    elif shortest_edge and shortest_edge < _WARP_FROM:
-        resize_to = [int(shortest_edge / crop_pct)]
-    elif size.get("height") and size.get("width"):
-        resize_to = [int(size["height"]), int(size["width"])]
-    resize = v2.Resize(resize_to, interpolation=_resample(image_processor), antialias=True)
-    return v2.Compose([resize, v2.CenterCrop([height, width])])
-
-
-def get_eval_transform(image_processor: Any) -> v2.Compose:
-    """
-    Resize, centre crop and normalization as the image processor does them.
-
-    Args:
-        image_processor ([`~transformers.BaseImageProcessor`]):
-            Read are its size, crop and interpolation (see [`get_eval_crop`]), mean and standard deviation.
-
-    Returns:
-        [`~torchvision.transforms.v2.Compose`]: takes a PIL image, returns a float tensor (3, height, width).
-    """
-    return v2.Compose([*get_eval_crop(image_processor).transforms, *to_normalized_tensor(image_processor)])
-
-
-def decode_image(value: dict[str, Any], name: str) -> Image.Image:
-    """
-    Open a stored image as RGB.
-
-    Args:
-        value (`dict`):
-            What `datasets.Image(decode=False)` yields: `bytes`, `path`, or both.
-        name (`str`):
-            What the error calls the image, beside its path if it has one, such as `"image 17 of train"`.
-
-    Returns:
-        `PIL.Image.Image`: the image, upright (EXIF orientation applied), in mode RGB.
+        `Callable`: takes a PIL image, returns a float tensor (3, height, width).
 
     Raises:
-        ValueError: if the image can't be read; the message names it.
+        ValueError: if its images have no fixed size, or are none.
     """
-    try:
-        return datasets.Image().decode_example(value).convert("RGB")
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more
-        path = (value or {}).get("path")
-        raise ValueError(f"Unreadable image: {f'{name} ({path})' if path else name}: {error}") from error
+    get_image_size(image_processor)
+    return partial(process_image, image_processor)
 
 
 def keep_readable(dataset: datasets.Dataset, image_column: str, split: str) -> datasets.Dataset:
@@ -246,6 +155,8 @@ class ExampleTransform:
             difference.
         skip_bad_images (`bool`, *optional*, defaults to `False`):
             Marks an image that can't be read, for [`ImageCollator`] to leave it out, instead of raising.
+        numbers (`Sequence[int]`, *optional*):
+            The number of a class, by the label that is stored; by default that label.
     """
 
     def __init__(
@@ -257,6 +168,7 @@ class ExampleTransform:
         split: str,
         mix: bool = False,
         skip_bad_images: bool = False,
+        numbers: Sequence[int] | None = None,
     ):
         self.transform = transform
         self.image_column = image_column
@@ -265,6 +177,7 @@ class ExampleTransform:
         self.split = split
         self.mix = mix
         self.skip_bad_images = skip_bad_images
+        self.numbers = range(num_labels) if numbers is None else numbers
 
     def __call__(self, example: dict[str, Any], name: str, seed: int) -> dict[str, Any]:
         name = f"{name} of {self.split}"
@@ -277,14 +190,17 @@ class ExampleTransform:
         with seeded(seed):
             output = {"pixel_values": self.transform(image), "mix": seed if self.mix else None}
         if self.label_column is not None:
-            label = example[self.label_column]
-            if label is None or not 0 <= label < self.num_labels:
-                raise ValueError(
-                    f"Label out of range: {name} has label {label} in column '{self.label_column}', but labels must "
-                    f"be in 0..{self.num_labels - 1} (num_labels is {self.num_labels})."
-                )
-            output["labels"] = int(label)
+            output["labels"] = self.get_class(example[self.label_column], name)
         return output
+
+    def get_class(self, label: int | None, name: str) -> int:
+        """The number of the class whose label is stored. Raises a `ValueError` that names the image if there is none."""
+        if label is None or not 0 <= label < self.num_labels:
+            raise ValueError(
+                f"Label out of range: {name} has label {label} in column '{self.label_column}', but labels must be in "
+                f"0..{self.num_labels - 1} (num_labels is {self.num_labels})."
+            )
+        return self.numbers[int(label)]
 
 
 class ImageCollator:

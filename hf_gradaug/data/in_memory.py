@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchvision.transforms import v2
 
 from ..sampling import example_seed
-from .image_transforms import decode_image, get_eval_crop, get_image_size, to_normalized_tensor
+from .image_processors import ProcessorCrop
+from .image_transforms import decode_image
 from .transformed_dataset import TransformedDataset
 
 
@@ -42,25 +42,27 @@ class InMemoryDataset(TransformedDataset):
         horizontal_flip: bool = False,
     ):
         super().__init__(dataset.dataset, dataset.transform, dataset.seed)
-        self.image_processor = image_processor
+        self._crop = ProcessorCrop(image_processor)
         self.padding = random_crop_padding or 0
         self.horizontal_flip = horizontal_flip
-        self._normalize = v2.Compose(to_normalized_tensor(image_processor)[1:])  # the first makes a tensor
         self._drawn: tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
 
     @cached_property
     def _pixels(self) -> np.ndarray:
         """Of shape (images, height, width, 3), in 0..255."""
-        crop, column = get_eval_crop(self.image_processor), self.transform.image_column
-        images = np.empty((len(self), *get_image_size(self.image_processor), 3), dtype=np.uint8)
+        column = self.transform.image_column
+        images = np.empty((len(self), *self._crop.size, 3), dtype=np.uint8)
         for index, value in enumerate(self.dataset[column]):
-            images[index] = crop(decode_image(value, f"image {index} of {self.transform.split}"))
+            images[index] = self._crop(decode_image(value, f"image {index} of {self.transform.split}"))
         return images
 
     @cached_property
     def _labels(self) -> list[int] | None:
         column = self.transform.label_column
-        return None if column is None else list(self.dataset[column])
+        if column is None:
+            return None
+        name = f"of {self.transform.split}"
+        return [self.transform.get_class(label, f"image {i} {name}") for i, label in enumerate(self.dataset[column])]
 
     def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of each image in an epoch: row and column at which its crop begins, whether it is mirrored, and its seed."""
@@ -83,7 +85,7 @@ class InMemoryDataset(TransformedDataset):
             columns = _mirror(places[indices, 1:] + np.arange(width), width)
             columns = np.where(is_mirrored[indices, None], columns[:, ::-1], columns)
             images = images[np.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
-        batch = self._normalize(torch.from_numpy(images).permute(0, 3, 1, 2))
+        batch = self._crop.pixel_map(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
         examples = [{"pixel_values": image, "mix": None} for image in batch]
         for index, example in zip(indices, examples):
             if self.transform.mix:

@@ -1,9 +1,12 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """Image-classification data for the example scripts: loading, columns, classes, splits and streams."""
 
+from __future__ import annotations
+
 import glob
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +15,14 @@ import numpy as np
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from .arguments import DataArguments
+from .class_names import match_classes
 from .image_transforms import ExampleTransform, keep_readable
 from .streaming import count_stream, store_stream
 from .training_stream import TrainingStream
 from .transformed_dataset import TransformedDataset
 
+
+logger = logging.getLogger(__name__)
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 _LABEL_COLUMNS = ("label", "labels", "cls", "fine_label")
@@ -41,6 +47,10 @@ class ImageData:
             What to call the data on a model card.
         skip_bad_images (`bool`, *optional*, defaults to `False`):
             Whether unreadable images are left out: of the training as they are met, of the other splits before.
+        classes_by_number (`bool`, *optional*, defaults to `False`):
+            Whether models have the classes by number, and not by name.
+        numbers (`list[int]`, *optional*):
+            The number of a class, by the label that is stored; by default that label.
     """
 
     splits: dict[str, Any]
@@ -50,6 +60,29 @@ class ImageData:
     num_train_examples: int | None
     name: str
     skip_bad_images: bool = False
+    classes_by_number: bool = False
+    numbers: list[int] | None = None
+
+    def match_classes(self, model: str, classes: Sequence[str]) -> list[int]:
+        """The number in a model of each class here: see [`~class_names.match_classes`]."""
+        return match_classes(model, classes, self.name, self.class_names, self.classes_by_number)
+
+    def with_classes(self, model: str, classes: Sequence[str]) -> ImageData:
+        """
+        The same data with the classes of a model, in their order.
+
+        Args:
+            model (`str`): name of the model, for messages.
+            classes (`Sequence[str]`): its classes, in the order of their numbers.
+
+        Raises:
+            ValueError: if they are other classes.
+        """
+        matched = self.match_classes(model, classes)
+        numbers = [matched[number] for number in self.numbers or range(len(matched))]
+        if numbers != list(range(len(numbers))):
+            logger.info(f"{self.name} has another order of classes than '{model}': they are matched by name.")
+        return replace(self, class_names=list(classes), numbers=numbers)
 
     def get_dataset(
         self,
@@ -81,7 +114,14 @@ class ImageData:
         if split == "test" and label_column and (_get_labels(dataset, label_column) == -1).all():
             label_column = None  # The Hub's way to mark hidden test labels
         example_transform = ExampleTransform(
-            transform, self.image_column, label_column, len(self.class_names), split, mix, self.skip_bad_images
+            transform,
+            self.image_column,
+            label_column,
+            len(self.class_names),
+            split,
+            mix,
+            self.skip_bad_images,
+            self.numbers,
         )
         if self.skip_bad_images and split != "train":
             dataset = keep_readable(dataset, self.image_column, split)
@@ -322,7 +362,16 @@ def load_image_data(
             num_train_examples = len(splits["train"])
     for split in {"validation", "test"} & set(splits):
         splits[split] = _truncate(splits[split], args.max_eval_samples, seed)
-    return ImageData(splits, image_column, label_column, class_names, num_train_examples, name, args.skip_bad_images)
+    return ImageData(
+        splits,
+        image_column,
+        label_column,
+        class_names,
+        num_train_examples,
+        name,
+        args.skip_bad_images,
+        args.classes_by_number,
+    )
 
 
 def _truncate(dataset: datasets.Dataset, max_samples: int | None, seed: int) -> datasets.Dataset:

@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
-from torchvision.transforms import v2
 from transformers.utils import logging as transformers_logging
 
-from ..data.class_names import check_class_names
+from ..data.image_processors import ProcessorCrop
 from ..data.image_transforms import ImageCollator
 from ..data.loading import ImageData
 from ..sampling import example_seed
@@ -79,7 +78,7 @@ def corrupt_image(image: np.ndarray, corruption: str, severity: int, seed: int) 
 class _ToPixels:
     """From a PIL image to uint8 pixels (3, height, width): cropped, and corrupted as the condition says."""
 
-    def __init__(self, crop: v2.Compose, condition: Condition):
+    def __init__(self, crop: ProcessorCrop, condition: Condition):
         self.crop = crop
         self.condition = condition
 
@@ -92,11 +91,10 @@ class _ToPixels:
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def _check_classifier(name: str, classifier: PixelClassifier, data: ImageData, settings: RobustnessSettings) -> None:
-    check_class_names(name, classifier.class_names, data.name, data.class_names)
-    if settings.corruptions and min(classifier.image_size) < _MIN_CORRUPTED_SIZE:
+def _check_classifier(name: str, classifier: PixelClassifier, settings: RobustnessSettings) -> None:
+    if settings.corruptions and min(classifier.crop.size) < _MIN_CORRUPTED_SIZE:
         raise ValueError(
-            f"'{name}' takes images of {classifier.image_size} pixels, but the corruptions need "
+            f"'{name}' takes images of {classifier.crop.size} pixels, but the corruptions need "
             f"{_MIN_CORRUPTED_SIZE} x {_MIN_CORRUPTED_SIZE} or more. Without them, it can be attacked."
         )
 
@@ -154,7 +152,11 @@ def evaluate_robustness(
     if not classifiers:
         raise ValueError("classifiers is empty, but must have one or more.")
     for name, classifier in classifiers.items():
-        _check_classifier(name, classifier, data, settings)
+        _check_classifier(name, classifier, settings)
+    numbers = {
+        name: torch.tensor(data.match_classes(name, classifier.class_names))
+        for name, classifier in classifiers.items()
+    }
     if baseline is not None and baseline not in classifiers:
         raise ValueError(f"baseline is '{baseline}', but must be one of the models {list(classifiers)}.")
     if split not in ("validation", "test"):
@@ -179,7 +181,7 @@ def evaluate_robustness(
 
     groups: dict[str, list[str]] = {}  # classifiers that see the same pixels
     for name, classifier in classifiers.items():
-        groups.setdefault(str(classifier.crop), []).append(name)
+        groups.setdefault(classifier.crop.fingerprint(), []).append(name)
     cells = [
         (condition, missing)
         for names in groups.values()
@@ -200,9 +202,8 @@ def evaluate_robustness(
             correct = dict.fromkeys(names, 0)
             for batch in loader:
                 for name in names:
-                    correct[name] += classifiers[name].count_correct(
-                        batch["pixel_values"], batch["labels"], condition.epsilon
-                    )
+                    labels = numbers[name][batch["labels"]]
+                    correct[name] += classifiers[name].count_correct(batch["pixel_values"], labels, condition.epsilon)
                 progress.update(len(batch["labels"]))
             results.add(condition, {name: count / len(pixels) for name, count in correct.items()})
     results.save()  # with nothing left to measure there may be another baseline

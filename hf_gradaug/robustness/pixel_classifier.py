@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 from transformers import AutoImageProcessor, PreTrainedModel
 
 from ..data.class_names import get_class_names
-from ..data.image_transforms import get_eval_crop, get_image_size, get_normalization
+from ..data.image_processors import PixelMap, ProcessorCrop
 from ..export.loading import load_classifier
 
 
@@ -27,14 +27,19 @@ def import_library(name: str) -> ModuleType:
 
 
 class _Logits(nn.Module):
-    def __init__(self, model: PreTrainedModel):
+    """From pixels in [0, 1] to logits."""
+
+    def __init__(self, model: PreTrainedModel, pixel_map: PixelMap):
         super().__init__()
         self.model = model
+        self.pixel_map = pixel_map
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         # Detached, so that the backward of an attack leaves no gradients in the parameters.
         parameters = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
-        return torch.func.functional_call(self.model, parameters, kwargs={"pixel_values": pixel_values}).logits
+        return torch.func.functional_call(
+            self.model, parameters, kwargs={"pixel_values": self.pixel_map(pixels)}
+        ).logits
 
 
 class PixelClassifier:
@@ -57,17 +62,11 @@ class PixelClassifier:
     def __init__(self, model: PreTrainedModel, image_processor: Any, device: str | torch.device = "cpu"):
         foolbox = import_library("foolbox")
         self.class_names = get_class_names(model.config)
-        self.crop = get_eval_crop(image_processor)
-        self.image_size = get_image_size(image_processor)
+        self.crop = ProcessorCrop(image_processor)
         self.device = torch.device(device)
         self._model = model
-        self._normalization = get_normalization(image_processor) or {}
-        preprocessing = {key: torch.tensor(value, device=device) for key, value in self._normalization.items()}
         self._foolbox_model = foolbox.PyTorchModel(
-            _Logits(model).eval(),
-            bounds=(0, 1),
-            device=self.device,
-            preprocessing={**preprocessing, "axis": -3},  # of the channels
+            _Logits(model, self.crop.pixel_map).eval(), bounds=(0, 1), device=self.device
         )
         self._attack = foolbox.attacks.LinfFastGradientAttack()
 
@@ -92,7 +91,8 @@ class PixelClassifier:
 
     def fingerprint(self) -> str:
         """A hash of the weights and of what is done to the images, to know the same classifier again."""
-        digest = hashlib.sha256(f"{self.crop} {self._normalization}".encode())
+        pixel_map = self.crop.pixel_map
+        digest = hashlib.sha256(f"{self.crop.fingerprint()} {pixel_map.weight} {pixel_map.bias}".encode())
         for name, tensor in sorted(self._model.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -84,7 +84,7 @@ def test_recipe_is_the_published_one(script, recipe, tmp_path):
     assert data_args.train_augmentation == {"random_crop_padding": 4, "horizontal_flip": True, "color_jitter": 0}
     with torch.device("meta"):
         model, processor = script.build_model(
-            model_args, [str(label) for label in range(10 if "cifar10_" in name else 100)]
+            model_args, "data", [str(label) for label in range(10 if "cifar10_" in name else 100)]
         )
     assert sum(parameter.numel() for parameter in model.parameters()) == expected["parameters"]
     assert processor.image_mean == pytest.approx(MEAN, abs=1e-5)

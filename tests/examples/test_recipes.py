@@ -38,7 +38,7 @@ def test_the_imagenet_recipe_is_the_published_one(script, name, tmp_path):
     assert data_args.cutmix_alpha == (1.0 if "cutmix" in name else 0.0)
     kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
     assert kwargs == (torch.optim.SGD, {"lr": 0.2, "momentum": 0.9, "nesterov": True})
-    model, processor = script.build_model(model_args, [str(label) for label in range(1000)])
+    model, processor = script.build_model(model_args, "data", [str(label) for label in range(1000)])
     assert sum(parameter.numel() for parameter in model.parameters()) == 25_557_032  # torchvision's ResNet-50
     assert dict(processor.size) == {"shortest_edge": 224}
 

@@ -101,11 +101,11 @@ def test_errors_name_what_is_wrong(tmp_path):
         trainer_of(tmp_path, kwargs={"compute_loss_func": lambda *_, **__: None})
     with pytest.raises(ValueError, match="num_subnetworks is 3, but it must be 0 with a teacher"):
         tiny_trainer(tmp_path, cls=DistillationTrainer, trainer_kwargs={"teacher": tiny_model()})
-    with pytest.raises(ValueError, match="The teacher has 4 classes, but the model has 3"):
+    with pytest.raises(ValueError, match="'teacher' has 4 classes, but the model has 3"):
         trainer_of(tmp_path, teacher=tiny_model(num_labels=4))
     names = {"id2label": {0: "cat", 1: "owl", 2: "dog"}}
-    with pytest.raises(ValueError, match="Class 0 is 'cat' of the teacher, but 'LABEL_0' of the model"):
-        trainer_of(tmp_path, teacher=tiny_model(**names))
+    with pytest.raises(ValueError, match="class 2 is 'dog' and 'emu'. Rename them"):
+        trainer_of(tmp_path, tiny_model(id2label={0: "cat", 1: "owl", 2: "emu"}), teacher=tiny_model(**names))
     with pytest.raises(ValueError, match="problem_type` is 'regression'"):
         trainer_of(tmp_path, teacher=tiny_model(problem_type="regression"))
 
@@ -142,5 +142,5 @@ def test_teacher_is_checked_where_a_function_makes_the_model(tmp_path):
     trainer.train()
     assert any("loss_teacher" in row for row in trainer.state.log_history)
     kwargs["model_init"] = lambda: tiny_model(num_labels=5)
-    with pytest.raises(ValueError, match="The teacher has 3 classes, but the model has 5"):
+    with pytest.raises(ValueError, match="'teacher' has 3 classes, but the model has 5"):
         tiny_trainer(tmp_path, None, DistillationTrainer, trainer_kwargs=kwargs, num_subnetworks=0)

@@ -1,0 +1,76 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""From a stored image to pixels: the one place where images are opened."""
+
+import io
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image
+
+
+def decode_image(value: dict[str, Any], name: str, size: tuple[int, int] | None = None) -> Image.Image:
+    """
+    Open a stored image as RGB.
+
+    Images of 16 bits are scaled to 8 by the range of the type, and floating-point ones from [0, 1].
+
+    Args:
+        value (`dict`):
+            What `datasets.Image(decode=False)` yields: `bytes`, `path`, or both.
+        name (`str`):
+            What the error calls the image, beside its path if it has one, such as `"image 17 of train"`.
+        size (`tuple[int, int]`, *optional*):
+            Width and height that annotations are made for. They tell whether an image that EXIF turns is to be turned.
+
+    Returns:
+        `PIL.Image.Image`: the image in mode RGB, and upright (EXIF orientation applied) unless `size` says otherwise.
+
+    Raises:
+        ValueError: if the image can't be read, its pixels have no known range, or it has another size; the message names
+            it.
+    """
+    try:
+        image = datasets.Image().decode_example(value)
+        if size is not None and image.size != size:
+            image = _open_unturned(value, size)
+        return to_rgb(image)
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more
+        path = (value or {}).get("path")
+        raise ValueError(f"Unreadable image: {f'{name} ({path})' if path else name}: {error}") from error
+
+
+def _open_unturned(value: dict[str, Any], size: tuple[int, int]) -> Image.Image:
+    stored = value.get("bytes")
+    with Image.open(value["path"] if stored is None else io.BytesIO(stored)) as file:
+        file.load()
+        if file.size != size:
+            raise ValueError(
+                f"its width and height must be {size[0]} x {size[1]}, as its annotations say, but are {file.size[0]} x "
+                f"{file.size[1]}."
+            )
+        return file
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """
+    An image of any mode as RGB.
+
+    Args:
+        image (`PIL.Image.Image`): Pillow saturates deep ones, so that they turn white, or black if they end at 1.
+
+    Raises:
+        ValueError: if the range of the pixels isn't known: integers of 32 bits, or floats beyond [0, 1].
+    """
+    # Pillow opens a portable pixmap of 16 bits as 32.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        pixels = np.asarray(image).astype(np.float32) / 65535
+    elif image.mode == "I":
+        raise ValueError("its pixels are integers of 32 bits, whose range isn't known: store 8 or 16 bits.")
+    elif image.mode == "F":
+        pixels = np.asarray(image)
+        if not (pixels.min() >= 0 and pixels.max() <= 1):
+            raise ValueError(f"its pixels must be floats in [0, 1], but are in [{pixels.min()}, {pixels.max()}].")
+    else:
+        return image.convert("RGB")
+    return Image.fromarray((pixels * 255).round().astype(np.uint8)).convert("RGB")
