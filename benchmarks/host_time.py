@@ -156,7 +156,7 @@ class Bench:
                 alone = gradaug_pass.is_last or processes == 1
                 with contextlib.nullcontext() if alone else model.no_sync(), gradaug_pass:
                     with self.autocast():
-                        loss = gradaug_pass.loss(model(**gradaug_pass.inputs))
+                        loss = gradaug_pass.compute(model)
                     loss.backward()
 
         return {"plain": run_plain, **{mode: functools.partial(run, gradaug) for mode, gradaug in gradaugs.items()}}

@@ -248,7 +248,7 @@ def build_step(args: BenchmarkArguments, arm: str, passes: list[dict[str, Any]])
         for gradaug_pass in gradaug.passes(batch, step=0):
             with gradaug_pass:
                 with autocast():
-                    loss = gradaug_pass.loss(model(**gradaug_pass.inputs))
+                    loss = gradaug_pass.compute(model)
                 if arm == "naive":
                     joint_loss = joint_loss + loss
                 else:
