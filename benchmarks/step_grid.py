@@ -92,7 +92,8 @@ class GridArguments:
 
     def __post_init__(self):
         if self.smoke:
-            self.models, self.entries, self.overhead_batch_size = ["wrn-16-4"], ["channels_last, divisor 8"], 2
+            self.models, self.overhead_batch_size = ["wrn-16-4"], min(2, self.overhead_batch_size)
+            self.entries = self.entries[2:3] if self.entries == ENTRIES else self.entries
         if unknown := set(self.models) - set(step.MODELS):
             raise ValueError(f"`models` must be of {[*step.MODELS]}, but has {sorted(unknown)}.")
         for entry in self.entries:
