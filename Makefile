@@ -59,7 +59,9 @@ train: $(VENV)/.installed-examples  ## Train with GradAug on the embedded digits
 		examples/run_image_classification.py --gradaug --output_dir outputs/digits --do_train --do_eval $(ARGS)
 
 # pytest exits with 5 when it ran no test, which fails the target.
-PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal --durations=20
+# A file's tests share what it trained, so that one process runs them; in their order, because those that take long
+# (benchmarks, distributed, examples, faults) come first.
+PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --durations=20
 
 test-fast: $(VENV)/.installed-dev  ## Run the tests that take no time, which is what one wants while working
 	@$(PYTEST) -m "not slow and not distributed" $(ARGS)

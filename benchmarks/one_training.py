@@ -20,7 +20,7 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
-from hf_gradaug.reporting.figures import new_figure, style_axes
+from hf_gradaug.reporting import new_figure, style_axes
 
 from .common import describe_run, run_example, write_json
 from .grid import Cell, Grid

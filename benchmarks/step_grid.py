@@ -4,7 +4,7 @@ Runs `benchmarks.step` for a list of settings, each a change of the one before i
 
 The overhead is what a step of ResNet-50 takes beyond its arithmetic: GradAug against separate models of the same widths.
 
-    python -m benchmarks.step_grid --output benchmarks/results/step-grid.json --plot docs/step-grid.png
+    python -m benchmarks.step_grid --output docs/results/step-grid.json --plot docs/step-grid.png
 
 Figures are compared inside of an entry, whose arms take turns. Entries run one after the other: what the machine did
 meanwhile is between them.

@@ -18,7 +18,7 @@ for a batch. The parts of an image's way (reading, decoding, augmenting, collati
 
 Command:
 
-    python -m benchmarks.streaming --output benchmarks/results/streaming.json --plot benchmarks/results/streaming.png
+    python -m benchmarks.streaming --output docs/results/streaming.json --plot docs/results/streaming.png
 """
 
 import itertools

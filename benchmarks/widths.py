@@ -8,7 +8,7 @@ Each run is `examples/run_image_classification.py` with its defaults for the dig
 
 Command:
 
-    python -m benchmarks.widths --seeds 42 43 44 --output benchmarks/results/widths-digits.json --plot docs/widths.png
+    python -m benchmarks.widths --seeds 42 43 44 --output docs/results/widths-digits.json --plot docs/widths.png
 """
 
 import json

@@ -83,6 +83,7 @@ def test_flop_ratio_of_the_papers_configuration():
     assert step.flop_ratio("resnet-50", image_size=224) == pytest.approx(2.40, abs=0.02)
 
 
+@pytest.mark.slow
 def test_results_of_every_arm(tmp_path):
     output = tmp_path / "folder" / "results.json"
     command = "--batch_size 2 --image_size 32 --repetitions 1 --device cpu --memory False --output"
@@ -138,6 +139,7 @@ def test_peak_memory_is_counted(capsys):
     assert 3 * 25.5e6 * 4 < memory["peak_memory_bytes"] < 2 * 3 * 25.6e6 * 4
 
 
+@pytest.mark.slow
 def test_streaming_measures_each_arm(tmp_path, capsys):
     flags = (
         "--models tiny --workers 1 --batch_size 2 --image_size 32 --num_images 12 --num_shards 2 --steps 2 --warmup 1"
@@ -192,6 +194,7 @@ def test_accuracies_by_width_are_averaged_over_seeds():
     assert widths.summarize(seeds[:1])[0]["accuracy_deviation"] is None
 
 
+@pytest.mark.slow
 def test_robustness_of_both_arms(tmp_path):
     train = "--max_steps 2 --max_train_samples 64 --max_eval_samples 20 --use_cpu"
     measure = "--max_samples 20 --epsilons 8 --corruptions fog contrast --severities 2 --device cpu"
@@ -209,6 +212,7 @@ def test_robustness_of_both_arms(tmp_path):
     assert results["summary"]["GradAug - plain"]["clean"]["by_seed"] == differences
 
 
+@pytest.mark.slow
 def test_robustness_of_the_models_of_a_study(tmp_path):
     study = tmp_path / "some.yaml"
     study.write_text(

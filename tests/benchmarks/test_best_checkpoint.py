@@ -33,6 +33,7 @@ def make_study(tmp_path):
     return path, grid
 
 
+@pytest.mark.slow
 def test_best_model_on_the_validation_images_is_trained_again(tmp_path):
     path, _ = make_study(tmp_path)
     folders = ["--output_dir", str(tmp_path / "out"), "--results_dir", str(tmp_path / "results")]

@@ -315,6 +315,7 @@ def test_probabilities_are_shown_where_all_runs_measured_them(write, tmp_path):
     assert "loss" not in study_report.make_table(study_report.get_rows(results, "few"), "accuracy", "plain")
 
 
+@pytest.mark.slow
 def test_one_cell_runs_for_real(write, tmp_path, capsys):
     path = write(
         datasets={"few": {"max_train_samples": 20, "max_eval_samples": 20}},

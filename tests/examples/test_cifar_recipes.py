@@ -97,6 +97,7 @@ def test_recipe_is_the_published_one(script, recipe, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_recipe_runs(script, cifar, name, tmp_path):
     recipes = images.ROOT / "examples" / "recipes"

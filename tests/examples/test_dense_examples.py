@@ -53,6 +53,7 @@ def folder(tmp_path):
     return str(tmp_path / "pictures"), str(tmp_path / "annotations.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["object_detection", "instance_segmentation"])
 def test_gradaug_on_the_embedded_scenes_leaves_everything_behind(tasks, name, tmp_path):
     task = tasks[name]
@@ -88,6 +89,7 @@ def test_a_dead_hub_keeps_no_evaluation_from_happening(tasks, hub, tmp_path, mon
     assert {"model.safetensors", "train_results.json", "eval_results.json", "predictions.png", "README.md"} <= names
 
 
+@pytest.mark.slow
 def test_plain_training_on_a_classifier_as_backbone(tasks, tmp_path, folder):
     classifier = tiny_model("resnet-basic", hidden_sizes=[8, 16, 24], seed=3)
     classifier.save_pretrained(tmp_path / "classifier")

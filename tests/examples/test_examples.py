@@ -2,9 +2,11 @@
 """The example scripts from end to end, and their errors."""
 
 import csv
+import functools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import evaluate
 import numpy as np
@@ -12,9 +14,11 @@ import pytest
 import torch
 from helpers import images
 from sklearn.metrics import f1_score
+from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BertConfig, ResNetConfig, pipeline
 
 from hf_gradaug import plot_training_curves
+from hf_gradaug.data import DataArguments, ImageCollator, get_eval_transform, load_image_data
 
 
 TINY = "embedding_size=8,hidden_sizes=[8,16],depths=[1,1],layer_type=basic"
@@ -183,19 +187,48 @@ def test_config_overrides(script):
         script.parse_config_overrides("basic")
 
 
+@pytest.fixture(scope="module")
+def digits(root, subprocess_env, tmp_path_factory):
+    """Trains an arm as `make train` starts it, but with three of ten epochs and one thread; gives the output folder."""
+
+    @functools.cache
+    def train(arm: str) -> Path:
+        folder = tmp_path_factory.mktemp(arm)
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", "1"]
+        launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
+        flags = ["--output_dir", str(folder), "--do_train", "--do_eval", "--disable_tqdm", "True"]
+        flags += ["--num_train_epochs", "3", *(["--gradaug"] if arm == "gradaug" else [])]
+        script = str(root / "examples" / "run_image_classification.py")
+        done = subprocess.run([*launch, script, *flags], env=subprocess_env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return folder
+
+    return train
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arm", ["plain", "gradaug"])
-def test_both_arms_learn_the_digits(root, subprocess_env, tmp_path, arm):
-    """The project's main job, as `make train` starts it, but with three of ten epochs and one thread."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
-    flags = ["--output_dir", str(tmp_path), "--do_train", "--do_eval", "--disable_tqdm", "True"]
-    flags += ["--num_train_epochs", "3"]
-    flags += ["--gradaug"] if arm == "gradaug" else []
-    script = str(root / "examples" / "run_image_classification.py")
-    done = subprocess.run([*launch, script, *flags], env=subprocess_env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "all_results.json").read_text())["eval_accuracy"] >= 0.95
+def test_both_arms_learn_the_digits(digits, arm):
+    """The project's main job."""
+    assert json.loads((digits(arm) / "all_results.json").read_text())["eval_accuracy"] >= 0.95
+
+
+@pytest.mark.slow
+def test_a_width_of_the_training_is_as_accurate_as_the_full_network(digits, tmp_path):
+    """The smallest width is 0.9."""
+    flags = ["--widths", "0.9", "--output_dir", str(tmp_path), "--device", "cpu"]
+    row, full = images.load_script("export_subnetworks").main([str(digits("gradaug")), *flags])
+    exported = AutoModelForImageClassification.from_pretrained(tmp_path / "width-0.9").eval()
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "width-0.9")
+    held_out = load_image_data(DataArguments()).get_dataset("validation", get_eval_transform(processor))
+    correct = 0
+    with torch.no_grad():
+        for batch in DataLoader(held_out, 128, collate_fn=ImageCollator(10)):
+            correct += (exported(batch["pixel_values"]).logits.argmax(-1) == batch["labels"]).sum().item()
+    accuracy = correct / len(held_out)
+    assert full["accuracy"] > 0.9
+    assert accuracy >= full["accuracy"] - 0.01
+    assert row["accuracy"] < accuracy  # with the full network's statistics it is not
 
 
 def test_digits_with_no_data_named(script, tmp_path):

@@ -56,6 +56,7 @@ def skipped(text: str) -> list[str]:
     return sorted(line for line in text.splitlines() if "Unreadable image: " in line and "It is skipped." in line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_folder(folder, workers):
     flags = ["--validation_dir", str(folder / "validation"), "--do_eval", "--dataloader_num_workers", workers]
@@ -77,6 +78,7 @@ def test_folder(folder, workers):
     )  # out of the 11 readable ones
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_stream(shards, workers):
     flags = ["--validation_dir", str(shards / "train"), "--streaming", "--shuffle_buffer_size", "4"]

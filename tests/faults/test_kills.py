@@ -59,6 +59,7 @@ def test_kills_in_a_save_at_each_of_its_files(examples, uninterrupted, weights, 
     assert weights(out) == weights(uninterrupted("folder"))
 
 
+@pytest.mark.slow
 def test_killed_in_its_first_save_starts_again(examples, uninterrupted, weights, tmp_path):
     out = tmp_path / "out"
     folder = out / "checkpoint-2"
@@ -70,6 +71,7 @@ def test_killed_in_its_first_save_starts_again(examples, uninterrupted, weights,
     assert weights(out) == weights(uninterrupted("folder"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "stream"])
 def test_killed_after_its_last_step_trains_no_other(examples, uninterrupted, weights, tmp_path, kind):
     out = tmp_path / "out"

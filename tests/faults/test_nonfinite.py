@@ -167,12 +167,14 @@ def train_in_one_of_two(output_dir, action: str) -> None:
     (output_dir / f"{rank}.json").write_text(json.dumps(trainer.state.log_history))
 
 
+@pytest.mark.distributed
 def test_not_a_number_in_one_process_stops_both(tmp_path):
     for done in harness.run_ranks(tmp_path, train_in_one_of_two, tmp_path, "stop"):
         assert done.code == 1
         assert re.search("FloatingPointError: .*the full network .* in optimizer step 2", done.text), done.text
 
 
+@pytest.mark.distributed
 def test_not_a_number_in_one_process_skips_the_step_in_both(tmp_path):
     for done in harness.run_ranks(tmp_path, train_in_one_of_two, tmp_path, "skip"):
         assert done.code == 0, done.text

@@ -28,6 +28,7 @@ class Terminate(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "step", "flags"),
     [("folder", 3, ["--eval_strategy", "epoch"]), ("stream", 3, []), ("folder", STEPS, [])],
@@ -48,6 +49,7 @@ def test_terminated_run_goes_on(examples, uninterrupted, weights, tmp_path, kind
     assert weights(out) == weights(uninterrupted(kind))
 
 
+@pytest.mark.slow
 def test_terminated_before_the_first_step(examples, tmp_path):
     out = tmp_path / "out"
     stopped = examples("folder").run(out, fault=harness.terminate_before_the_first_step)
@@ -55,6 +57,7 @@ def test_terminated_before_the_first_step(examples, tmp_path):
     assert harness.checkpoints(out) == [1]
 
 
+@pytest.mark.slow
 def test_terminated_with_its_workers(examples, tmp_path):
     out, flags = tmp_path / "out", ["--dataloader_num_workers", "2"]
     stopped = examples("folder").run(out, *flags, fault=harness.terminate_group_in_step, fault_args=(3, 2))
@@ -111,6 +114,7 @@ def test_forked_workers_do_not_catch_the_signal(tmp_path):
     assert codes == [-signal.SIGTERM] and stop.received is None
 
 
+@pytest.mark.slow
 def test_training_with_workers_stops(tmp_path):
     stop = StopOnSignal()
     trainer = tiny_trainer(
@@ -120,6 +124,7 @@ def test_training_with_workers_stops(tmp_path):
     assert stop.received == signal.SIGTERM and trainer.state.global_step == 2
 
 
+@pytest.mark.distributed
 def test_one_signal_stops_both_processes(tmp_path):
     for done in harness.run_ranks(tmp_path, train_and_stop_one, tmp_path / "out"):
         assert done.code == 143, done.text

@@ -53,6 +53,7 @@ def test_failed_push_ends_both_processes(hub, tmp_path, where):
         assert set(files_of(out)) == MODEL
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_an_upload(hub, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
     hub.cut("PUT", "/uploads/", after=1000, then=lambda: process.kill())

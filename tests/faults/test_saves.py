@@ -124,6 +124,7 @@ def test_files_that_belong_together(trained, tmp_path):
     assert find_damage(folder).is_unfinished
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full_at", ["model.safetensors", "optimizer.pt"])
 def test_full_disk(examples, uninterrupted, tmp_path, full_at):
     sizes = {

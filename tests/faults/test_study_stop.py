@@ -7,8 +7,10 @@ import sys
 import time
 
 import psutil
+import pytest
 
 
+@pytest.mark.slow
 def test_a_cell_ends_with_its_runner(root, tmp_path):
     study = {"datasets": {"digits": {}}, "seeds": [1], "split": "validation", "arms": {"plain": {}}}
     flags = {"max_steps": 100_000, "model_type": "resnet", "use_cpu": True}

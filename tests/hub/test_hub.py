@@ -27,6 +27,7 @@ from transformers import pipeline as make_pipeline
 from hf_gradaug import GradAugSettings, HubMixin, HubPushError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
 def test_each_strategy(hub, tmp_path, monkeypatch, strategy):
     out = tmp_path / "out"
@@ -99,6 +100,7 @@ torch.save((logits, pipeline("image-classification", "org/tiny")(picture)), resu
 """
 
 
+@pytest.mark.slow
 def test_pulled_model_is_the_trained_one_without_this_package(hub, tmp_path, subprocess_env):
     trainer = make_trainer(tmp_path / "out", hub_strategy="end", save_strategy="no")
     trainer.train()
@@ -127,6 +129,7 @@ class StopAfter(TrainerCallback):
         control.should_training_stop = state.global_step == self.step
 
 
+@pytest.mark.slow
 def test_resume_from_the_checkpoint_of_the_hub(hub, tmp_path):
     uninterrupted = make_trainer(tmp_path / "whole", push_to_hub=False, max_steps=4)
     uninterrupted.train()

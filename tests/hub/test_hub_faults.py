@@ -114,6 +114,7 @@ def test_retry_uploads_only_what_is_missing(hub, tmp_path):
     assert hub.files(NAME) == files_of(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["every_save", "checkpoint", "all_checkpoints"])
 def test_hub_that_dies_in_the_training(hub, tmp_path, caplog, strategy):
     out = tmp_path / "my out"

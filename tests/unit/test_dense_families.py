@@ -132,6 +132,7 @@ def test_a_step_moves_every_parameter_and_the_checkpoint_is_plain(name, tmp_path
     assert all(torch.equal(parameter, after[key]) for key, parameter in loaded.named_parameters())
 
 
+@pytest.mark.slow
 def test_checkpoints_load_where_the_package_is_absent(tmp_path, subprocess_env):
     for name in MODELS:
         make_slimmable(dense_model(name)).save_pretrained(tmp_path / name)

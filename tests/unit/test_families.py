@@ -247,6 +247,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_checkpoints_load_without_this_package(tmp_path, subprocess_env):
     for family in FAMILIES:
         model = make_slimmable(family_model(family)).train()

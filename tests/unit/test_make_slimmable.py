@@ -214,6 +214,7 @@ def test_compiles():
     assert torch.equal(compiled(pixel_values=images).logits, model(pixel_values=images).logits)
 
 
+@pytest.mark.slow
 def test_compiles_subnetworks_of_a_bounded_set():
     counter = CompileCounter()
     model = make_slimmable(tiny_model("resnet-basic").train())
