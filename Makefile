@@ -46,17 +46,22 @@ $(VENV)/.installed-ruff: setup.py | $(BIN)/python
 	@$(BIN)/python -m pip install -qq "$(RUFF)"
 	@touch $@
 
-# With one process, one GPU is left visible, because Trainer would otherwise split batches over all (nn.DataParallel).
+# With one process, one GPU is left visible, because Trainer would otherwise split batches over all (nn.DataParallel), and
+# there is no launcher: that of Accelerate would end at a signal and leave the training alone. Make waits for its checkpoint.
 # The settings are spelled out, because `accelerate launch` warns about each that it has to choose itself, and would
 # give work on CPUs a single thread.
+ifeq ($(PROCESSES),1)
+LAUNCH := $(BIN)/python
+else
+LAUNCH := $(BIN)/accelerate launch --multi_gpu --num_machines 1 --num_processes $(PROCESSES) --mixed_precision no \
+	--dynamo_backend no --num_cpu_threads_per_process $(shell expr $(CORES) / $(PROCESSES) \| 1)
+endif
+
 train: $(VENV)/.installed-examples  ## Train with GradAug on the embedded digits, results in outputs/digits
 	@gpus="$${CUDA_VISIBLE_DEVICES-0}"; \
 	if [ "$(PROCESSES)" = 1 ]; then export CUDA_VISIBLE_DEVICES="$${gpus%%,*}"; fi; \
 	set -x; \
-	$(BIN)/accelerate launch --num_machines 1 --num_processes $(PROCESSES) $(if $(filter-out 1,$(PROCESSES)),--multi_gpu) \
-		--mixed_precision no --dynamo_backend no \
-		--num_cpu_threads_per_process $$(( $(CORES) > $(PROCESSES) ? $(CORES) / $(PROCESSES) : 1 )) \
-		examples/run_image_classification.py --gradaug --output_dir outputs/digits --do_train --do_eval $(ARGS)
+	exec $(LAUNCH) examples/run_image_classification.py --gradaug --output_dir outputs/digits --do_train --do_eval $(ARGS)
 
 # pytest exits with 5 when it ran no test, which fails the target.
 # A file's tests share what it trained, so that one process runs them; in their order, because those that take long

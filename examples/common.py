@@ -4,6 +4,7 @@
 import copy
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +13,12 @@ from typing import Any
 import torch
 import transformers
 from accelerate import PartialState
-from transformers import HfArgumentParser, PreTrainedConfig, PreTrainedModel, Trainer
+from transformers import HfArgumentParser, PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 from hf_gradaug import HubPushError, StopOnSignal
 from hf_gradaug.data import get_class_names, match_classes
+from hf_gradaug.training import end_with_launcher
 
 
 logger = logging.getLogger(__name__)
@@ -164,13 +167,13 @@ def train_and_save(trainer: Trainer) -> None:
             With [`HubMixin`], such as a [`GradAugTrainer`].
 
     Raises:
-        `SystemExit`: If SIGTERM stopped the training, with 128 and the signal's number.
+        `SystemExit`: If SIGTERM or SIGINT (Ctrl-C) stopped the training, with 128 and the signal's number.
     """
     args = trainer.args
     checkpoint = args.resume_from_checkpoint
     if checkpoint and checkpoint.lower() == "true":
         checkpoint = True  # the newest one that is whole
-    stop = StopOnSignal()
+    stop = StopOnSignal((signal.SIGTERM, signal.SIGINT))
     trainer.add_callback(stop)
     try:
         result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -178,10 +181,11 @@ def train_and_save(trainer: Trainer) -> None:
         logger.error(error)
         result = error.train_output
     if stop.received:
-        logger.warning(
-            f"{stop.received.name} stopped the training after step {trainer.state.global_step}, whose checkpoint is in "
-            f"'{args.output_dir}'. The same command with --resume_from_checkpoint true goes on from there."
-        )
+        if trainer.is_world_process_zero():
+            logger.warning(
+                f"{stop.received.name} stopped the training after step {trainer.state.global_step}, whose checkpoint is in "
+                f"'{args.output_dir}'. The same command with --resume_from_checkpoint true goes on from there."
+            )
         sys.exit(128 + stop.received)
     if not args.push_to_hub:  # with it, `train` has saved the model, and `save_model` would push it
         trainer.save_model()
@@ -211,7 +215,11 @@ def launch(
         run (`Callable`): takes these arguments, and returns metrics.
         args (`Sequence[str]`, *optional*): the words. Default to those of this process.
         logger_name (`str`): of the script.
+
+    Raises:
+        `SystemExit`: If SIGINT (Ctrl-C) stopped the script, with 130.
     """
+    end_with_launcher()
     logging.basicConfig(format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", level=logging.WARNING)
     for name in (logger_name, "hf_gradaug"):
         logging.getLogger(name).setLevel(logging.INFO if int(os.environ.get("RANK", 0)) == 0 else logging.WARNING)
@@ -220,5 +228,18 @@ def launch(
         transformers.utils.logging.set_verbosity_info()
     try:
         return run(*arguments)
+    except KeyboardInterrupt:  # outside of the training, which ends with a checkpoint
+        if arguments[-1].should_log:
+            logger.warning(f"SIGINT stopped the script. {_how_to_go_on(arguments[-1])}")
+        sys.exit(128 + signal.SIGINT)
     finally:
         PartialState().destroy_process_group()  # gloo aborts at exit otherwise
+
+
+def _how_to_go_on(args: TrainingArguments) -> str:
+    has_checkpoint = os.path.isdir(args.output_dir) and get_last_checkpoint(args.output_dir)
+    if args.do_train and has_checkpoint:
+        return (
+            f"The same command with --resume_from_checkpoint true goes on from the checkpoint in '{args.output_dir}'."
+        )
+    return "The same command starts again."

@@ -37,6 +37,7 @@ from hf_gradaug.data import (
     get_train_transform,
     load_image_data,
 )
+from hf_gradaug.training import end_with_launcher
 
 
 logger = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ def evaluate(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoade
 
 
 def main(args: list[str] | None = None) -> float:
+    end_with_launcher()
     parser = HfArgumentParser((LoopArguments, DataArguments, GradAugSettings))
     # Right for digits: a mirrored one is another sign, and a small crop can be any. Set both for other images.
     parser.set_defaults(horizontal_flip=False, random_resized_crop_scale=[0.7, 1.0])

@@ -88,9 +88,14 @@ class DistillationTrainer(ModelCardMixin, DurableTrainerMixin, Trainer):
             shard_as_one_unit(self.model, self.accelerator.state.fsdp_plugin)
         return super().create_optimizer(model)
 
-    def train(self, *args, **kwargs) -> TrainOutput:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         self._step_log = self._new_step_log()  # without what an earlier training left
-        return super().train(*args, **kwargs)
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def compute_loss(
         self,

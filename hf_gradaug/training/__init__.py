@@ -7,7 +7,7 @@ from .durable import DurableTrainerMixin
 from .fault_tolerance import FaultToleranceMixin
 from .hub import HubMixin, HubPushError
 from .nonfinite import NonFiniteLossGuard
-from .preemption import StopOnSignal
+from .preemption import StopOnSignal, end_with_launcher
 from .step_log import LossParts, StepLog
 from .stream import StreamMixin
 
@@ -23,6 +23,7 @@ __all__ = [
     "StepLog",
     "StopOnSignal",
     "StreamMixin",
+    "end_with_launcher",
     "find_checkpoint",
     "find_damage",
     "no_sync",

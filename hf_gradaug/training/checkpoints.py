@@ -4,6 +4,7 @@
 import json
 import os
 import re
+import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ _SENTINEL = "checkpoint-is-incomplete.txt"
 _WEIGHTS = re.compile(r"(model|adapter_model)\.safetensors(\.index\.json)?|(pytorch_model|adapter_model).*")
 # What the Trainer loads with `torch.load`: these may hold tensors and numbers, and no other Python objects.
 _LOADED = re.compile(r"(optimizer|scheduler|scaler|pytorch_model.*|adapter_model|rng_state(_\d+)?)\.(pt|pth|bin)")
+# What a resumed run reads beside them. DeepSpeed and FSDP2 have folders.
+_READ = re.compile(r"model-\d+-of-\d+\.safetensors|stream_state_\d+\.json|global_step\d+|latest|optimizer_\d+")
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,21 @@ def _check_file(path: Path) -> None:
         if _LOADED.fullmatch(path.name):
             with safe_globals():
                 torch.load(path, map_location="meta", mmap=True, weights_only=True)
+
+
+def clear_checkpoint(folder: str | os.PathLike) -> None:
+    """
+    Removes from a folder all that would make it a checkpoint, or mix with the files of another one. Other files stay.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            The folder. It may be missing.
+    """
+    for path in Path(folder).glob("*"):
+        if path.name in (_STATE, _SENTINEL) or any(
+            pattern.fullmatch(path.name) for pattern in (_WEIGHTS, _LOADED, _READ)
+        ):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def find_checkpoint(output_dir: str | os.PathLike) -> tuple[str | None, list[CheckpointDamage]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..data.bad_images import SkippedImages
-from .checkpoints import find_checkpoint, find_damage
+from .checkpoints import clear_checkpoint, find_checkpoint, find_damage
 from .preemption import StopOnSignal
 from .tokens import hide_from_pickle
 
@@ -26,8 +26,8 @@ class FaultToleranceMixin:
     - `train(resume_from_checkpoint=True)` takes the newest whole checkpoint. A warning names what is wrong with newer ones;
       where all are damaged, an error does. If the run was killed in its very first save, it starts from the beginning.
     - `train(resume_from_checkpoint=folder)` raises an error that names the damaged file.
-    - A save that fails leaves no folder behind, and the older checkpoints alone. They are rotated when the new one is whole,
-      the files of all processes included.
+    - A save that fails logs so, leaves nothing of the checkpoint behind, and the older ones alone. They are rotated when the
+      new one is whole, the files of all processes included. Files of yours in the folder stay.
     - A run that was killed after its last step doesn't train another one when it is resumed.
     - Hub tokens stay out of `training_args.bin`.
     - Images that [`~hf_gradaug.data.ImageCollator`] left out are named and counted.
@@ -41,44 +41,43 @@ class FaultToleranceMixin:
         self.args.hub_token = hide_from_pickle(self.args.hub_token)
         self._skipped_images = SkippedImages()
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         self._skipped_images = SkippedImages()
         try:
-            return super().train(self._choose_checkpoint(resume_from_checkpoint), *args, **kwargs)
+            return super().train(self._choose_checkpoint(resume_from_checkpoint), trial, ignore_keys_for_eval)
         finally:
             for callback in self.callback_handler.callbacks:  # after an error no event tells them
                 if isinstance(callback, StopOnSignal):
                     callback.restore()
 
-    def _choose_checkpoint(self, resume_from_checkpoint: str | bool | None) -> str | None:
-        if resume_from_checkpoint is None or resume_from_checkpoint is False:
-            return None
+    def _choose_checkpoint(self, resume_from_checkpoint: str | bool | None) -> str | bool | None:
+        if not resume_from_checkpoint:
+            return resume_from_checkpoint
         # One process looks, so that all of them take the same.
         found: list[Any] = [None]
         if self.is_world_process_zero():
             if resume_from_checkpoint is True:
                 found = [find_checkpoint(self.args.output_dir)]
-            elif os.path.isdir(resume_from_checkpoint):
-                damage = find_damage(resume_from_checkpoint)
-                found = [(resume_from_checkpoint, [] if damage is None else [damage])]
             else:
-                found = [(None, [])]
+                damage = find_damage(resume_from_checkpoint) if os.path.isdir(resume_from_checkpoint) else None
+                found = [(resume_from_checkpoint, [] if damage is None else [damage])]
         checkpoint, damages = broadcast_object_list(found)[0]
+        if not damages:
+            return checkpoint or True  # if there is none, the Trainer says so
         what = "; ".join(map(str, damages))
         if resume_from_checkpoint is not True:
-            if checkpoint is None:
-                raise ValueError(f"resume_from_checkpoint is '{resume_from_checkpoint}', which is no folder.")
-            if damages:
-                raise ValueError(f"resume_from_checkpoint is '{checkpoint}', which can't be used: {what}.")
-            return checkpoint
+            raise ValueError(f"resume_from_checkpoint is '{checkpoint}', which can't be used: {what}.")
         if checkpoint is None and not all(damage.is_unfinished for damage in damages):
             raise ValueError(
                 f"resume_from_checkpoint is set, but no checkpoint in '{self.args.output_dir}' can be used: {what}. "
                 "Without resume_from_checkpoint the training starts from the beginning."
             )
-        if checkpoint is None and not damages:
-            raise ValueError(f"resume_from_checkpoint is set, but '{self.args.output_dir}' has no checkpoint.")
-        if damages and self.is_world_process_zero():
+        if self.is_world_process_zero():
             start = "starts from the beginning" if checkpoint is None else f"goes on from '{checkpoint}'"
             logger.warning(f"The training {start}, because what is newer can't be used: {what}.")
         return checkpoint
@@ -93,22 +92,25 @@ class FaultToleranceMixin:
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run_dir = self._get_output_dir(trial=trial)
         folder = os.path.join(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        was_there = os.path.isdir(folder)
         try:
             if self.args.should_save:
-                # What a killed run left under the same name would otherwise mix with the new files.
-                shutil.rmtree(folder, ignore_errors=True)
+                clear_checkpoint(folder)  # what a killed run left would mix with the new files
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
-        except Exception as error:
+        except Exception:
             is_whole = os.path.isdir(folder) and find_damage(folder) is None
-            if is_whole:  # the save was good, and what follows it failed, such as a push to the Hub
-                raise
-            if self.args.should_save:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise RuntimeError(
-                f"The checkpoint '{folder}' could not be saved, and its folder was removed. The earlier checkpoints in "
-                f"'{run_dir}' are untouched. The reason: {error}"
-            ) from error
+            # If it is, the save was good, and what follows it failed, such as a push to the Hub.
+            if not is_whole and self.args.should_save:
+                if was_there:
+                    clear_checkpoint(folder)
+                else:
+                    shutil.rmtree(folder, ignore_errors=True)
+                logger.error(
+                    f"The checkpoint '{folder}' could not be saved, and what was written of it is removed. The earlier "
+                    f"checkpoints in '{run_dir}' are untouched."
+                )
+            raise
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

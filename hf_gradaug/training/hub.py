@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from accelerate.utils import broadcast_object_list
 
@@ -165,8 +165,13 @@ class HubMixin:
     def _save_beside_weights(self, folder: str) -> None:
         """Saves what the Trainer doesn't copy from a checkpoint to the output folder before it pushes that. Nothing here."""
 
-    def train(self, *args, **kwargs) -> TrainOutput:
-        output = super().train(*args, **kwargs)
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         if not self.args.push_to_hub:
             return output
         self.save_model(_internal_call=True)

@@ -1,16 +1,44 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""A training that is told to go: it saves and stops."""
+"""Runs that are told to stop: they save a checkpoint and end."""
 
+import ctypes
 import functools
 import os
+import re
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 from transformers.training_args import ParallelMode
+
+
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
+_LAUNCHER = re.compile(rb"accelerate(\0launch|-launch|\.commands\.launch)\0")
+
+
+def end_with_launcher() -> None:
+    """
+    Sends this process SIGTERM when the `accelerate launch` that started it ends. Call it first in a training script.
+
+    With one process, `accelerate launch` doesn't pass signals on: at SIGTERM it ends, and the script runs on without it.
+    With this call, [`StopOnSignal`] then saves a checkpoint and stops. The launcher itself doesn't wait for that: where the
+    machine goes away with it, as in a container, start one process with `python` instead.
+
+    Changes nothing if another program started the process, and on other systems than Linux.
+    """
+    if sys.platform != "linux":
+        return
+    launcher = os.getppid()
+    if _LAUNCHER.search(Path(f"/proc/{launcher}/cmdline").read_bytes()):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != launcher:  # it ended before the kernel was asked
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _outlive(signals: Sequence[signal.Signals], init: Callable[[int], None] | None, worker_id: int) -> None:
@@ -29,16 +57,17 @@ def _outlive(signals: Sequence[signal.Signals], init: Callable[[int], None] | No
 
 class StopOnSignal(TrainerCallback):
     """
-    Ends a training at a signal, after the current optimizer step and a checkpoint of it.
+    Ends a run at a signal, after the current optimizer step and a checkpoint of it; with several GPUs, one step later.
 
-    Batch schedulers and cloud machines send SIGTERM some time before they kill. The checkpoint is as good as any other of the
-    run: nothing is saved in the middle of a step, after a batch that the resumed run would then miss.
-    Of several processes it is enough that one gets the signal. A signal that comes again changes nothing. An evaluation that
-    is due at the same step is left out, because the time may be short.
+    Batch schedulers and cloud machines send SIGTERM some time before they kill. The checkpoint is as good as any other of
+    the run: nothing is saved in the middle of a step. With several processes, one that gets the signal is enough. The same
+    signal again changes nothing, except a second SIGINT (Ctrl-C) after a second or more, which interrupts at once. An
+    evaluation that is due at the same step is left out, because the time may be short.
 
-    A step and a save have to fit into what the sender grants: `torchrun` kills its processes 30 seconds after it has passed
-    the signal on. Slurm sends it to the workers that load the data too: those of the training go on until their process ends
-    them, because it would fail without them in the middle of the step.
+    A step and a save have to fit into the time that the sender grants: `torchrun` and `accelerate launch` with several
+    processes kill 30 seconds after they passed the signal on. For `accelerate launch` with one process, see
+    [`~hf_gradaug.training.end_with_launcher`]. Workers that load training images ignore the signals, because the step would
+    fail without them; they end with their process.
 
     Args:
         signals (`Sequence[signal.Signals]`, *optional*, defaults to `(signal.SIGTERM,)`):
@@ -63,16 +92,24 @@ class StopOnSignal(TrainerCallback):
         self.signals = tuple(signals)
         self.received: signal.Signals | None = None
         self._pending = 0
+        self._since = 0.0
         self._previous: dict[signal.Signals, object] = {}
         self._pid: int | None = None
+        self._asked: tuple[torch.Tensor, torch.cuda.Event] | None = None
 
     def _handle(self, number: int, frame: object) -> None:
         if os.getpid() != self._pid:
-            # A process that was forked from this one: the signal means there what it did before.
-            signal.signal(number, self._previous[number] or signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            # A process that was forked from this one. A terminal sends SIGINT to all: workers that load images of an
+            # evaluation go on. Any other signal means there what it did before.
+            if number != signal.SIGINT:
+                signal.signal(number, self._previous[number] or signal.SIG_DFL)
+                os.kill(os.getpid(), number)
             return
-        self._pending = number
+        now = time.monotonic()
+        if not self._pending:
+            self._pending, self._since = number, now
+        elif number == signal.SIGINT and now - self._since >= 1:  # sooner, it is the first one, passed on
+            raise KeyboardInterrupt
 
     def restore(self) -> None:
         """Gives the signals their earlier handlers back. Done at the end of the training."""
@@ -82,7 +119,7 @@ class StopOnSignal(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.restore()
-        self.received, self._pending, self._pid = None, 0, os.getpid()
+        self.received, self._pending, self._asked, self._pid = None, 0, None, os.getpid()
         for number in self.signals:
             self._previous[number] = signal.signal(number, self._handle)
         loader = kwargs.get("train_dataloader")
@@ -93,13 +130,25 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         pending = self._pending
         if args.parallel_mode == ParallelMode.DISTRIBUTED:
-            agreed = torch.tensor(pending, dtype=torch.int32, device=args.device)
-            dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
-            pending = int(agreed)
+            pending = self._agree(pending, args.device, wait=control.should_save or control.should_training_stop)
         if pending:
             self.received = signal.Signals(pending)
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
+
+    def _agree(self, pending: int, device: torch.device, wait: bool) -> int:
+        """The largest signal of all processes. A GPU isn't waited for: this is the answer of the step before, unless `wait`."""
+        agreed = torch.full((), pending, dtype=torch.int32, device=device)
+        dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
+        if device.type != "cuda":
+            return int(agreed)
+        answer = torch.empty_like(agreed, device="cpu", pin_memory=True).copy_(agreed, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        earlier, self._asked = self._asked, (answer, copied)
+        answer, copied = self._asked if wait or earlier is None else earlier
+        copied.synchronize()
+        return int(answer)
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if self.received:  # the Trainer comes here on its way out: what is due at an epoch's end isn't, in its middle

@@ -122,7 +122,7 @@ def test_resume(run, tmp_path, folder, streaming):
     run(*common, "--resume_from_checkpoint", checkpoint, "--output_dir", str(tmp_path / "again"), **data)
     resumed = AutoModelForImageClassification.from_pretrained(tmp_path / "again").state_dict()
     assert all(whole[name].equal(resumed[name]) for name in whole)
-    with pytest.raises(ValueError, match="resume_from_checkpoint is set, but '.*none' has no checkpoint"):
+    with pytest.raises(ValueError, match="No valid checkpoint found in output directory .*none"):
         run(*common, "--resume_from_checkpoint", "true", "--output_dir", str(tmp_path / "none"), **data)
 
 

@@ -1,31 +1,37 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """SIGTERM: the run saves, stops and can go on."""
 
+import ctypes
 import os
 import signal
 import sys
+import time
 
+import common
 import pytest
 import torch.distributed as dist
 from helpers import harness
 from helpers.harness import STEPS
 from helpers.tiny import tiny_trainer
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from hf_gradaug import StopOnSignal
-from hf_gradaug.training import find_damage
+from hf_gradaug.training import end_with_launcher, find_damage
 
 
 class Terminate(TrainerCallback):
-    """Sends SIGTERM to its own process at an event."""
+    """Sends a signal, once or twice with some seconds in between, to its own process at an event."""
 
-    def __init__(self, event: str, step: int = 0):
-        self.step = step
+    def __init__(self, event: str, step: int = 0, number=signal.SIGTERM, again_after: float | None = None):
+        self.step, self.number, self.again_after = step, number, again_after
         setattr(self, event, self.send)
 
     def send(self, args, state, control, **kwargs) -> None:
         if state.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.number)
+            if self.again_after is not None:
+                time.sleep(self.again_after)
+                os.kill(os.getpid(), self.number)
 
 
 @pytest.mark.slow
@@ -97,21 +103,74 @@ def test_handler_lives_as_long_as_the_training(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_forked_workers_do_not_catch_the_signal(tmp_path):
-    """A process that is forked during the training, as a data loader's worker, ends at SIGTERM as if nothing were set."""
+BOTH = (signal.SIGTERM, signal.SIGINT)
+
+
+@pytest.mark.parametrize("again_after", [None, 0.0])
+def test_ctrl_c_saves_and_stops(tmp_path, again_after):
+    """Also where a launcher passes on what the terminal has sent to all."""
+    stop, send = StopOnSignal(BOTH), Terminate("on_step_begin", 1, signal.SIGINT, again_after)
+    trainer = tiny_trainer(tmp_path, trainer_kwargs={"callbacks": [stop, send]})
+    trainer.train()
+    assert stop.received == signal.SIGINT and trainer.state.global_step == 2
+    assert find_damage(tmp_path / "checkpoint-2") is None
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_second_ctrl_c_interrupts(tmp_path):
+    stop, send = StopOnSignal(BOTH), Terminate("on_step_begin", 1, signal.SIGINT, again_after=1.0)
+    trainer = tiny_trainer(tmp_path, trainer_kwargs={"callbacks": [stop, send]})
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert trainer.state.global_step == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_ctrl_c_outside_of_the_training(tmp_path, caplog, checkpoint):
+    """While data are loaded, or in the last evaluation: one line and 130."""
+
+    def interrupt(args):
+        raise KeyboardInterrupt
+
+    if checkpoint:
+        (tmp_path / "checkpoint-2").mkdir()
+    args = TrainingArguments(str(tmp_path), do_train=True, report_to=[], use_cpu=True)
+    with pytest.raises(SystemExit) as caught:
+        common.launch(lambda words: (args,), interrupt, [], "script")
+    assert caught.value.code == 130
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "common"]
+    assert line.startswith("SIGINT stopped the script.")
+    assert ("--resume_from_checkpoint true" in line and str(tmp_path) in line) == checkpoint
+
+
+def test_only_a_launcher_is_followed():
+    """A run started by a shell must survive it: under nohup, it has to."""
+    end_with_launcher()
+    number = ctypes.c_int(-1)
+    ctypes.CDLL(None).prctl(2, ctypes.byref(number))  # PR_GET_PDEATHSIG
+    assert number.value == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 0)])
+def test_forked_workers_do_not_catch_the_signal(tmp_path, number, code):
+    """
+    A process that is forked during the training, as a data loader's worker, ends at SIGTERM as if nothing were set. SIGINT,
+    which a terminal sends to all, it leaves to the training.
+    """
     codes = []
 
     class Fork(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             child = os.fork()
             if child == 0:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
                 os._exit(0)
             codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
-    stop = StopOnSignal()
+    stop = StopOnSignal(BOTH)
     tiny_trainer(tmp_path, trainer_kwargs={"callbacks": [stop, Fork()]}, max_steps=1).train()
-    assert codes == [-signal.SIGTERM] and stop.received is None
+    assert codes == [code] and stop.received is None
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """Damaged checkpoints, and disks that are full."""
 
+import errno
+import inspect
 import json
 import logging
 import os
@@ -12,8 +14,10 @@ import pytest
 import torch
 from helpers import harness
 from helpers.tiny import largest_difference, state_of, tiny_model, tiny_trainer
+from transformers import Trainer, TrainingArguments
 
-from hf_gradaug.training import find_checkpoint, find_damage
+from hf_gradaug import DistillationTrainer, GradAugConfig, GradAugTrainer, HubMixin
+from hf_gradaug.training import DurableTrainerMixin, FaultToleranceMixin, find_checkpoint, find_damage
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +93,6 @@ def test_named_checkpoint_that_is_damaged_is_an_error(trained, tmp_path):
     path = re.escape(str(out / "checkpoint-4" / "optimizer.pt"))
     with pytest.raises(ValueError, match=rf"resume_from_checkpoint is '.*checkpoint-4'.*'{path}' is truncated"):
         make_trainer(out).train(resume_from_checkpoint=str(out / "checkpoint-4"))
-    with pytest.raises(ValueError, match="resume_from_checkpoint is 'no/such', which is no folder"):
-        make_trainer(out).train(resume_from_checkpoint="no/such")
     damage(out / "checkpoint-2" / "scheduler.pt", "missing")
     with pytest.raises(ValueError, match=rf"no checkpoint in .* can be used: '{path}' is .*scheduler.pt' is missing"):
         make_trainer(out).train(resume_from_checkpoint=True)
@@ -156,11 +158,57 @@ def test_failing_push_keeps_the_whole_checkpoint(tmp_path, monkeypatch):
     assert find_damage(tmp_path / "out" / "checkpoint-2") is None
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_missing_checkpoint_has_the_stock_error(tmp_path, named):
+    messages = []
+    for cls, args_cls in ((GradAugTrainer, GradAugConfig), (Trainer, TrainingArguments)):
+        trainer = tiny_trainer(tmp_path, tiny_model("convnext"), cls, args_cls)
+        with pytest.raises(ValueError) as caught:
+            trainer.train(resume_from_checkpoint=str(tmp_path / "none") if named else True)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1] and "valid checkpoint" in messages[0]
+
+
+@pytest.mark.parametrize(
+    "cls", [GradAugTrainer, DistillationTrainer, DurableTrainerMixin, HubMixin, FaultToleranceMixin]
+)
+def test_train_has_the_stock_signature(cls):
+    ours, stock = inspect.signature(cls.train).parameters, inspect.signature(Trainer.train).parameters
+    assert [(p.name, p.kind, p.default) for p in ours.values()] == [
+        (p.name, p.kind, p.default) for p in stock.values()
+    ]
+
+
+def test_failed_save_has_its_own_error(trained, tmp_path, monkeypatch, caplog):
+    """And leaves a file of the user's that is in the folder, but nothing that looks like a checkpoint."""
+    out = harness.copy(trained[0], tmp_path / "out")
+    (out / "checkpoint-4" / "notes.txt").write_text("mine")
+    trainer = make_trainer(out)
+
+    def fail(output_dir):
+        raise OSError(errno.ENOSPC, "No space left on device", output_dir)
+
+    monkeypatch.setattr(trainer, "_save_optimizer_and_scheduler", fail)
+    with pytest.raises(OSError) as caught, caplog.at_level(logging.ERROR, "hf_gradaug"):
+        trainer.train(resume_from_checkpoint=str(out / "checkpoint-2"))
+    assert type(caught.value) is OSError and caught.value.errno == errno.ENOSPC
+    assert f"The checkpoint '{out / 'checkpoint-4'}' could not be saved" in caplog.text
+    assert (out / "checkpoint-4" / "notes.txt").read_text() == "mine"
+    checkpoint, damages = find_checkpoint(out)
+    assert checkpoint == str(out / "checkpoint-2") and damages[0].is_unfinished
+    assert not (out / "checkpoint-4" / "model.safetensors").exists()
+
+
 def test_state_of_another_run_under_the_same_step_is_replaced(trained, tmp_path):
     out = harness.copy(trained[0], tmp_path / "out")
-    (out / "checkpoint-4" / "of_another_run.pt").write_bytes(b"cut")
+    others = ["rng_state_1.pth", "stream_state_0.json", "model-00001-of-00002.safetensors", "pytorch_model.bin"]
+    for name in others:
+        (out / "checkpoint-4" / name).write_bytes(b"cut")
+    (out / "checkpoint-4" / "global_step4").mkdir()
+    (out / "checkpoint-4" / "notes.txt").write_text("mine")
     trainer = make_trainer(out)
     trainer.train(resume_from_checkpoint=True)
     assert find_checkpoint(out) == (str(out / "checkpoint-4"), [])
     assert torch.load(out / "checkpoint-4" / "scheduler.pt")["last_epoch"] == 4
-    assert not (out / "checkpoint-4" / "of_another_run.pt").exists()
+    left = {path.name for path in (out / "checkpoint-4").iterdir()}
+    assert left == {path.name for path in (trained[0] / "checkpoint-4").iterdir()} | {"notes.txt"}
