@@ -46,6 +46,9 @@ import torch  # noqa: E402
 # The models are tiny: a second thread would only wait, and the more so the busier the machine is.
 torch.set_num_threads(1)
 
+# What only a GPU can show: `python -m benchmarks.gpu` runs it there.
+collect_ignore = [] if torch.cuda.is_available() else ["cuda"]
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -8,7 +8,7 @@ from helpers.tiny import TinyImages, largest_difference, parameters_of, tiny_ima
 from hf_gradaug import GradAug, GradAugSettings
 
 
-pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+pytestmark = pytest.mark.cuda  # collected where there is a GPU
 LABELS = torch.tensor([0, 1, 2, 0])
 FAMILIES = ["resnet-basic", "convnext"]
 
