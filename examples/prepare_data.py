@@ -47,8 +47,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from hf_gradaug.data import load_digits_dataset
-from hf_gradaug.data.decoding import to_rgb
+from hf_gradaug.data import load_digits_dataset, to_rgb
 
 
 logger = logging.getLogger(__name__)

@@ -19,8 +19,7 @@ from torchmetrics.detection import MeanAveragePrecision
 from transformers import BaseImageProcessor
 from transformers.backbone_utils import BackboneMixin
 
-from hf_gradaug.data import decode_image, match_classes
-from hf_gradaug.data.class_names import shorten
+from hf_gradaug.data import decode_image, match_classes, shorten
 from hf_gradaug.dense import resize_like_images
 
 from .scenes import ANNOTATIONS, IMAGES, write_digit_scenes

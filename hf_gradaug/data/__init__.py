@@ -2,8 +2,8 @@
 """Images and labels for classifiers: read from folders, files or the Hub, transformed, mixed, and streamed."""
 
 from .arguments import DataArguments
-from .class_names import get_class_names, match_classes
-from .decoding import decode_image
+from .class_names import get_class_names, match_classes, shorten
+from .decoding import decode_image, to_rgb
 from .image_processors import get_image_size, make_image_processor
 from .image_transforms import (
     ImageCollator,
@@ -32,4 +32,6 @@ __all__ = [
     "load_image_data",
     "make_image_processor",
     "match_classes",
+    "shorten",
+    "to_rgb",
 ]
