@@ -90,7 +90,7 @@ class ExportArguments(MeasuringArguments):
             )
         for depth in self.depths or []:
             if not all(number.isdecimal() for number in depth.split(",")):
-                raise ValueError(f"depths has {depth!r}, but must have numbers with commas between, such as 2,2,1.")
+                raise ValueError(f"`depths` must be numbers with commas between, such as 2,2,1, but one is {depth!r}.")
 
 
 def load_batches(
@@ -146,7 +146,9 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("model", help="Image classifier: a Hub name or folder.")
     args, data_args, positional = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
     if data_args.streaming:
-        raise ValueError("streaming is on, but images to calibrate on are drawn from all of them: leave it out.")
+        raise ValueError(
+            "`streaming` must be off, because images to calibrate on are drawn from all of them, but is on."
+        )
     model = load_classifier(positional.model).to(find_device(args.device))
     image_processor = AutoImageProcessor.from_pretrained(positional.model, trust_remote_code=False)
     data = load_image_data(data_args, args.seed)

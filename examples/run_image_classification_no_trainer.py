@@ -108,11 +108,11 @@ def main(args: list[str] | None = None) -> float:
     parser.set_defaults(horizontal_flip=False, random_resized_crop_scale=[0.7, 1.0])
     args, data_args, settings = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
     if data_args.streaming:
-        raise ValueError("streaming is on, but this script takes map-style data: use run_image_classification.py.")
+        raise ValueError("`streaming` must be off in this script, but is on. Use run_image_classification.py.")
     if data_args.in_memory:
-        raise ValueError("`in_memory` must be off in this script, but is True: use run_image_classification.py.")
+        raise ValueError("`in_memory` must be off in this script, but is on. Use run_image_classification.py.")
     if data_args.skip_bad_images:
-        raise ValueError("skip_bad_images is on, but this script doesn't count them: use run_image_classification.py.")
+        raise ValueError("`skip_bad_images` must be off in this script, but is on. Use run_image_classification.py.")
     logging.basicConfig(level=logging.INFO)
     accelerator = Accelerator()
     if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):

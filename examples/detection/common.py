@@ -15,6 +15,7 @@ from common import (
     label_names,
     launch,
     load_pretrained,
+    make_training_parser,
     parse_training_arguments,
     train_and_evaluate,
     write_card,
@@ -24,7 +25,6 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     BaseImageProcessor,
-    HfArgumentParser,
     PreTrainedConfig,
     PreTrainedModel,
     set_seed,
@@ -97,7 +97,7 @@ class DenseTrainer(CocoEvaluationMixin, GradAugTrainer):
 
 def parse_arguments(task: DenseTask, args: Sequence[str]) -> tuple[DenseModelArguments, CocoArguments, GradAugConfig]:
     """Flags, with the task's defaults if no data is named."""
-    parser = HfArgumentParser((DenseModelArguments, CocoArguments, GradAugConfig))
+    parser = make_training_parser(DenseModelArguments, CocoArguments, "%(prog)s [FLAGS]")
     parser.set_defaults(subnetwork_targets="labels")
     flags, _ = parser.parse_known_args(args)
     if flags.train_dir is None and flags.validation_dir is None:

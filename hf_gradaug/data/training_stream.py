@@ -78,9 +78,9 @@ class TrainingStream(IterableDataset):
         world_size: int = 1,
     ):
         if buffer_size < 1:
-            raise ValueError(f"buffer_size is {buffer_size}, but it must be 1 (no shuffling but by shards) or more.")
+            raise ValueError(f"`buffer_size` must be 1 (no shuffling but by shards) or more, but is {buffer_size}.")
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank is {rank}, but it must be in 0..{world_size - 1} (world_size is {world_size}).")
+            raise ValueError(f"`rank` must be in 0..{world_size - 1} (world_size is {world_size}), but is {rank}.")
         self.stream = stream
         self.transform = transform
         self.seed = seed

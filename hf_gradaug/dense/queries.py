@@ -72,8 +72,8 @@ def check_has_query_targets(model: nn.Module) -> None:
     else:
         return
     raise ValueError(
-        "`subnetwork_targets` can be 'queries' for models whose queries are learned and the same for every image, but "
-        f"{reason}. RT-DETR and D-FINE pick theirs from the image too. Set `subnetwork_targets` to 'labels'."
+        "`subnetwork_targets` must be 'labels' unless the model's queries are learned and the same for every image, but is "
+        f"'queries', and {reason}. RT-DETR and D-FINE pick theirs from the image too. Set it to 'labels'."
     )
 
 

@@ -83,8 +83,8 @@ def recalibrate_batchnorm(model: PreTrainedModel, calibration_data: Iterable[Map
             images = read_images(batch, model, "calibration_data")
             if len(images) == 1:
                 raise ValueError(
-                    "`calibration_data` has a batch of a single image, but BatchNorm needs two or more: a "
-                    "`DataLoader` has drop_last=True for that."
+                    "`calibration_data` must have two or more images in each batch, which BatchNorm needs, but has a batch "
+                    "of one. Give the `DataLoader` drop_last=True."
                 )
             num_images += len(images)
             for layer in layers:

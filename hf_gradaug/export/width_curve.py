@@ -82,7 +82,7 @@ def export_widths(
     for name, data in (("eval_data", eval_data), ("calibration_data", calibration_data)):
         if isinstance(data, Iterator):
             raise TypeError(
-                f"`{name}` is read for each width: give a `DataLoader` or a list, not a {type(data).__name__}."
+                f"`{name}` must be a `DataLoader` or a list, which can be read for each width, but is a {type(data).__name__}."
             )
     for width in widths:
         subnetwork = copy_subnetwork(model, width, width_divisor, kept_blocks)

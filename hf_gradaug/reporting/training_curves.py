@@ -45,7 +45,7 @@ def plot_training_curves(log_history: list[dict[str, Any]], path: str | os.PathL
         "top-5": ("eval_top5_accuracy", _OBJECTIVE, "-"),
     }
     if not any(key in row for row in log_history for key in ("loss", "eval_loss", "eval_accuracy")):
-        raise ValueError("log_history holds no loss and no evaluation, so there is nothing to draw.")
+        raise ValueError("`log_history` must hold losses or evaluations to draw, but has none.")
 
     figure = new_figure(13, 3.8)
     panels = figure.subplots(1, 3)

@@ -39,7 +39,7 @@ def plot_robustness(
     epsilons, corruptions = sorted(settings.epsilons), settings.corruptions
     widths = ([4.4] if epsilons else []) + ([2.6 + 0.4 * len(corruptions)] if corruptions else [])
     if not widths:
-        raise ValueError("settings has no epsilons and no corruptions, so there is nothing to draw.")
+        raise ValueError("`settings` must have epsilons or corruptions to draw, but has none.")
 
     figure = new_figure(sum(widths), 4.6)
     panels = list(figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0])

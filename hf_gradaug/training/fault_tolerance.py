@@ -67,17 +67,21 @@ class FaultToleranceMixin:
         what = "; ".join(map(str, damages))
         if resume_from_checkpoint is not True:
             if checkpoint is None:
-                raise ValueError(f"resume_from_checkpoint is '{resume_from_checkpoint}', which is no folder.")
+                raise ValueError(f"`resume_from_checkpoint` must be a folder, but is '{resume_from_checkpoint}'.")
             if damages:
-                raise ValueError(f"resume_from_checkpoint is '{checkpoint}', which can't be used: {what}.")
+                raise ValueError(
+                    f"`resume_from_checkpoint` must be a complete checkpoint, but is '{checkpoint}': {what}."
+                )
             return checkpoint
         if checkpoint is None and not all(damage.is_unfinished for damage in damages):
             raise ValueError(
-                f"resume_from_checkpoint is set, but no checkpoint in '{self.args.output_dir}' can be used: {what}. "
-                "Without resume_from_checkpoint the training starts from the beginning."
+                f"`resume_from_checkpoint` must not be set without a complete checkpoint in '{self.args.output_dir}', but is "
+                f"set: {what}. Leave it out to start from the beginning."
             )
         if checkpoint is None and not damages:
-            raise ValueError(f"resume_from_checkpoint is set, but '{self.args.output_dir}' has no checkpoint.")
+            raise ValueError(
+                f"`resume_from_checkpoint` must not be set without a checkpoint in '{self.args.output_dir}', but is set."
+            )
         if damages and self.is_world_process_zero():
             start = "starts from the beginning" if checkpoint is None else f"goes on from '{checkpoint}'"
             logger.warning(f"The training {start}, because what is newer can't be used: {what}.")

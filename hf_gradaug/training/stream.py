@@ -54,8 +54,8 @@ class StreamMixin:
         args = self.args
         if not args.dataloader_in_order:
             raise ValueError(
-                "dataloader_in_order is False, but the position of a stream is known only if batches come in order: "
-                "leave it True."
+                "`dataloader_in_order` must be True with a stream, whose position is known only if batches come in order, but "
+                "is False."
             )
         # Not prepared by Accelerate, which would split it once more, and reads a batch ahead. The Trainer moves the inputs to
         # their device itself.
@@ -112,8 +112,8 @@ class StreamMixin:
         first = file.with_name("stream_state_0.json")
         if not first.is_file():
             raise ValueError(
-                f"resume_from_checkpoint is '{checkpoint}', but it holds no position of the training stream "
-                f"({first.name}): resume from a checkpoint that does, {anew}"
+                f"`resume_from_checkpoint` must hold the position of the training stream, but is '{checkpoint}', without "
+                f"{first.name}. Resume from a checkpoint that has it, {anew}"
             )
         saved = json.loads((file if file.is_file() else first).read_text("utf-8"))
         differences = [

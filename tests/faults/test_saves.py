@@ -87,9 +87,11 @@ def test_named_checkpoint_that_is_damaged_is_an_error(trained, tmp_path):
     out = harness.copy(trained[0], tmp_path / "out")
     damage(out / "checkpoint-4" / "optimizer.pt", "half")
     path = re.escape(str(out / "checkpoint-4" / "optimizer.pt"))
-    with pytest.raises(ValueError, match=rf"resume_from_checkpoint is '.*checkpoint-4'.*'{path}' is truncated"):
+    with pytest.raises(
+        ValueError, match=rf"`resume_from_checkpoint` must be a complete .*'.*checkpoint-4'.*'{path}' is truncated"
+    ):
         make_trainer(out).train(resume_from_checkpoint=str(out / "checkpoint-4"))
-    with pytest.raises(ValueError, match="resume_from_checkpoint is 'no/such', which is no folder"):
+    with pytest.raises(ValueError, match="`resume_from_checkpoint` must be a folder, but is 'no/such'"):
         make_trainer(out).train(resume_from_checkpoint="no/such")
     damage(out / "checkpoint-2" / "scheduler.pt", "missing")
     with pytest.raises(ValueError, match=rf"no checkpoint in .* can be used: '{path}' is .*scheduler.pt' is missing"):

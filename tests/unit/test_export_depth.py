@@ -158,7 +158,10 @@ def test_script(flags, tmp_path):
 
 @pytest.mark.parametrize(
     ("depths", "message"),
-    [("2,x", "depths has '2,x', but must have numbers with commas"), ("9,1,1", r"in 1 to \[2, 1, 2\].*\[9, 1, 1\]")],
+    [
+        ("2,x", "`depths` must be numbers with commas .*, but one is '2,x'"),
+        ("9,1,1", r"in 1 to \[2, 1, 2\].*\[9, 1, 1\]"),
+    ],
 )
 def test_depths_that_do_not_fit_leave_nothing_behind(flags, tmp_path, depths, message):
     with pytest.raises(ValueError, match=message):

@@ -233,7 +233,7 @@ def test_script_without_calibration(script, flags, tmp_path):
         (["--calibration_samples", "1"], "`calibration_samples` must be 2 or more, which BatchNorm needs"),
         (["--batch_size", "1"], "`batch_size` must be 2 or more, but is 1"),
         (["--repetitions", "0"], "`repetitions` must be 1 or more, but is 0"),
-        (["--streaming"], "streaming is on, but"),
+        (["--streaming"], "`streaming` must be off, .* but is on"),
         (["--train_dir", "{two}", "--validation_dir", "{two}"], "has 3 classes, but two has 2"),
     ],
 )  # fmt: skip
