@@ -321,7 +321,7 @@ def on_meta(**settings):
     ],
 )
 def test_a_model_that_the_authors_code_cannot_build_is_an_error(setting, value):
-    with pytest.raises(ValueError, match=re.escape(f"`model.config.{setting}` is ")):
+    with pytest.raises(ValueError, match=re.escape(f"`model.config.{setting}` must be ")):
         to_authors_state_dict(on_meta(**{setting: value}))
 
 

@@ -45,7 +45,7 @@ def test_every_form_of_data_gives_the_same_kind_of_splits(tmp_path, kind, stream
         train, validation = train / "*.parquet", validation / "*.parquet"
     args = DataArguments(train_dir=str(train), validation_dir=str(validation), streaming=streaming)
     if kind == "tar" and streaming:
-        with pytest.raises(ValueError, match="give num_labels"):
+        with pytest.raises(ValueError, match="Give `num_labels`"):
             load_image_data(args)
         args.num_labels = 3
     data = load_image_data(args)
@@ -67,7 +67,7 @@ def test_a_missing_validation_split_is_held_out_with_all_classes(tmp_path):
     )
     labels = Counter(example["labels"] for example in map(data.get_dataset("validation", grey).__getitem__, range(6)))
     assert labels == {0: 2, 1: 2, 2: 2} and data.num_train_examples == 24
-    with pytest.raises(ValueError, match="no validation split to hold out from a stream"):
+    with pytest.raises(ValueError, match="`streaming` must be off without a validation split"):
         load_image_data(DataArguments(train_dir=str(tmp_path / "train"), streaming=True))
 
 

@@ -67,9 +67,8 @@ def test_a_block_that_would_compute_something_else_is_refused():
     model = family_model("swin", config=deep_config("swin"))
     with pytest.raises(ValueError) as error:
         export_subnetwork(model, 1.0, kept_blocks=kept_blocks(model, (0, 2)))
-    assert (
-        "`kept_blocks` is ((0, 1), (0, 2)), but 'swin.encoder.layers.1.blocks.2', whose `shift_size` is 0, would be"
-        in str(error.value)
+    assert "but is ((0, 1), (0, 2)): 'swin.encoder.layers.1.blocks.2', whose `shift_size` is 0, would be" in str(
+        error.value
     )
     # Rates of drop path are of no moment to a model that is loaded: they are those of its config.
     model = family_model("convnext", config=deep_config("convnext", drop_path_rate=0.5)).eval()

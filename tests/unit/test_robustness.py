@@ -298,9 +298,9 @@ def test_errors_come_before_anything_is_measured(script, folders, tmp_path, monk
     bare = save(tmp_path / "bare", three, processor=False)
     headless = save(tmp_path / "headless", tiny_model("convnext", num_labels=10).convnext)
     cases = [
-        (folders[:1], ["--corruptions", "rain"], "corruptions has 'rain', but each must be one of gaussian_noise"),
-        (folders[:1], ["--severities", "0"], "severities has 0, but each must be one of"),
-        (folders[:1], ["--epsilons", "1", "-2"], r"epsilons has -2.0, but each must be in 0..255"),
+        (folders[:1], ["--corruptions", "rain"], "`corruptions` must each be one of gaussian_noise, .*, but one is 'rain'"),
+        (folders[:1], ["--severities", "0"], "`severities` must each be one of .*, but one is 0"),
+        (folders[:1], ["--epsilons", "1", "-2"], r"`epsilons` must each be in 0..255 .*, but one is -2.0"),
         (folders[:1], ["--epsilons", "1", "1"], r"`epsilons` must each be given once, but are \[1.0, 1.0\]"),
         (folders[:1], ["--max_samples", "0"], "`max_samples` must be 1 or more, but is 0"),
         (folders[:1], ["--device", "tpu9"], "`device` must be one that this machine has, but is 'tpu9'"),
