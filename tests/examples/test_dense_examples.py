@@ -63,7 +63,7 @@ def test_gradaug_on_the_embedded_scenes_leaves_everything_behind(tasks, name, tm
     assert [row["step"] for row in log if "loss_subnetworks" in row] == [1, 2]
     assert json.loads((tmp_path / "gradaug_config.json").read_text())["subnetwork_targets"] == "labels"
     with Image.open(tmp_path / "predictions.png") as picture:
-        assert picture.size == (224 * 2, 224)  # the two validation scenes
+        assert picture.size == (280 * 2, 280)  # the two validation scenes
     card = (tmp_path / "README.md").read_text()
     assert task.name in card and "learn from the batch's labels" in card and "scenes of handwritten digits" in card
 
