@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class ExportArguments(MeasuringArguments):
-    """What is exported, and how it is measured."""
+    """The sub-networks to export, and how to measure them."""
 
     output_dir: str = field(metadata={"help": "Folder for the models, the table and the picture."})
     widths: list[float] = field(
@@ -77,10 +77,10 @@ class ExportArguments(MeasuringArguments):
     width_divisor: int = field(default=1, metadata={"help": "Channel counts are rounded to multiples of it."})
     calibration_samples: int = field(
         default=1024,
-        metadata={"help": "Training images, drawn at random, for BatchNorm's statistics; 0 keeps the full network's."},
+        metadata={"help": "Number of random training images for BatchNorm's statistics; 0 keeps the full network's."},
     )
-    batch_size: int = field(default=128, metadata={"help": "Images a batch, of the calibration too."})
-    repetitions: int = field(default=20, metadata={"help": "Forwards of which the latency is the median."})
+    batch_size: int = field(default=128, metadata={"help": "Batch size, also for calibration."})
+    repetitions: int = field(default=20, metadata={"help": "Number of forwards; the latency is their median."})
 
     def __post_init__(self):
         self.check_at_least(calibration_samples=0, batch_size=2, repetitions=1)

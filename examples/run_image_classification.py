@@ -155,7 +155,7 @@ def read_recipe(path: str | Path) -> dict:
     classes = (ModelArguments, DataArguments, GradAugConfig)
     known = {item.name for arguments in classes for item in dataclasses.fields(arguments) if item.init}
     if unknown := sorted(set(recipe) - known):
-        raise ValueError(f"{path} has unknown keys {unknown}; see --help for those that there are.")
+        raise ValueError(f"{path} has unknown keys {unknown}. See --help for the known ones.")
     return recipe
 
 
@@ -251,7 +251,7 @@ def build_model(args: ModelArguments, data: str, class_names: list[str], by_numb
 
 def synchronize_batchnorm(model: torch.nn.Module, device: torch.device):
     """
-    The model, with BatchNorm over the images of all processes, and the function that builds its sub-networks likewise.
+    The model, with BatchNorm over the images of all processes, and the function that builds its sub-networks in the same way.
 
     Names, weights and checkpoints stay those of the plain model. Every process draws the same widths, so that the
     statistics of a sub-network have the same channels in all of them.

@@ -35,7 +35,9 @@ class CocoArguments:
         default=None, metadata={"help": "Their annotations, COCO's instances (.json)."}
     )
     validation_dir: str | None = field(default=None, metadata={"help": "Folder with the validation pictures."})
-    validation_annotations: str | None = field(default=None, metadata={"help": "Their annotations, likewise."})
+    validation_annotations: str | None = field(
+        default=None, metadata={"help": "Annotations of the validation images, in the same form."}
+    )
     image_square_size: int = field(
         default=640, metadata={"help": "Height and width in pixels to which a picture is resized for a new model."}
     )

@@ -36,12 +36,11 @@ def export_subnetwork(
     """
     A sub-network as a standard model of the narrower or shallower config, with weights of its own.
 
-    The model is of the parent's plain class, in eval mode, on the parent's device and in its dtype, and knows the same
-    labels. `save_pretrained` saves it, and `from_pretrained` loads it where this package is absent. The parent stays
-    as it is.
+    The model has the parent's plain class, device, dtype and labels, and is in eval mode. `from_pretrained` loads its
+    checkpoint without this package. The parent doesn't change.
 
-    BatchNorm's running statistics are those of the full network, and a sub-network has others: without calibration
-    data, the leading ones are kept, and the accuracy suffers. Models without BatchNorm, such as ConvNeXt, need none.
+    A sub-network needs BatchNorm statistics of its own. Without calibration data it keeps the full network's leading ones,
+    and its accuracy drops. Models without BatchNorm, such as ConvNeXt, need none.
 
     Args:
         model (`PreTrainedModel`):

@@ -113,11 +113,11 @@ def evaluate_robustness(
     """
     Accuracy of classifiers on the images of a split: unchanged, under FGSM, and corrupted.
 
-    What is random about a corruption depends on the seed, the image's place in the data, the corruption and the
-    severity alone: all classifiers of one image size see the same images, with any batch size and number of workers.
+    Corruptions depend on the seed, the image's place in the data, the corruption and the severity alone. All classifiers of
+    one image size see the same images, with any batch size and number of workers.
 
-    Images are corrupted after they were resized and cropped for the model. The published files of ImageNet-C were made
-    likewise, but then stored as JPEG, so that figures differ a little from those on these files.
+    Images are corrupted after resizing and cropping. Figures differ slightly from those on the published ImageNet-C files,
+    which are stored as JPEG.
 
     Args:
         classifiers (`Mapping[str, PixelClassifier]`):
@@ -129,15 +129,15 @@ def evaluate_robustness(
         split (`str`, *optional*, defaults to `"validation"`):
             `"validation"` or `"test"`.
         baseline (`str`, *optional*):
-            Name of the classifier whose errors those of all are divided by (see [`mean_corruption_error`]).
+            Name of the classifier by whose errors all errors are divided (see [`mean_corruption_error`]).
         batch_size (`int`, *optional*, defaults to `64`):
             Images that a classifier sees at a time.
         num_workers (`int`, *optional*, defaults to `0`):
             Processes that read and corrupt images.
         seed (`int`, *optional*, defaults to `42`):
-            Of the corruptions.
+            Seed of the corruptions.
         path (`str` or `os.PathLike`, *optional*):
-            A JSON file. It is written after each condition, and what it holds already is not measured again.
+            A JSON file, written after each condition. Conditions that it holds are not measured again.
 
     Returns:
         [`RobustnessResults`]: the accuracies, and what follows from them.

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""A training that is told to go: it saves and stops."""
+"""On SIGTERM, saves a checkpoint and stops."""
 
 import functools
 import os
@@ -29,24 +29,21 @@ def _outlive(signals: Sequence[signal.Signals], init: Callable[[int], None] | No
 
 class StopOnSignal(TrainerCallback):
     """
-    Ends a training at a signal, after the current optimizer step and a checkpoint of it.
+    On a signal, saves a checkpoint after the current optimizer step and stops.
 
-    Batch schedulers and cloud machines send SIGTERM some time before they kill. The checkpoint is as good as any other of the
-    run: nothing is saved in the middle of a step, after a batch that the resumed run would then miss.
-    Of several processes it is enough that one gets the signal. A signal that comes again changes nothing. An evaluation that
-    is due at the same step is left out, because the time may be short.
+    Batch schedulers and cloud machines send SIGTERM some time before they kill a job. The checkpoint is complete: it is saved
+    between steps. With several processes, one signal to one of them is enough. An evaluation due at the same step is skipped.
 
-    A step and a save have to fit into what the sender grants: `torchrun` kills its processes 30 seconds after it has passed
-    the signal on. Slurm sends it to the workers that load the data too: those of the training go on until their process ends
-    them, because it would fail without them in the middle of the step.
+    A step and a save must fit into the time before the kill, 30 seconds with `torchrun`. Slurm also signals the data-loading
+    workers. Workers of the training run until their process ends them, because the current step needs them.
 
     Args:
         signals (`Sequence[signal.Signals]`, *optional*, defaults to `(signal.SIGTERM,)`):
-            The signals to stop at.
+            The signals to stop on.
 
     Attributes:
         received (`signal.Signals`, *optional*):
-            What ended the training; `None` if nothing did. The usual exit code of a program is 128 more.
+            The signal that stopped the run, or `None`. The usual exit code is 128 plus its number.
 
     Example:
 

@@ -183,8 +183,8 @@ def test_card_names_the_parent(tmp_path):
     assert f"| parameters | {parent.num_parameters():,} | {exported.num_parameters():,} |" in lines
     assert "| top-1 accuracy | 90.00% | 89.00% |" in lines
     assert sum(line.startswith("|") for line in lines) == 7  # no field but those
-    assert "computed anew for this width, on 1,500 images" in card.content
-    assert "They were not computed anew" in create_subnetwork_card(exported, parent, 0.5).content
+    assert "recomputed for this width, on 1,500 images" in card.content
+    assert "They were not recomputed" in create_subnetwork_card(exported, parent, 0.5).content
 
     # A model's own name doesn't tell where its weights are from, and of a folder, where it was is nobody's business.
     parent.name_or_path = base_model

@@ -119,7 +119,7 @@ def test_card_names_the_blocks():
         "| residual blocks of stage 1 | all | 0, 2 |" in lines and "| residual blocks of stage 3 | all | 0 |" in lines
     )
     assert "| `depths` | [3, 1, 2] | [2, 1, 1] |" in lines and "| `hidden_sizes` | [8, 16, 24] | [4, 8, 12] |" in lines
-    assert "BatchNorm's running statistics were computed anew for this width and depth, on 100 images." in lines
+    assert "BatchNorm's running statistics were recomputed for this width and depth, on 100 images." in lines
 
 
 @pytest.fixture

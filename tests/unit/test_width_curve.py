@@ -227,7 +227,7 @@ def test_script_without_calibration(script, flags, tmp_path):
     exported = AutoModelForImageClassification.from_pretrained(tmp_path / "out" / "width-0.5")
     parent = AutoModelForImageClassification.from_pretrained(tmp_path / "parent")
     assert largest_difference(state_of(exported), state_of(export_subnetwork(parent, 0.5))) == 0
-    assert "They were not computed anew" in (tmp_path / "out" / "width-0.5" / "README.md").read_text()
+    assert "They were not recomputed" in (tmp_path / "out" / "width-0.5" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
