@@ -40,5 +40,5 @@ def write_report(results: Mapping[str, Any], path: str | Path) -> str:
     tables = get_rows(results["summary"], [*results["accuracy"]], results["baseline"])
     text = f"**{results['dataset']}**: accuracy, %, on the {results['split']} images\n\n{make_table(tables)}\n"
     Path(path).with_suffix(".md").write_text(text, "utf-8")
-    plot_points(tables, f"{results['split']} accuracy, %", Path(path).with_suffix(".png"), width=2.9)
+    plot_points(tables, f"{results['split']} accuracy, %", Path(path).with_suffix(".png"))
     return text

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser
 
-from hf_gradaug.reporting import new_figure
+from hf_gradaug.reporting import COLORS, new_figure, style_axes
 
 from . import step
 from .common import describe_run, write_json
@@ -100,26 +100,40 @@ class GridArguments:
             get_flags(entry)
 
 
+ARM_NAMES = {
+    "plain": "plain training",
+    "gradaug": "GradAug",
+    "views": "authors' way: slices that autograd sees",
+    "naive": "the same, one backward for all losses",
+    "separate": "separate models, no shared weights",
+}
+
+
 def plot(results: dict[str, Any], path: str) -> None:
-    """Bars of images per second, one group an entry, one panel a model."""
+    """The time of a step, as a multiple of the plain step of the same setting: one panel a model, one group an entry."""
     models = list(dict.fromkeys(entry["settings"]["model"] for entry in results["entries"].values()))
-    figure = new_figure(6 * len(models), 4.5)
-    for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models):
+    figure = new_figure(8, 0.5 + 3.6 * len(models))
+    for axes, model in zip(figure.subplots(len(models), 1, squeeze=False)[:, 0], models):
+        style_axes(axes, grid="x")
         entries = {n: e for n, e in results["entries"].items() if e["settings"]["model"] == model}
-        names = [name.split(": ")[1] for name in entries]
-        for number, (arm, color) in enumerate(zip(step.ARMS, ("0.75", "tab:blue", "tab:orange", "tab:red", "0.4"))):
+        names = [name.split(": ")[1].replace(", ", ",\n") for name in entries]
+        for number, (arm, color) in enumerate(zip(step.ARMS, (COLORS[-1], *COLORS))):
             measured = {n: e["arms"][arm]["time_ratio"] for n, e in enumerate(entries.values()) if arm in e["arms"]}
-            places = [index + 0.16 * (number - 2) for index in measured]
-            bars = axes.barh(places, [*measured.values()], height=0.16, label=arm, color=color)
+            if not measured:
+                continue
+            places = [index + 0.19 * (number - 1.5) for index in measured]
+            bars = axes.barh(places, [*measured.values()], height=0.17, label=ARM_NAMES[arm], color=color)
             if arm != "plain":
-                axes.bar_label(bars, fmt=" %.2f", fontsize=7)
+                axes.bar_label(bars, fmt=" %.2f", fontsize=9)
         limits = [entry["flop_ratio"] for entry in entries.values()]
-        axes.plot(limits, range(len(limits)), "k|", markersize=14, label="by FLOPs")
+        axes.plot(limits, range(len(limits)), "k|", markersize=40)
+        axes.plot([], [], "k|", markersize=12, label="GradAug by arithmetic (FLOPs)")
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         most = max(figures["time_ratio"] for entry in entries.values() for figures in entry["arms"].values())
-        axes.set(title=model, xlim=(0, 1.1 * most), xlabel="time of a step, x the plain step of the same setting")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
+        axes.set(xlim=(0, 1.1 * most), xlabel="time of a step, in plain steps of the same setting")
+        axes.set_title(model, loc="left", fontsize=12, fontweight="bold")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 

@@ -41,7 +41,7 @@ from transformers import HfArgumentParser, PrinterCallback, TrainerCallback
 
 from hf_gradaug import GradAugConfig, GradAugTrainer
 from hf_gradaug.data import ImageCollator, ImageData, decode_image, get_train_transform
-from hf_gradaug.reporting import new_figure
+from hf_gradaug.reporting import COLORS, new_figure, style_axes
 from hf_gradaug.sampling import seeded
 
 from .common import describe_run, write_json
@@ -283,26 +283,40 @@ def print_table(results: dict[str, Any]) -> None:
         print(f"{kind}, ms an image: " + ", ".join(f"{name} {value:.2f}" for name, value in parts.items()))
 
 
+GROUPS = {
+    "resnet-50": "training ResNet-50",
+    "tiny": "training a model of one layer",
+    "loader": "loading alone",
+    "raw": "decoding and augmenting alone",
+}
+
+
 def plot(results: dict[str, Any], path: str) -> None:
-    """Images per second by arm, on a logarithmic scale, and where an image's time goes."""
+    """Images per second, a panel for each group of arms with a scale of its own, and where an image's time goes."""
     arms, parts = results["arms"], results["milliseconds_per_image"]
-    figure = new_figure(10, 0.3 * len(arms) + 1.2)
-    left, right = figure.subplots(1, 2, width_ratios=(3, 1))
-    colors = {"raw": "#9aa3ad", "loader": "#5b6570", "memory": "#1f5fa8"}
-    for name, arm in arms.items():
-        color = next((color for word, color in colors.items() if word in name), "#d9782d")
-        bar = left.barh(name, arm["images_per_second"], color=color)
-        left.bar_label(bar, fmt=" %.1f", fontsize=8)
-    most = max(arm["images_per_second"] for arm in arms.values())
-    left.set(xscale="log", xlim=(1, 3 * most), xlabel="images per second")
-    left.invert_yaxis()
-    bottom = np.zeros(len(parts))
-    for part in next(iter(parts.values())):
-        heights = np.array([values[part] for values in parts.values()])
-        right.bar(list(parts), heights, bottom=bottom, label=part)
-        bottom += heights
-    right.set_ylabel("ms an image, one process")
-    figure.legend(loc="outside upper right", ncols=4, fontsize=8)
+    groups = {group: {n: a for n, a in arms.items() if n.split(", ")[0] == group} for group in GROUPS}
+    groups = {group: mine for group, mine in groups.items() if mine}
+    figure = new_figure(8, 0.24 * len(arms) + 0.7 * len(groups) + 2)
+    heights = [len(mine) + 0.5 for mine in groups.values()]
+    *panels, below = figure.subplots(len(groups) + 1, 1, height_ratios=[*heights, len(parts) + 1.5])
+    for axes, (group, mine) in zip(panels, groups.items()):
+        style_axes(axes, grid="x")
+        names = [name.split(", ", 1)[1].replace("1 workers", "1 worker") for name in mine]
+        rates = [arm["images_per_second"] for arm in mine.values()]
+        colors = [COLORS[0] if name == "memory" else COLORS[1] for name in names]
+        axes.bar_label(axes.barh(names, rates, color=colors), fmt=" %.1f", fontsize=9)
+        axes.set_xlim(0, 1.15 * max(rates))
+        axes.invert_yaxis()
+        axes.set_title(f"{GROUPS[group]}: images per second", loc="left", fontsize=11, fontweight="bold")
+    style_axes(below, grid="x")
+    left = np.zeros(len(parts))
+    for part, color in zip(next(iter(parts.values())), COLORS[2:]):
+        widths = np.array([values[part] for values in parts.values()])
+        below.barh(list(parts), widths, left=left, label=part, color=color)
+        left += widths
+    below.invert_yaxis()
+    below.set_title("one image in one process: milliseconds", loc="left", fontsize=11, fontweight="bold")
+    below.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3), ncols=4, frameon=False)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 

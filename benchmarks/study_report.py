@@ -11,7 +11,7 @@ from typing import Any
 
 from scipy import stats
 
-from hf_gradaug.reporting import new_figure, style_axes
+from hf_gradaug.reporting import COLORS, MARKERS, new_figure, style_axes
 
 from .grid import Cell, Grid
 from .study import Study, as_list
@@ -143,31 +143,36 @@ def _finite(half: float) -> float:
     return 100 * half if math.isfinite(half) else 0.0
 
 
-def plot_points(tables: Mapping[str, Sequence[Row]], measured: str, path: Path, width: float = 4.2) -> None:
+def plot_points(tables: Mapping[str, Sequence[Row]], measured: str, path: Path) -> None:
     """
-    A panel a data set, or a figure of one, and a line an arm: mean and 95 % interval, and the baseline's mean as a
-    dashed line. The width is that of a panel, in inches.
+    A panel a data set, or a figure of one, two in a row, and a line an arm: mean and 95 % interval, and the baseline's
+    mean as a dashed line.
     """
     several = any(row.seeds > 1 for rows in tables.values() for row in rows)
     spread = "mean and 95 % interval" if several else "one run each"
     labels = list(dict.fromkeys(row.label for rows in tables.values() for row in rows))
-    longest = max(map(len, labels))
     baseline = next((row.arm for rows in tables.values() for row in rows if row.is_baseline), None)
-    figure = new_figure(width * len(tables) + 0.07 * longest, 1.2 + 0.3 * len(labels))
-    panels = figure.subplots(1, len(tables), squeeze=False)[0]
+    columns = min(2, len(tables))
+    lines = -(-len(tables) // columns)
+    figure = new_figure(8, lines * (0.7 + 0.28 * len(labels)) + 0.4)
+    panels = [*figure.subplots(lines, columns, squeeze=False).flat]
     for number, (axes, (dataset, rows)) in enumerate(zip(panels, tables.items())):
         style_axes(axes)
         for row in rows:
-            place, color = labels.index(row.label), "C0" if row.arm == baseline else "C1"
+            place, color = labels.index(row.label), COLORS[0] if row.arm == baseline else COLORS[1]
             axes.errorbar(
                 100 * row.result.mean, place, xerr=_finite(row.result.half), color=color, marker="o", capsize=3
             )
             if row.is_baseline:
-                axes.axvline(100 * row.result.mean, color="C0", linestyle="--", linewidth=1)
-        axes.set_yticks(range(len(labels)), labels if number == 0 else [""] * len(labels), fontsize=9)
+                axes.axvline(100 * row.result.mean, color=COLORS[0], linestyle="--", linewidth=1)
+        axes.set_yticks(range(len(labels)), [""] * len(labels) if number % columns else labels)
         axes.set_ylim(len(labels) - 0.5, -0.5)
+        left, right = axes.get_xlim()
+        axes.set_xlim(max(left, 0), min(right, 100))  # where an interval of few runs reaches further, it is cut
         axes.set_title(dataset, loc="left", fontsize=11, fontweight="bold")
-        axes.set_xlabel(f"{measured}: {spread}", fontsize=9)
+    for axes in panels[len(tables) :]:
+        axes.remove()
+    figure.supxlabel(f"{measured}: {spread}", fontsize=10)
     figure.savefig(path, dpi=150)
 
 
@@ -180,7 +185,7 @@ def plot_curves(tables: Mapping[str, Sequence[Row]], measured: str, path: Path, 
     for number, arm in enumerate(arms):
         beside = 1.04 ** (number - (len(arms) - 1) / 2)  # so that no interval hides another
         rows = {places[dataset] * beside: row for dataset, rows in tables.items() for row in rows if row.arm == arm}
-        style = {"color": f"C{number}", "marker": "o", "markersize": 4, "capsize": 3, "label": arm}
+        style = {"color": COLORS[number], "marker": MARKERS[number], "markersize": 4, "capsize": 3, "label": arm}
         for axes, points in (
             (left, {place: row.result for place, row in rows.items()}),
             (right, {place: row.difference or Mean(0, 0) for place, row in rows.items()}),

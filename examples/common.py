@@ -1,7 +1,9 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """What the example scripts share: arguments, the course of a run from a checkpoint to the card, and logging."""
 
+import argparse
 import copy
+import dataclasses
 import logging
 import os
 import signal
@@ -16,7 +18,7 @@ from accelerate import PartialState
 from transformers import HfArgumentParser, PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_gradaug import HubPushError, StopOnSignal
+from hf_gradaug import GradAugConfig, HubPushError, StopOnSignal
 from hf_gradaug.data import get_class_names, match_classes
 from hf_gradaug.training import end_with_launcher
 
@@ -28,15 +30,19 @@ logger = logging.getLogger(__name__)
 class CommonModelArguments:
     """Which model, pretrained or from scratch, and whether GradAug trains it."""
 
-    gradaug: bool = field(default=False, metadata={"help": "Train with GradAug; without it, the plain baseline."})
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Pretrained model: a Hub name or folder."})
+    gradaug: bool = field(
+        default=False, metadata={"help": "Train with GradAug. Without it, the script trains the plain baseline."}
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Pretrained model: a Hub name or a folder."}
+    )
     config_name: str | None = field(
-        default=None, metadata={"help": "For training from scratch: config to start from, a Hub name or folder."}
+        default=None, metadata={"help": "Config to train from scratch: a Hub name or a folder."}
     )
     ignore_mismatched_sizes: bool = field(
-        default=False, metadata={"help": "Start with a new head where the pretrained one has other classes."}
+        default=False, metadata={"help": "Use a new head if the pretrained head has other classes."}
     )
-    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Folder for downloads."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
     token: str | None = field(default=None, metadata={"help": "Hub token for private models and data."})
 
@@ -48,14 +54,16 @@ class CommonModelArguments:
 
 @dataclass(kw_only=True)
 class MeasuringArguments:
-    """On which device a script measures, and how it reads its images."""
+    """The device that a script measures on, and how it reads images."""
 
-    num_workers: int = field(default=0, metadata={"help": "Processes that read images."})
-    device: str = field(default="auto", metadata={"help": "cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."})
+    num_workers: int = field(default=0, metadata={"help": "Number of processes that read images."})
+    device: str = field(
+        default="auto", metadata={"help": "Device: cpu, cuda, cuda:1, ...; auto uses a GPU if there is one."}
+    )
     seed: int = field(
         default=42,
         metadata={
-            "help": "Of all that is drawn. If images are held out of the training images: the seed of the training."
+            "help": "Random seed. If validation images are held out of the training images, use the seed of that run."
         },
     )
 
@@ -67,12 +75,46 @@ class MeasuringArguments:
                 raise ValueError(f"`{name}` must be {minimum} or more, but is {value}.")
 
 
+def make_training_parser(model: type, data: type, usage: str) -> HfArgumentParser:
+    """
+    A parser whose help shows the script's own flags first, by subject, and the Trainer's last.
+
+    Args:
+        model, data (`type`): dataclasses of the script's own flags.
+        usage (`str`): the first line of the help, instead of one with all flags.
+    """
+    parser = HfArgumentParser([model, data, GradAugConfig], usage=usage)
+    ours, trainers, config = (
+        [item.name for item in dataclasses.fields(arguments)]
+        for arguments in (model, TrainingArguments, GradAugConfig)
+    )
+    subjects = {
+        "model": ours,
+        "data": [item.name for item in dataclasses.fields(data)],
+        "GradAug": [name for name in config if name not in trainers],
+        "Trainer": trainers,
+    }
+    # `HfArgumentParser` adds all flags to one group.
+    actions: dict[str, list[argparse.Action]] = {}
+    for action in parser._actions:
+        actions.setdefault(action.dest, []).append(action)
+        if action.dest != "help":
+            action.option_strings = action.option_strings[:1]  # shown; each is parsed with hyphens too
+    parser._optionals._group_actions = actions["help"]
+    for subject, names in subjects.items():
+        group = parser.add_argument_group(subject)
+        group._group_actions = [action for name in names for action in actions[name]]
+    return parser
+
+
 def parse_training_arguments(parser: HfArgumentParser, args: Sequence[str]) -> tuple[Any, ...]:
     """Model, data and training arguments. Without `--gradaug` there are no sub-networks."""
     model_args, data_args, training_args = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
     if not model_args.gradaug:
         training_args.num_subnetworks = 0
     training_args.remove_unused_columns = False  # transforms and collators know which columns they need
+    if training_args.device.type == "cpu":
+        training_args.dataloader_pin_memory = False  # it would do nothing there but warn
     return model_args, data_args, training_args
 
 
@@ -201,6 +243,22 @@ def write_card(trainer: Trainer, **card: Any) -> None:
         trainer.create_model_card(**card)
 
 
+class TidyLines(logging.Filter):
+    """The Trainer's messages without blank lines around them, and without its advertisement."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg = str(record.msg).strip("\n")
+        return bool(record.msg) and not record.msg.startswith("Training completed. Do not forget")
+
+
+def describe_result(metrics: dict[str, float], training_args: GradAugConfig) -> str:
+    """What a run reached, and where it lies."""
+    names = {"eval_accuracy": "accuracy", "eval_map_50": "AP50", "eval_map": "AP"}
+    reached = " and ".join(f"{name} {metrics[key]:.2%}" for key, name in names.items() if key in metrics)
+    on_data = f"{reached} on the validation images. " if reached else ""
+    return f"Done: {on_data}The results are in '{training_args.output_dir}'."
+
+
 def launch(
     parse: Callable[[Sequence[str]], tuple[Any, ...]],
     run: Callable[..., dict[str, float]],
@@ -226,8 +284,12 @@ def launch(
     arguments = parse(sys.argv[1:] if args is None else args)
     if arguments[-1].should_log:
         transformers.utils.logging.set_verbosity_info()
+        for handler in logging.getLogger("transformers").handlers:
+            handler.addFilter(TidyLines())
     try:
-        return run(*arguments)
+        metrics = run(*arguments)
+        logging.getLogger(logger_name).info(describe_result(metrics, arguments[-1]))
+        return metrics
     except KeyboardInterrupt:  # outside of the training, which ends with a checkpoint
         if arguments[-1].should_log:
             logger.warning(f"SIGINT stopped the script. {_how_to_go_on(arguments[-1])}")

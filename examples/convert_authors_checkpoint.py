@@ -49,10 +49,11 @@ def main(args: list[str] | None = None) -> None:
     args = parser.parse_args(args)
     logging.basicConfig(level=logging.INFO)
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        raise ValueError(f"OUT is '{args.out}', but it must not exist, or be an empty folder.")
-    if args.model_card is not None and (args.to_authors or not args.model_card.is_file()):
-        reason = "goes with a folder to write, not with --to_authors" if args.to_authors else "must be a file"
-        raise ValueError(f"--model_card is '{args.model_card}', but it {reason}.")
+        raise ValueError(f"`OUT` must not exist, or be an empty folder, but is '{args.out}'.")
+    if args.model_card is not None and args.to_authors:
+        raise ValueError(f"`--model_card` must not be given with `--to_authors`, but is '{args.model_card}'.")
+    if args.model_card is not None and not args.model_card.is_file():
+        raise ValueError(f"`--model_card` must be a file, but is '{args.model_card}'.")
 
     if args.to_authors:
         state = to_authors_state_dict(load_classifier(args.file))

@@ -14,7 +14,7 @@ Checkpoints of the Hub, on ImageNet's folders. These have other names than the m
         --validation_dir imagenet/val --classes_by_number --max_samples 5000 \
         --num_workers 8
 
-It prints a table and writes robustness.json and robustness.png. The same command after a stop goes on where it was.
+It prints a table and writes robustness.json and robustness.png. After a stop, the same command continues.
 """
 
 import logging
@@ -31,18 +31,18 @@ from hf_gradaug.reporting import find_device
 
 @dataclass(kw_only=True)
 class RobustnessArguments(MeasuringArguments):
-    """Which models are compared, and how."""
+    """The models to compare, and how."""
 
     models: list[str] = field(metadata={"help": "Image classifiers: Hub names or folders."})
     output_dir: str = field(metadata={"help": "Folder for robustness.json and robustness.png."})
     baseline: str | None = field(
-        default=None, metadata={"help": "The model by whose errors those of all are divided: one of `models`."}
+        default=None, metadata={"help": "The model by whose errors all errors are divided: one of `models`."}
     )
     split: str = field(default="validation", metadata={"help": "Images to measure on: validation or test."})
     max_samples: int | None = field(
-        default=None, metadata={"help": "Use at most so many of them; in the place of max_eval_samples."}
+        default=None, metadata={"help": "Maximum number of images, instead of max_eval_samples."}
     )
-    batch_size: int = field(default=64, metadata={"help": "Images a batch."})
+    batch_size: int = field(default=64, metadata={"help": "Batch size."})
 
     def __post_init__(self):
         self.check_at_least(batch_size=1, max_samples=1)

@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class ExportArguments(MeasuringArguments):
-    """What is exported, and how it is measured."""
+    """The sub-networks to export, and how to measure them."""
 
     output_dir: str = field(metadata={"help": "Folder for the models, the table and the picture."})
     widths: list[float] = field(
@@ -77,10 +77,10 @@ class ExportArguments(MeasuringArguments):
     width_divisor: int = field(default=1, metadata={"help": "Channel counts are rounded to multiples of it."})
     calibration_samples: int = field(
         default=1024,
-        metadata={"help": "Training images, drawn at random, for BatchNorm's statistics; 0 keeps the full network's."},
+        metadata={"help": "Number of random training images for BatchNorm's statistics; 0 keeps the full network's."},
     )
-    batch_size: int = field(default=128, metadata={"help": "Images a batch, of the calibration too."})
-    repetitions: int = field(default=20, metadata={"help": "Forwards of which the latency is the median."})
+    batch_size: int = field(default=128, metadata={"help": "Batch size, also for calibration."})
+    repetitions: int = field(default=20, metadata={"help": "Number of forwards; the latency is their median."})
 
     def __post_init__(self):
         self.check_at_least(calibration_samples=0, batch_size=2, repetitions=1)
@@ -90,7 +90,7 @@ class ExportArguments(MeasuringArguments):
             )
         for depth in self.depths or []:
             if not all(number.isdecimal() for number in depth.split(",")):
-                raise ValueError(f"depths has {depth!r}, but must have numbers with commas between, such as 2,2,1.")
+                raise ValueError(f"`depths` must be numbers with commas between, such as 2,2,1, but one is {depth!r}.")
 
 
 def load_batches(
@@ -146,7 +146,9 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("model", help="Image classifier: a Hub name or folder.")
     args, data_args, positional = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
     if data_args.streaming:
-        raise ValueError("streaming is on, but images to calibrate on are drawn from all of them: leave it out.")
+        raise ValueError(
+            "`streaming` must be off, because images to calibrate on are drawn from all of them, but is on."
+        )
     model = load_classifier(positional.model).to(find_device(args.device))
     image_processor = AutoImageProcessor.from_pretrained(positional.model, trust_remote_code=False)
     data = load_image_data(data_args, args.seed)

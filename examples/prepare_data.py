@@ -113,9 +113,9 @@ class PrepareArguments:
 
     def __post_init__(self):
         if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"image_size is {self.image_size}, but it must be 1 or more.")
+            raise ValueError(f"`image_size` must be 1 or more, but is {self.image_size}.")
         if not 0 <= self.fold < FOLDS:
-            raise ValueError(f"fold is {self.fold}, but it must be from 0 to {FOLDS - 1}.")
+            raise ValueError(f"`fold` must be from 0 to {FOLDS - 1}, but is {self.fold}.")
         for name in ("labels", "max_test_images"):
             value = getattr(self, name)
             if value is not None and (value < 1 or value % len(CIFAR10_CLASSES)):
@@ -347,11 +347,11 @@ def load(name: str, args: PrepareArguments) -> Loaded:
     if name.startswith("solar-cells"):
         return load_solar_cells(args, binary=name.endswith("binary"))
     if name == "folder" and args.source is None:
-        raise ValueError("source is not given, but a folder of class folders is needed.")
+        raise ValueError("`source` must be a folder of class folders, but is not given.")
     root = Path(args.source or CLIP_ART)
     if not root.is_dir():
         hint = "" if args.source else "; install the package openclipart-png, or name the folder with --source"
-        raise ValueError(f"source is '{root}', but that is no folder{hint}.")
+        raise ValueError(f"`source` must be a folder, but is '{root}'{hint}.")
     classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and find_images(folder))
     if name == "clip-art":
         sizes = {kind: len(find_images(root / kind)) for kind in classes if kind not in ("unsorted", "special")}
@@ -386,9 +386,7 @@ def is_done(output_dir: Path, request: dict[str, Any]) -> bool:
     if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
         return False
     if not all((output_dir / name).is_file() for name in ("data.json", *(f"{name}/data.parquet" for name in SPLITS))):
-        raise ValueError(
-            f"output_dir is '{output_dir}', but that is not empty, and not a complete result of this script."
-        )
+        raise ValueError(f"`output_dir` must be empty or a complete result of this script, but is '{output_dir}'.")
     # Folders that were made before there were folds and subsets say nothing of them.
     earlier = (
         dict.fromkeys(request)
@@ -396,7 +394,9 @@ def is_done(output_dir: Path, request: dict[str, Any]) -> bool:
         | (json.loads((output_dir / "data.json").read_text("utf-8")).get("request") or {})
     )
     if earlier != request:
-        raise ValueError(f"output_dir is '{output_dir}', but that holds the result of {earlier}, not of {request}.")
+        raise ValueError(
+            f"`output_dir` must be of this request, {request}, but '{output_dir}' holds the result of {earlier}."
+        )
     return True
 
 

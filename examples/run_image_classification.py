@@ -4,7 +4,7 @@ Train an image classifier with GradAug, or without it as the plain baseline, thr
 
 On the embedded handwritten digits, with the settings of recipes/digits.yaml as defaults:
 
-    accelerate launch examples/run_image_classification.py --gradaug --output_dir out --do_train --do_eval
+    accelerate launch examples/run_image_classification.py --gradaug --output_dir outputs/digits --do_train --do_eval
 
 On your own images, from a pretrained model:
 
@@ -12,11 +12,11 @@ On your own images, from a pretrained model:
         --train_dir photos/train --validation_dir photos/validation --model_name_or_path microsoft/resnet-50 \
         --ignore_mismatched_sizes
 
-With a teacher, an earlier model of the same data, as a baseline in the place of GradAug:
+With a teacher, an earlier model of the same data, as a baseline instead of GradAug:
 
     accelerate launch examples/run_image_classification.py --teacher out/plain --output_dir out/distilled --do_train --do_eval
 
-By a recipe (.yaml or .json), whose values the flags after it override:
+From a recipe (.yaml or .json); flags after it override its values:
 
     accelerate launch examples/run_image_classification.py examples/recipes/imagenet_resnet50.yaml --bf16
 """
@@ -42,6 +42,7 @@ from common import (
     label_names,
     launch,
     load_pretrained,
+    make_training_parser,
     parse_training_arguments,
     train_and_evaluate,
     write_card,
@@ -54,7 +55,6 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
     EvalPrediction,
-    HfArgumentParser,
     set_seed,
 )
 
@@ -83,42 +83,57 @@ MODEL_TYPES = sorted(config.model_type for config in MODEL_FOR_IMAGE_CLASSIFICAT
 
 @dataclass(kw_only=True)
 class ModelArguments(CommonModelArguments):
-    """Which model, pretrained or from scratch, and whether GradAug trains it."""
+    """The model, pretrained or from scratch, and whether GradAug trains it."""
 
     teacher: str | None = field(
-        default=None, metadata={"help": "Distil from this model instead: a folder or Hub name, of the same classes."}
+        default=None,
+        metadata={
+            "help": "Distil from this model instead of using GradAug: a folder or Hub name, with the same classes."
+        },
     )
-    teacher_weight: float = field(default=1.0, metadata={"help": "Weight of the loss to the teacher's predictions."})
+    teacher_weight: float = field(default=1.0, metadata={"help": "Weight of the loss on the teacher's predictions."})
     model_type: str | None = field(
-        default=None, metadata={"help": "For training from scratch, one of: " + ", ".join(MODEL_TYPES)}
+        default=None, metadata={"help": "Model to train from scratch: " + ", ".join(MODEL_TYPES)}
     )
     config_overrides: str | None = field(
         default=None,
-        metadata={"help": "Changes to the config, as in hidden_sizes=[32,64],depths=[1,1],layer_type=basic"},
+        metadata={"help": "Config fields, such as hidden_sizes=[32,64],depths=[1,1],layer_type=basic"},
     )
     image_processor_name: str | None = field(
-        default=None, metadata={"help": "Image processor, if it is not the model's own."}
+        default=None, metadata={"help": "Image processor, if not the model's own: a Hub name or a folder."}
     )
-    image_size: int = field(default=224, metadata={"help": "Image size in pixels if there is no image processor."})
+    image_size: int = field(
+        default=224, metadata={"help": "Image size in pixels for a model without an image processor."}
+    )
     crop_pct: float = field(
-        default=0.875, metadata={"help": "Share of the resized image that evaluation keeps, likewise."}
+        default=0.875,
+        metadata={"help": "Share of the resized image that evaluation keeps, without an image processor."},
     )
     image_mean: list[float] | None = field(
-        default=None, metadata={"help": "Mean of the pixels of each channel in [0, 1], likewise (ImageNet's)."}
+        default=None,
+        metadata={"help": "Mean per channel of pixels in [0, 1], without an image processor. Not given: ImageNet's."},
     )
-    image_std: list[float] | None = field(default=None, metadata={"help": "Their standard deviation, likewise."})
+    image_std: list[float] | None = field(
+        default=None,
+        metadata={"help": "Standard deviation per channel, without an image processor. Not given: ImageNet's."},
+    )
     sync_batchnorm: bool = field(
-        default=False, metadata={"help": "BatchNorm over the images of all GPUs, not of each by itself."}
+        default=False, metadata={"help": "Compute BatchNorm's statistics over the images of all GPUs."}
     )
-    channels_last: bool = field(default=False, metadata={"help": "Memory format in which convolutions are fastest."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code from the Hub."})
+    channels_last: bool = field(
+        default=False,
+        metadata={"help": "Use the memory format channels_last, which makes convolutions faster on GPUs."},
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Allow code of the model from the Hub to run."})
 
     def __post_init__(self):
         if self.teacher and self.gradaug:
-            raise ValueError(f"teacher is '{self.teacher}', but gradaug is on: leave one of them out.")
+            raise ValueError(
+                f"`teacher` must not be given with `gradaug`, but is '{self.teacher}'. Leave one of them out."
+            )
         if self.teacher_weight != 1.0 and not self.teacher:
             raise ValueError(
-                f"teacher_weight is {self.teacher_weight}, but there is no teacher: name one, or leave it out."
+                f"`teacher_weight` must be 1.0 without a `teacher`, but is {self.teacher_weight}. Name a teacher."
             )
 
     @property
@@ -140,14 +155,14 @@ def read_recipe(path: str | Path) -> dict:
     classes = (ModelArguments, DataArguments, GradAugConfig)
     known = {item.name for arguments in classes for item in dataclasses.fields(arguments) if item.init}
     if unknown := sorted(set(recipe) - known):
-        raise ValueError(f"{path} has unknown keys {unknown}; see --help for those that there are.")
+        raise ValueError(f"{path} has unknown keys {unknown}. See --help for the known ones.")
     return recipe
 
 
 def parse_arguments(args: Sequence[str]) -> tuple[ModelArguments, DataArguments, GradAugConfig]:
     """Flags, with the values of a recipe given first, or of the digits' recipe if no data is named, as defaults."""
     args = list(args)
-    parser = HfArgumentParser((ModelArguments, DataArguments, GradAugConfig))
+    parser = make_training_parser(ModelArguments, DataArguments, "%(prog)s [RECIPE] [FLAGS]")
     recipe = read_recipe(args.pop(0)) if args and args[0].endswith((".json", ".yaml", ".yml")) else {}
     parser.set_defaults(**recipe)
     flags, _ = parser.parse_known_args(args)
@@ -169,13 +184,13 @@ def parse_config_overrides(text: str) -> dict:
     for item in re.split(r",(?=\s*\w+\s*=)", text):
         name, separator, value = (part.strip() for part in item.partition("="))
         if not separator or not name.isidentifier() or not value:
-            raise ValueError(f"config_overrides is '{text}', but '{item}' is not of the form name=value.")
+            raise ValueError(f"`config_overrides` must be of the form name=value,name=value, but has '{item}'.")
         constants = {"true": True, "false": False, "null": None}
         try:
             overrides[name] = constants[value] if value in constants else ast.literal_eval(value)
         except (SyntaxError, ValueError):
             if value[0] in "[({'\"":
-                raise ValueError(f"config_overrides is '{text}', but '{value}' is not a literal.") from None
+                raise ValueError(f"`config_overrides` must have Python or JSON literals, but has '{value}'.") from None
             overrides[name] = value
     return overrides
 
@@ -187,19 +202,23 @@ def build_model(args: ModelArguments, data: str, class_names: list[str], by_numb
     overrides = parse_config_overrides(args.config_overrides) if args.config_overrides else {}
     source = args.config_name or args.model_name_or_path
     if args.model_type and not source and args.model_type not in MODEL_TYPES:
-        raise ValueError(f"model_type is '{args.model_type}', but must be one of {', '.join(MODEL_TYPES)}.")
+        raise ValueError(f"`model_type` must be one of {', '.join(MODEL_TYPES)}, but is '{args.model_type}'.")
     if not args.model_type and not source:
-        raise ValueError("Name a model: model_name_or_path, or for training from scratch model_type or config_name.")
+        raise ValueError(
+            "Name a model: `model_name_or_path`, or for training from scratch `model_type` or `config_name`."
+        )
     base = AutoConfig.from_pretrained(source, **hub) if source else AutoConfig.for_model(args.model_type)
     if unknown := [name for name in overrides if not hasattr(base, name)]:
-        raise ValueError(f"config_overrides has {unknown}, which are no settings of {type(base).__name__}.")
+        raise ValueError(f"`config_overrides` must name settings of {type(base).__name__}, but has {unknown}.")
     try:
         if source:
             config = AutoConfig.from_pretrained(source, **overrides, **labels, **hub)
         else:
             config = AutoConfig.for_model(args.model_type, **overrides, **labels)
     except (StrictDataclassError, TypeError, ValueError) as error:
-        raise ValueError(f"config_overrides is '{args.config_overrides}': {error}") from error
+        raise ValueError(
+            f"`config_overrides` must make a config, but is '{args.config_overrides}': {error}"
+        ) from error
     config.problem_type = "single_label_classification"
     if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING and "AutoModelForImageClassification" not in (
         getattr(config, "auto_map", None) or {}
@@ -232,16 +251,18 @@ def build_model(args: ModelArguments, data: str, class_names: list[str], by_numb
 
 def synchronize_batchnorm(model: torch.nn.Module, device: torch.device):
     """
-    The model, with BatchNorm over the images of all processes, and the function that builds its sub-networks likewise.
+    The model, with BatchNorm over the images of all processes, and the function that builds its sub-networks in the same way.
 
     Names, weights and checkpoints stay those of the plain model. Every process draws the same widths, so that the
     statistics of a sub-network have the same channels in all of them.
     """
     if not any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-        raise ValueError(f"sync_batchnorm is on, but a model of type '{model.config.model_type}' has no BatchNorm.")
+        raise ValueError(
+            f"`sync_batchnorm` must be off without BatchNorm, but is on, and a model of type '{model.config.model_type}' has none."
+        )
     if device.type == "cpu" and torch.distributed.is_initialized():
         raise ValueError(
-            "sync_batchnorm is on, but PyTorch can't synchronize processes on CPUs: use GPUs or leave it out."
+            "`sync_batchnorm` must be off on CPUs, whose processes PyTorch can't synchronize, but is on. Use GPUs."
         )
     convert, plain_class = torch.nn.SyncBatchNorm.convert_sync_batchnorm, type(model)
     return convert(model), lambda config: convert(plain_class(config))

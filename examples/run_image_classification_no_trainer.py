@@ -54,15 +54,19 @@ class LoopArguments:
     ignore_mismatched_sizes: bool = field(
         default=False, metadata={"help": "Start with a new head where the pretrained one has other classes."}
     )
-    num_train_epochs: int = field(default=10, metadata={"help": "Epochs."})
-    max_train_steps: int | None = field(default=None, metadata={"help": "Optimizer steps, in the place of epochs."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images a process and micro-batch."})
-    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images a process in evaluation."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-batches an optimizer step."})
-    learning_rate: float = field(default=0.1, metadata={"help": "Of SGD with Nesterov momentum; falls by a cosine."})
+    num_train_epochs: int = field(default=10, metadata={"help": "Number of epochs."})
+    max_train_steps: int | None = field(
+        default=None, metadata={"help": "Number of optimizer steps, instead of epochs."}
+    )
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Batch size per process and micro-batch."})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Batch size per process in evaluation."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-batches per optimizer step."})
+    learning_rate: float = field(
+        default=0.1, metadata={"help": "Learning rate of SGD with Nesterov momentum, with a cosine schedule."}
+    )
     weight_decay: float = field(default=5e-4, metadata={"help": "Weight decay."})
-    num_workers: int = field(default=0, metadata={"help": "Data-loading workers a process."})
-    seed: int = field(default=42, metadata={"help": "Seed."})
+    num_workers: int = field(default=0, metadata={"help": "Data-loading workers per process."})
+    seed: int = field(default=42, metadata={"help": "Random seed."})
 
 
 def build_model(args: LoopArguments, data: ImageData):
@@ -110,11 +114,11 @@ def main(args: list[str] | None = None) -> float:
     parser.set_defaults(horizontal_flip=False, random_resized_crop_scale=[0.7, 1.0])
     args, data_args, settings = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
     if data_args.streaming:
-        raise ValueError("streaming is on, but this script takes map-style data: use run_image_classification.py.")
+        raise ValueError("`streaming` must be off in this script, but is on. Use run_image_classification.py.")
     if data_args.in_memory:
-        raise ValueError("`in_memory` must be off in this script, but is True: use run_image_classification.py.")
+        raise ValueError("`in_memory` must be off in this script, but is on. Use run_image_classification.py.")
     if data_args.skip_bad_images:
-        raise ValueError("skip_bad_images is on, but this script doesn't count them: use run_image_classification.py.")
+        raise ValueError("`skip_bad_images` must be off in this script, but is on. Use run_image_classification.py.")
     logging.basicConfig(level=logging.INFO)
     accelerator = Accelerator()
     if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):

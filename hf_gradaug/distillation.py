@@ -43,10 +43,10 @@ class DistillationTrainer(ModelCardMixin, DurableTrainerMixin, Trainer):
 
     def __init__(self, *args, teacher: PreTrainedModel, teacher_weight: float = 1.0, **kwargs):
         if not (math.isfinite(teacher_weight) and teacher_weight >= 0):
-            raise ValueError(f"teacher_weight is {teacher_weight}, but it must be 0 or more.")
+            raise ValueError(f"`teacher_weight` must be 0 or more, but is {teacher_weight}.")
         # It divides by a number of items, which the teacher's part doesn't have.
         if kwargs.get("compute_loss_func") is not None:
-            raise ValueError("compute_loss_func is given, but it must be None with a teacher.")
+            raise ValueError("`compute_loss_func` must be None with a teacher, but is given.")
         self.teacher = teacher.eval().requires_grad_(False)
         self.teacher_weight = teacher_weight
         self._step_log = self._new_step_log()
@@ -65,7 +65,7 @@ class DistillationTrainer(ModelCardMixin, DurableTrainerMixin, Trainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         if (count := self.gradaug_settings.num_subnetworks) > 0:
-            raise ValueError(f"num_subnetworks is {count}, but it must be 0 with a teacher, which is in their place.")
+            raise ValueError(f"`num_subnetworks` must be 0 with a teacher, which is in their place, but is {count}.")
         if self.model is not None:
             self._check_teacher(self.model)
         super().create_accelerator_and_postprocess()

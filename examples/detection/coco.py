@@ -34,7 +34,9 @@ class CocoArguments:
         default=None, metadata={"help": "Their annotations, COCO's instances (.json)."}
     )
     validation_dir: str | None = field(default=None, metadata={"help": "Folder with the validation pictures."})
-    validation_annotations: str | None = field(default=None, metadata={"help": "Their annotations, likewise."})
+    validation_annotations: str | None = field(
+        default=None, metadata={"help": "Annotations of the validation images, in the same form."}
+    )
     image_square_size: int = field(
         default=640, metadata={"help": "Height and width in pixels to which a picture is resized for a new model."}
     )
@@ -49,7 +51,7 @@ class CocoArguments:
             folder, annotations = getattr(self, f"{split}_dir"), getattr(self, f"{split}_annotations")
             if (folder is None) != (annotations is None):
                 raise ValueError(
-                    f"`{split}_dir` and `{split}_annotations` go together, but are {folder!r} and {annotations!r}."
+                    f"`{split}_dir` and `{split}_annotations` must be given together, but are {folder!r} and {annotations!r}."
                 )
         if self.num_scenes < 5:
             raise ValueError(f"`num_scenes` must be 5 or more, but is {self.num_scenes}.")
@@ -214,7 +216,7 @@ class CocoEvaluationMixin:
     Gives a Trainer average precision by COCO's protocol: `class MyTrainer(CocoEvaluationMixin, GradAugTrainer)`.
 
     The metrics are torchmetrics': `map` over IoU thresholds 0.5 to 0.95, `map_50`, `map_75`, by size of the objects,
-    and recall; -1 where there are no such objects.
+    and recall. Sizes of which there are no objects have no metric.
 
     Args:
         *args, **kwargs:
@@ -233,7 +235,10 @@ class CocoEvaluationMixin:
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         metrics = self._average_precision.compute()
         names = [name for name in metrics if not name.endswith("_per_class") and name != "classes"]
-        output.metrics.update({f"{metric_key_prefix}_{name}": metrics[name].item() for name in names})
+        # -1 stands for sizes of which there are no objects.
+        output.metrics.update(
+            {f"{metric_key_prefix}_{name}": metrics[name].item() for name in names if metrics[name] >= 0}
+        )
         return output
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -309,5 +314,7 @@ def load_backbone_weights(model: nn.Module, name: str, **hub: Any) -> None:
     lacking = {key for key in info["missing_keys"] if "hidden_states_norms" not in key}
     lacking |= {key for key, *_ in info["mismatched_keys"]}
     if lacking:
-        raise ValueError(f"`backbone` {name!r} lacks weights of the model's backbone: {sorted(lacking)[:5]}.")
+        raise ValueError(
+            f"`backbone` must have all weights of the model's backbone, but {name!r} lacks {sorted(lacking)[:5]}."
+        )
     backbone.load_state_dict(loaded.state_dict(), strict=False)  # frozen BatchNorm doesn't count batches

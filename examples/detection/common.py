@@ -15,16 +15,16 @@ from common import (
     label_names,
     launch,
     load_pretrained,
+    make_training_parser,
     parse_training_arguments,
     train_and_evaluate,
     write_card,
 )
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     BaseImageProcessor,
-    HfArgumentParser,
     PreTrainedConfig,
     PreTrainedModel,
     set_seed,
@@ -46,7 +46,19 @@ from .coco import (
 logger = logging.getLogger(__name__)
 
 PICTURE = "predictions.png"
-_COLOURS = ["#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#f032e6", "#42d4f4", "#ffffff"]
+# One a class, for the first classes: told apart by colour-blind readers too, on dark pictures.
+_COLOURS = [
+    "#56b4e9",
+    "#e69f00",
+    "#00c794",
+    "#f0e442",
+    "#ff7f4d",
+    "#cc79a7",
+    "#ffffff",
+    "#a5d8ff",
+    "#ffd28a",
+    "#b8b8b8",
+]
 
 
 @dataclass(kw_only=True)
@@ -97,7 +109,7 @@ class DenseTrainer(CocoEvaluationMixin, GradAugTrainer):
 
 def parse_arguments(task: DenseTask, args: Sequence[str]) -> tuple[DenseModelArguments, CocoArguments, GradAugConfig]:
     """Flags, with the task's defaults if no data is named."""
-    parser = HfArgumentParser((DenseModelArguments, CocoArguments, GradAugConfig))
+    parser = make_training_parser(DenseModelArguments, CocoArguments, "%(prog)s [FLAGS]")
     parser.set_defaults(subnetwork_targets="labels")
     flags, _ = parser.parse_known_args(args)
     if flags.train_dir is None and flags.validation_dir is None:
@@ -177,11 +189,11 @@ def draw_predictions(
     dataset: CocoDataset,
     count: int = 12,
     threshold: float = 0.5,
-    side: int = 224,
+    side: int = 280,
 ) -> Image.Image:
-    """The first pictures of a data set, six in a row, with what the model finds in them and how sure it is."""
+    """The first images of a data set, four in a row, with what the model finds in them and how sure it is."""
     count = min(count, len(dataset))
-    sheet = Image.new("RGB", (side * min(6, count), side * -(-count // 6)))
+    sheet = Image.new("RGB", (side * min(4, count), side * -(-count // 4)))
     model.eval()
     for index in range(count):
         picture, _ = dataset.read(index)
@@ -190,13 +202,16 @@ def draw_predictions(
             outputs = model(**inputs)
         (found,) = predict_objects(processor, outputs, [torch.tensor([side, side])], threshold)
         tile = _draw_objects(picture.resize((side, side)), found, dataset.class_names)
-        sheet.paste(tile, (side * (index % 6), side * (index // 6)))
+        sheet.paste(tile, (side * (index % 4), side * (index // 4)))
     return sheet
 
 
 def _draw_objects(picture: Image.Image, found: dict[str, torch.Tensor], names: list[str]) -> Image.Image:
-    for i, (score, label) in enumerate(zip(found["scores"].tolist(), found["labels"].tolist())):
-        colour = _COLOURS[i % len(_COLOURS)]
+    """Masks and boxes in the colour of their class, each with a label where no other label is."""
+    font, taken = ImageFont.load_default(size=16), []
+    labels = found["labels"].tolist()
+    for i, (score, label) in enumerate(zip(found["scores"].tolist(), labels)):
+        colour = _COLOURS[label % len(_COLOURS)]
         if "masks" in found:
             mask = found["masks"][i].numpy()
             picture.paste(Image.new("RGB", picture.size, colour), mask=Image.fromarray((mask * 150).astype(np.uint8)))
@@ -206,10 +221,21 @@ def _draw_objects(picture: Image.Image, found: dict[str, torch.Tensor], names: l
             left, top, right, bottom = found["boxes"][i].tolist()
         draw = ImageDraw.Draw(picture)
         if "boxes" in found:
-            draw.rectangle((left, top, right, bottom), outline=colour, width=2)
-        text, place = f"{names[label]}: {score:.0%}", (max(left, 0), max(top - 12, 0))
-        draw.rectangle(draw.textbbox(place, text), fill="black")
-        draw.text(place, text, fill=colour)
+            draw.rectangle((left, top, right, bottom), outline=colour, width=3)
+        text = f"{names[label]} {score:.0%}"
+        width, height = draw.textbbox((0, 0), text, font=font)[2:]
+        x = min(max(left, 0), picture.width - width)
+        places = [(x, y) for y in (top - height - 2, bottom + 2, *range(0, picture.height, height))]
+        for x, y in places:
+            box = (x, y, x + width, y + height)
+            is_inside = 0 <= y <= picture.height - height
+            if is_inside and not any(
+                box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken
+            ):
+                break
+        taken.append(box)
+        draw.rectangle(box, fill="black")
+        draw.text((x, y), text, fill=colour, font=font)
     return picture
 
 

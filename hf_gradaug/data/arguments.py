@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""The flags of both example scripts that name the data and its augmentation."""
+"""The flags of the example scripts for data and augmentation."""
 
 import json
 from dataclasses import dataclass, field
@@ -9,14 +9,14 @@ from typing import Any
 
 @dataclass
 class DataArguments:
-    """Where the images come from and how they are augmented. With nothing named: the embedded digits."""
+    """The images and their augmentation. Without a dataset: the embedded digits."""
 
-    dataset_name: str | None = field(default=None, metadata={"help": "A dataset on the Hub, or its local folder."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, or its local folder."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the Hub dataset."})
     train_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Training data: a folder of images in one folder a class, or .parquet or .tar shards (a folder or a glob)."
+            "help": "Training data: a folder with one subfolder of images per class, or .parquet or .tar shards (a folder or a glob)."
         },
     )
     validation_dir: str | None = field(default=None, metadata={"help": "Validation data, in the form of train_dir."})
@@ -27,20 +27,24 @@ class DataArguments:
     train_val_split: float = field(
         default=0.15, metadata={"help": "Share of the training images held out if there is no validation split."}
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use at most so many training images."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Maximum number of training images."})
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Use at most so many validation, and test, images."}
+        default=None, metadata={"help": "Maximum number of validation images, and of test images."}
     )
-    image_column_name: str | None = field(default=None, metadata={"help": "Column of images; found if not given."})
-    label_column_name: str | None = field(default=None, metadata={"help": "Column of labels; found if not given."})
+    image_column_name: str | None = field(
+        default=None, metadata={"help": "Column of images. Not given: found by its type."}
+    )
+    label_column_name: str | None = field(
+        default=None, metadata={"help": "Column of labels. Not given: found by its type."}
+    )
     classes_by_number: bool = field(
         default=False,
         metadata={
-            "help": "The model's classes are those of the data in this order, though their names differ, as ImageNet's do."
+            "help": "Match the data's classes to the model's by number, although their names differ, as ImageNet's do."
         },
     )
     num_labels: int | None = field(
-        default=None, metadata={"help": "Number of classes; needed for a stream whose labels have no names."}
+        default=None, metadata={"help": "Number of classes. Needed for a stream whose labels have no names."}
     )
     in_memory: bool = field(
         default=False,
@@ -51,34 +55,35 @@ class DataArguments:
     )
     streaming: bool = field(default=False, metadata={"help": "Stream the training images instead of storing them."})
     num_train_samples: int | None = field(
-        default=None, metadata={"help": "Number of training images of a stream that doesn't state it."}
+        default=None, metadata={"help": "Number of training images, for a stream that doesn't state it."}
     )
     shuffle_buffer_size: int = field(
         default=10000,
-        metadata={"help": "Images of a stream that each process has in memory, undecoded, to shuffle them."},
+        metadata={"help": "Undecoded images of a stream that each process holds in memory to shuffle."},
     )
     random_resized_crop_scale: list[float] = field(
         default_factory=lambda: [0.08, 1.0],
-        metadata={"help": "Least and greatest share of the image's area that the random crop keeps."},
+        metadata={"help": "Smallest and largest share of the image's area that the random crop keeps."},
     )
     random_crop_padding: int | None = field(
         default=None,
         metadata={
-            "help": "Crop the image's own size at a random place, after so many pixels are mirrored at each side; in the place of "
+            "help": "Pads the image by this many mirrored pixels and crops its own size at a random place, instead of "
             "random_resized_crop_scale (CIFAR: 4)."
         },
     )
     horizontal_flip: bool = field(
-        default=True, metadata={"help": "Mirror half of the training images. Turn off where it changes the class."}
+        default=True,
+        metadata={"help": "Mirror half of the training images. Turn it off if mirroring changes the class."},
     )
     color_jitter: float = field(
         default=0.0, metadata={"help": "Strength of random brightness, contrast and saturation (the authors: 0.4)."}
     )
-    cutmix_alpha: float = field(default=0.0, metadata={"help": "Parameter of CutMix; 0 turns it off."})
-    mixup_alpha: float = field(default=0.0, metadata={"help": "Parameter of MixUp; 0 turns it off."})
+    cutmix_alpha: float = field(default=0.0, metadata={"help": "Alpha of CutMix; 0 turns it off."})
+    mixup_alpha: float = field(default=0.0, metadata={"help": "Alpha of MixUp; 0 turns it off."})
     skip_bad_images: bool = field(
         default=False,
-        metadata={"help": "Leave unreadable images out, each named in a warning, instead of stopping at the first."},
+        metadata={"help": "Skip unreadable images, each named in a warning, instead of stopping at the first."},
     )
     mix_prob: float = field(default=1.0, metadata={"help": "Probability that a training batch is mixed."})
 
@@ -87,9 +92,9 @@ class DataArguments:
             return
         for name in ("streaming", "skip_bad_images", "color_jitter"):
             if getattr(self, name):
-                raise ValueError(f"`{name}` must be off with in_memory, but is {getattr(self, name)}.")
+                raise ValueError(f"`{name}` must be off with `in_memory`, but is {getattr(self, name)}.")
         if self.random_crop_padding is None:
-            raise ValueError("`random_crop_padding` must be given with in_memory, but is None.")
+            raise ValueError("`random_crop_padding` must be given with `in_memory`, but is None.")
 
     @property
     def train_augmentation(self) -> dict[str, Any]:

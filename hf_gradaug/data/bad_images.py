@@ -23,11 +23,11 @@ _MARK = "unreadable_images"
 
 def mark_unreadable(value: Mapping[str, Any] | None, message: str) -> dict[str, Any]:
     """
-    The example in the place of one whose image can't be read.
+    Stands for an example whose image can't be read.
 
     Args:
         value (`Mapping`, *optional*):
-            The undecoded image. Its path identifies it, or else its bytes: a stream counts its images anew in each epoch.
+            The undecoded image. Its path identifies it, or else its bytes: a stream restarts its count in each epoch.
         message (`str`):
             Names the image and what is wrong with it.
     """

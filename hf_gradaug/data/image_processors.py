@@ -44,15 +44,15 @@ def make_image_processor(
         ValueError: if a number is out of range, or there are not three.
     """
     if image_size < 1:
-        raise ValueError(f"image_size is {image_size}, but it must be 1 or more.")
+        raise ValueError(f"`image_size` must be 1 or more, but is {image_size}.")
     if not 0 < crop_pct <= 1:
-        raise ValueError(f"crop_pct is {crop_pct}, but it must be in (0, 1].")
+        raise ValueError(f"`crop_pct` must be in (0, 1], but is {crop_pct}.")
     mean = list(IMAGENET_DEFAULT_MEAN if image_mean is None else image_mean)
     std = list(IMAGENET_DEFAULT_STD if image_std is None else image_std)
     if len(mean) != 3:
-        raise ValueError(f"image_mean is {mean}, but it must be three numbers, one a channel.")
+        raise ValueError(f"`image_mean` must be three numbers, one a channel, but is {mean}.")
     if len(std) != 3 or not min(std) > 0:
-        raise ValueError(f"image_std is {std}, but it must be three numbers above 0, one a channel.")
+        raise ValueError(f"`image_std` must be three numbers above 0, one a channel, but is {std}.")
     return ConvNextImageProcessor(
         size={"shortest_edge": image_size},
         crop_pct=crop_pct,

@@ -60,10 +60,10 @@ def get_train_transform(
     scale, padding = random_resized_crop_scale, random_crop_padding
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
         raise ValueError(
-            f"random_resized_crop_scale is {list(scale)}, but it must be two shares of the area in (0, 1], least first."
+            f"`random_resized_crop_scale` must be two shares of the area in (0, 1], least first, but is {list(scale)}."
         )
     if color_jitter < 0:
-        raise ValueError(f"color_jitter is {color_jitter}, but it must be 0 or more.")
+        raise ValueError(f"`color_jitter` must be 0 or more, but is {color_jitter}.")
     size = get_image_size(image_processor)
     if padding is None:
         steps = [
@@ -73,7 +73,7 @@ def get_train_transform(
         steps = [ProcessorCrop(image_processor), v2.RandomCrop(size, padding, padding_mode="reflect")]
     else:
         raise ValueError(
-            f"random_crop_padding is {padding}, but it must be in 1..{min(size) - 1} for images of {size[0]} x {size[1]}."
+            f"`random_crop_padding` must be in 1..{min(size) - 1} for images of {size[0]} x {size[1]}, but is {padding}."
         )
     if horizontal_flip:
         steps.append(v2.RandomHorizontalFlip())
@@ -232,9 +232,9 @@ class ImageCollator:
     def __init__(self, num_labels: int, cutmix_alpha: float = 0.0, mixup_alpha: float = 0.0, mix_prob: float = 1.0):
         for name, alpha in (("cutmix_alpha", cutmix_alpha), ("mixup_alpha", mixup_alpha)):
             if alpha < 0:
-                raise ValueError(f"{name} is {alpha}, but it must be 0 (off) or more.")
+                raise ValueError(f"`{name}` must be 0 (off) or more, but is {alpha}.")
         if not 0 <= mix_prob <= 1:
-            raise ValueError(f"mix_prob is {mix_prob}, but it must be in [0, 1].")
+            raise ValueError(f"`mix_prob` must be in [0, 1], but is {mix_prob}.")
         self.num_labels = num_labels
         self.mix_prob = mix_prob
         self.mixes = []

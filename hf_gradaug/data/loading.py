@@ -182,7 +182,7 @@ def find_columns(
     """
     for flag, name in (("image_column_name", image_column_name), ("label_column_name", label_column_name)):
         if name is not None and name not in features:
-            raise ValueError(f"{flag} is '{name}', but the columns are {list(features)}.")
+            raise ValueError(f"`{flag}` must be one of the columns {list(features)}, but is '{name}'.")
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if not labels:
@@ -190,7 +190,9 @@ def find_columns(
     image = image_column_name or _choose(images, _IMAGE_COLUMNS, "image_column_name", "images")
     label = label_column_name or _choose(labels, _LABEL_COLUMNS, "label_column_name", "labels")
     if image is None:
-        raise ValueError(f"No column holds images; the columns are {dict(features)}. Name it with image_column_name.")
+        raise ValueError(
+            f"No column holds images; the columns are {dict(features)}. Name it with `image_column_name`."
+        )
     return image, label
 
 
@@ -200,7 +202,7 @@ def _choose(candidates: list[str], preferred: tuple[str, ...], flag: str, what: 
     for name in preferred:
         if name in candidates:
             return name
-    raise ValueError(f"Several columns can hold {what}: {candidates}. Name one with {flag}.")
+    raise ValueError(f"Several columns can hold {what}: {candidates}. Name one with `{flag}`.")
 
 
 def _find_files(flag: str, path: str) -> tuple[str, str | list[str]]:
@@ -210,9 +212,7 @@ def _find_files(flag: str, path: str) -> tuple[str, str | list[str]]:
         kinds = {_SHARDS.get(os.path.splitext(file)[1].lower()) for file in files}
         if len(kinds) == 1 and None not in kinds:
             return kinds.pop(), files
-        raise ValueError(
-            f"{flag} is '{path}', but it must be a folder, or a glob that matches .parquet or .tar files."
-        )
+        raise ValueError(f"`{flag}` must be a folder, or a glob that matches .parquet or .tar files, but is '{path}'.")
     shards: dict[str, list[str]] = {}
     for root, _, names in os.walk(path):
         for name in sorted(names):
@@ -225,7 +225,7 @@ def _find_files(flag: str, path: str) -> tuple[str, str | list[str]]:
         kind, files = shards.popitem()
         return kind, sorted(files)
     found = "both .parquet and .tar files" if shards else "no images, and no .parquet or .tar files"
-    raise ValueError(f"{flag} is '{path}', but that folder holds {found}.")
+    raise ValueError(f"`{flag}` must hold images, or .parquet or .tar files of one kind, but '{path}' holds {found}.")
 
 
 def _get_builder(args: DataArguments, cache_dir: str | None, token: str | None) -> datasets.DatasetBuilder:
@@ -246,7 +246,9 @@ def _get_builder(args: DataArguments, cache_dir: str | None, token: str | None) 
 def _get_labels(dataset: datasets.Dataset, label_column: str) -> np.ndarray:
     labels = dataset.select_columns(label_column).with_format("numpy")[:][label_column]
     if not np.issubdtype(np.asarray(labels).dtype, np.integer):
-        raise ValueError(f"label_column_name is '{label_column}', but that column holds {np.asarray(labels).dtype}.")
+        raise ValueError(
+            f"`label_column_name` must be a column of integers, but '{label_column}' holds {np.asarray(labels).dtype}."
+        )
     return labels
 
 
@@ -315,7 +317,7 @@ def load_image_data(
     if label_column is None:
         raise ValueError(
             f"No column holds labels (ClassLabel or integer); the columns are {list(features)}. Name it with "
-            "label_column_name; a folder of images needs one folder a class, and at least two of them."
+            "`label_column_name`; a folder of images needs one folder per class, and at least two of them."
         )
     for split, dataset in splits.items():
         columns = [column for column in (image_column, label_column) if column in dataset.features]
@@ -330,14 +332,16 @@ def load_image_data(
     if "train" in splits and "validation" not in splits:
         if args.streaming:
             raise ValueError(
-                "streaming is on, but there is no validation split to hold out from a stream: name one with "
-                "validation_dir or validation_split_name."
+                "`streaming` must be off without a validation split, but is on, and none can be held out from a stream. "
+                "Name one with `validation_dir` or `validation_split_name`."
             )
         stratify = label_column if isinstance(features[label_column], datasets.ClassLabel) else None
         try:
             parts = splits["train"].train_test_split(args.train_val_split, seed=seed, stratify_by_column=stratify)
         except ValueError as error:
-            raise ValueError(f"train_val_split is {args.train_val_split}: {error}") from error
+            raise ValueError(
+                f"`train_val_split` must leave images of every class to both parts, but is {args.train_val_split}: {error}"
+            ) from error
         splits.update(train=parts["train"], validation=parts["test"])
 
     labels = {
@@ -384,11 +388,11 @@ def _get_class_names(feature: Any, args: DataArguments, labels: dict[str, set[in
     if isinstance(feature, datasets.ClassLabel):
         if args.num_labels not in (None, feature.num_classes):
             raise ValueError(
-                f"num_labels is {args.num_labels}, but column '{label_column}' has {feature.num_classes} classes."
+                f"`num_labels` must be {feature.num_classes}, the classes of column '{label_column}', but is {args.num_labels}."
             )
         return list(feature.names)
     if args.num_labels is not None:
         return [str(label) for label in range(args.num_labels)]
     if args.streaming:
-        raise ValueError(f"The labels in column '{label_column}' of a stream have no names: give num_labels.")
+        raise ValueError(f"The labels in column '{label_column}' of a stream have no names. Give `num_labels`.")
     return [str(label) for label in range(max(max(values) for values in labels.values()) + 1)]

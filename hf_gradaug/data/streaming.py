@@ -80,8 +80,8 @@ def get_streaming_arguments(
     if args.max_steps <= 0:
         if steps_per_epoch is None:
             raise ValueError(
-                f"max_steps is {args.max_steps}, but the stream doesn't state its number of images: give max_steps "
-                "or num_train_samples."
+                f"`max_steps` must be 1 or more for a stream that doesn't state its number of images, but is "
+                f"{args.max_steps}. Give `max_steps` or `num_train_samples`."
             )
         values["max_steps"] = math.ceil(steps_per_epoch * args.num_train_epochs)
         logger.info(f"{args.num_train_epochs} epochs of the stream are {values['max_steps']} steps.")
@@ -102,8 +102,8 @@ def get_streaming_arguments(
         if getattr(args, f"{what}_strategy") == "epoch":
             if steps_per_epoch is None:
                 raise ValueError(
-                    f"{what}_strategy is 'epoch', but the stream doesn't state its number of images: give "
-                    "num_train_samples or use 'steps'."
+                    f"`{what}_strategy` must be 'steps' for a stream that doesn't state its number of images, but is "
+                    "'epoch'. Use 'steps' or give `num_train_samples`."
                 )
             values[f"{what}_strategy"] = type(getattr(args, f"{what}_strategy"))("steps")
             values[f"{what}_steps"] = steps_per_epoch

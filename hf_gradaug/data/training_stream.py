@@ -33,16 +33,14 @@ class TrainingStream(IterableDataset):
     """
     The examples of a `datasets.IterableDataset`, transformed, epoch after epoch, without end.
 
-    Each epoch holds each example once, over all processes and data-loading workers together, whatever their numbers. The
-    order of the shards is drawn anew for each epoch, and the shards are dealt to the readers. If there are fewer shards than
-    readers, each reader walks through all of them and keeps its share of the rows. A reader whose shards hold fewer rows than
-    those of others begins its next epoch sooner; which shards it gets there is drawn anew.
+    Each epoch holds each example once, over all processes and data-loading workers together. Shards are shuffled in each
+    epoch and dealt to the readers. If there are fewer shards than readers, each reader walks through all shards and keeps its
+    share of the rows. A reader with fewer rows than others begins its next epoch sooner.
 
-    A reader shuffles window by window: while one window is given out, in an order of its own, the next one is read, row for
-    row, so that there are never more rows in memory than one window has. A window holds rows of one epoch only.
+    A reader shuffles window by window: while it gives out one window in random order, it reads the next. Memory never holds
+    more rows than one window. A window holds rows of one epoch only.
 
-    What is random depends on the seed, the epoch and the example alone, so with an equal seed everything is equal, the
-    transforms included, whatever ran before.
+    Randomness depends on the seed, the epoch and the example alone, transforms included. Equal seeds give equal streams.
 
     `iter(stream)` has a `state_dict` and a `load_state_dict` (see [`StreamReader`]), which torchdata's `StatefulDataLoader`
     collects from its workers. [`StreamMixin`] makes that loader, and saves and restores its state.
@@ -78,9 +76,9 @@ class TrainingStream(IterableDataset):
         world_size: int = 1,
     ):
         if buffer_size < 1:
-            raise ValueError(f"buffer_size is {buffer_size}, but it must be 1 (no shuffling but by shards) or more.")
+            raise ValueError(f"`buffer_size` must be 1 (no shuffling but by shards) or more, but is {buffer_size}.")
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank is {rank}, but it must be in 0..{world_size - 1} (world_size is {world_size}).")
+            raise ValueError(f"`rank` must be in 0..{world_size - 1} (world_size is {world_size}), but is {rank}.")
         self.stream = stream
         self.transform = transform
         self.seed = seed

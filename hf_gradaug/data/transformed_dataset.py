@@ -38,7 +38,7 @@ class TransformedDataset(Dataset):
         self._epoch = torch.tensor(0).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw anew for each example. [`StreamMixin`] calls it; a training loop of your own has to."""
+        """Changes the random draws of all examples. [`StreamMixin`] calls it; call it in your own training loop."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:

@@ -28,7 +28,7 @@ def resize_like_images(value: Any, old_size: tuple[int, int], new_size: tuple[in
             Height and width in pixels of the images, before and after.
 
     Returns:
-        `Any`: The same structure, with new tensors in the place of masks, of the same type.
+        `Any`: The same structure, with resized masks of the same type.
     """
     if old_size == new_size:
         return value

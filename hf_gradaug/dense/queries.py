@@ -6,7 +6,7 @@ Query i of a sub-network learns what query i of the full network predicted: its 
 mask. No labels are matched. That makes sense where query i is the same in both networks, a learned embedding that they
 share; where a network picks its queries from the image, they stand for other places in each.
 
-Each loss takes the model's own with soft targets in the place of labels, with the weights of its config, and is zero with
+Each loss takes the model's own with soft targets instead of labels, with the weights of its config, and is zero with
 a zero gradient where the sub-network agrees. Left out are focal weights, which tell easy labels from hard ones, and the
 auxiliary losses of earlier decoder layers. Box and mask of a query count as much as it is sure of an object.
 """
@@ -72,8 +72,8 @@ def check_has_query_targets(model: nn.Module) -> None:
     else:
         return
     raise ValueError(
-        "`subnetwork_targets` can be 'queries' for models whose queries are learned and the same for every image, but "
-        f"{reason}. RT-DETR and D-FINE pick theirs from the image too. Set `subnetwork_targets` to 'labels'."
+        "`subnetwork_targets` must be 'labels' unless the model's queries are learned and the same for every image, but is "
+        f"'queries', and {reason}. RT-DETR and D-FINE pick theirs from the image too. Set it to 'labels'."
     )
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""BatchNorm's running statistics, computed anew from data."""
+"""BatchNorm's running statistics, recomputed from data."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -44,13 +44,11 @@ def read_images(batch: Any, model: PreTrainedModel, name: str) -> Tensor:
 
 def recalibrate_batchnorm(model: PreTrainedModel, calibration_data: Iterable[Mapping[str, Tensor]]) -> int:
     """
-    Compute BatchNorm's running statistics anew, in place, as US-Nets do for each width (Yu and Huang, ICCV 2019).
+    Recomputes BatchNorm's running statistics in place, as US-Nets do for each width (Yu and Huang, ICCV 2019).
 
-    Only the BatchNorm layers run in train mode, so that dropout and drop path are off, and weights are left alone.
-    Each running statistic becomes the mean of the batches' own, a batch counting by its number of images. For the
-    means of a first layer that is exactly the mean over all images. For its variances it is the mean of the variances
-    within the batches (unbiased, as BatchNorm stores them), without that between the batches: draw the batches at
-    random, not sorted by class, and make them large.
+    Only the BatchNorm layers run in train mode, so dropout and drop path are off and weights don't change. Each running
+    statistic becomes the mean of the batches' statistics, weighted by their numbers of images. Variances are those within
+    the batches, so use large batches in random order, not sorted by class.
 
     Args:
         model (`PreTrainedModel`):
@@ -83,8 +81,8 @@ def recalibrate_batchnorm(model: PreTrainedModel, calibration_data: Iterable[Map
             images = read_images(batch, model, "calibration_data")
             if len(images) == 1:
                 raise ValueError(
-                    "`calibration_data` has a batch of a single image, but BatchNorm needs two or more: a "
-                    "`DataLoader` has drop_last=True for that."
+                    "`calibration_data` must have two or more images in each batch, which BatchNorm needs, but has a batch "
+                    "of one. Give the `DataLoader` drop_last=True."
                 )
             num_images += len(images)
             for layer in layers:

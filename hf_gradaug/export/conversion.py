@@ -104,15 +104,15 @@ def to_authors_state_dict(model: ResNetForImageClassification) -> dict[str, torc
         ValueError: if a setting of its config, a name or a shape is none of the authors' layout.
     """
     if not isinstance(model, ResNetForImageClassification):
-        raise TypeError(f"`model` is a {type(model).__name__}, but must be a ResNetForImageClassification.")
+        raise TypeError(f"`model` must be a ResNetForImageClassification, but is a {type(model).__name__}.")
     standard = ResNetConfig()
     for name in _SETTINGS:
         value, wanted = getattr(model.config, name), getattr(standard, name)
         if value != wanted:
-            raise ValueError(f"`model.config.{name}` is {value!r}, but in the authors' layout it is {wanted!r}.")
+            raise ValueError(f"`model.config.{name}` must be {wanted!r}, as in the authors' layout, but is {value!r}.")
     depths = tuple(model.config.depths)
     if depths not in _DEPTHS.values():
-        raise ValueError(f"`model.config.depths` is {depths}, but must be one of {_DEPTHS}.")
+        raise ValueError(f"`model.config.depths` must be one of {_DEPTHS}, but is {depths}.")
     skeleton = _build_skeleton(depths, model.config.num_labels)
     state = model.state_dict()
     _check_tensors(state, skeleton.state_dict(), "`model`")
@@ -121,7 +121,7 @@ def to_authors_state_dict(model: ResNetForImageClassification) -> dict[str, torc
 
 def _read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     if not os.path.isfile(path):
-        raise ValueError(f"path is '{path}', but it must be a file: a checkpoint of the authors' code.")
+        raise ValueError(f"`path` must be a file: a checkpoint of the authors' code, but is '{path}'.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many types, for a file that is damaged, of another kind, or holds other objects

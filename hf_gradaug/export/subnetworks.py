@@ -36,12 +36,11 @@ def export_subnetwork(
     """
     A sub-network as a standard model of the narrower or shallower config, with weights of its own.
 
-    The model is of the parent's plain class, in eval mode, on the parent's device and in its dtype, and knows the same
-    labels. `save_pretrained` saves it, and `from_pretrained` loads it where this package is absent. The parent stays
-    as it is.
+    The model has the parent's plain class, device, dtype and labels, and is in eval mode. `from_pretrained` loads its
+    checkpoint without this package. The parent doesn't change.
 
-    BatchNorm's running statistics are those of the full network, and a sub-network has others: without calibration
-    data, the leading ones are kept, and the accuracy suffers. Models without BatchNorm, such as ConvNeXt, need none.
+    A sub-network needs BatchNorm statistics of its own. Without calibration data it keeps the full network's leading ones,
+    and its accuracy drops. Models without BatchNorm, such as ConvNeXt, need none.
 
     Args:
         model (`PreTrainedModel`):
@@ -101,8 +100,8 @@ def copy_subnetwork(
         exported.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise ValueError(
-            f"`model` was changed after construction, so that the exported {exported_class.__name__} could not be "
-            f"loaded by its config: {error}"
+            f"`model` must be what its class and config describe, but was changed after construction: the exported "
+            f"{exported_class.__name__} could not be loaded by its config: {error}"
         ) from error
     if kept_blocks is not None:
         _check_places(exported, model, subnetwork, kept_blocks)
@@ -126,9 +125,9 @@ def _check_places(
             here = getattr(modules[name], setting)
             if setting != "drop_prob" and isinstance(value, (int, float, str, tuple)) and here != value:
                 raise ValueError(
-                    f"`kept_blocks` is {kept_blocks}, but {source.full_name!r}, whose `{setting}` is {value}, would be "
-                    f"{name!r} in the exported model, whose `{setting}` is {here}. Keep other blocks: the first ones "
-                    "of each stage stay in their places."
+                    f"`kept_blocks` must keep the settings of each block, but is {kept_blocks}: {source.full_name!r}, whose "
+                    f"`{setting}` is {value}, would be {name!r} in the exported model, whose `{setting}` is {here}. Keep "
+                    "the first blocks of each stage, which stay in their places."
                 )
 
 
@@ -188,7 +187,7 @@ def create_subnetwork_card(
         try:
             validate_repo_id(base_model)
         except HFValidationError as error:
-            raise ValueError(f"`base_model` is '{base_model}', but must be a name on the Hub: {error}") from error
+            raise ValueError(f"`base_model` must be a name on the Hub, but is '{base_model}': {error}") from error
     # Of the Hub's relations to a base model (adapter, finetune, merge, quantized) none fits, so none is given.
     tags = ["sub-network", *metadata.pop("tags", [])]
     data = ModelCardData(base_model=base_model, library_name="transformers", tags=tags, **metadata)

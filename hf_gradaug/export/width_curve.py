@@ -12,14 +12,13 @@ from tabulate import tabulate
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..reporting.figures import new_figure, show_percent, style_axes
+from ..reporting.figures import COLORS, MARKERS, new_figure, show_percent, style_axes
 from ..slimmable.depth import KeptBlocks
 from ..slimmable.narrowing import check_width
 from .calibration import batchnorm_layers, read_images, recalibrate_batchnorm
 from .subnetworks import copy_subnetwork, narrowed_fields
 
 
-_COLORS = ("#1f5fa8", "#d9782d", "#24804e", "#8a4fa3")
 _RECALIBRATED, _KEPT = "accuracy_recalibrated", "accuracy"
 # Titles and formats of the table's columns, by the keys of the rows.
 _COLUMNS = {
@@ -82,7 +81,7 @@ def export_widths(
     for name, data in (("eval_data", eval_data), ("calibration_data", calibration_data)):
         if isinstance(data, Iterator):
             raise TypeError(
-                f"`{name}` is read for each width: give a `DataLoader` or a list, not a {type(data).__name__}."
+                f"`{name}` must be a `DataLoader` or a list, which can be read for each width, but is a {type(data).__name__}."
             )
     for width in widths:
         subnetwork = copy_subnetwork(model, width, width_divisor, kept_blocks)
@@ -185,10 +184,11 @@ def plot_widths(curves: Mapping[str, Rows | Sequence[Rows]], path: str | os.Path
     every_row = [row for runs in runs_by_model.values() for rows in runs for row in rows]
     panels = {key: title for key, title in _PANELS.items() if any(row.get(key) is not None for row in every_row)}
 
-    figure = new_figure(1 + 4.5 * len(panels), 4.4)
+    figure = new_figure(0.8 + 3.8 * len(panels), 4.2)
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (key, title) in zip(all_axes, panels.items()):
-        for (label, runs), color in zip(runs_by_model.items(), itertools.cycle(_COLORS)):
+        styles = zip(itertools.cycle(COLORS), itertools.cycle(MARKERS), itertools.cycle(("-", "--", ":")))
+        for number, ((label, runs), (color, marker, line)) in enumerate(zip(runs_by_model.items(), styles)):
             points: dict[float, list[float]] = {}
             for row in (row for rows in runs for row in rows if row.get(key) is not None):
                 points.setdefault(row["width"], []).append(row[key])
@@ -197,11 +197,13 @@ def plot_widths(curves: Mapping[str, Rows | Sequence[Rows]], path: str | os.Path
             widths = sorted(points)
             means = [statistics.mean(points[width]) for width in widths]
             deviations = [statistics.stdev(points[width]) if len(points[width]) > 1 else 0 for width in widths]
-            axes.plot(widths, means, color=color, label=label, marker="o", markersize=4, linewidth=1.6)
-            band = [(max(0, mean - d), min(1, mean + d)) for mean, d in zip(means, deviations)]
-            axes.fill_between(widths, *zip(*band), color=color, alpha=0.15, linewidth=0)
-        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+            # Beside each other, because curves meet where all are as good as the full network.
+            places = [width + 0.008 * (number - (len(runs_by_model) - 1) / 2) for width in widths]
+            axes.plot(places, means, line, color=color, label=label, marker=marker, markersize=6, linewidth=1.6)
+            axes.errorbar(places, means, deviations, fmt="none", ecolor=color, capsize=3, elinewidth=1.2)
+        axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
         axes.set_xlabel("width multiplier")
+        axes.set_ylim(None, 1.02)
         show_percent(axes.yaxis)
         style_axes(axes)
     all_axes[0].set_ylabel("top-1 accuracy")

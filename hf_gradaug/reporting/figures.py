@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+# Told apart by colour-blind readers too (Okabe and Ito).
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
 def new_figure(width: float, height: float) -> "Figure":
     """
     An empty figure of its own with the Agg canvas: works without a display and leaves the user's pyplot alone.

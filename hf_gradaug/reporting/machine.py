@@ -79,5 +79,5 @@ def find_device(name: str) -> torch.device:
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # each kind of device has its own
-        raise ValueError(f"device is '{name}', which can't be used: {error}") from error
+        raise ValueError(f"`device` must be one that this machine has, but is '{name}': {error}") from error
     return torch.device(name)

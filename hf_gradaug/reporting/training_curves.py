@@ -4,10 +4,11 @@
 import os
 from typing import Any
 
-from .figures import new_figure, show_percent, style_axes
+from .figures import COLORS, new_figure, show_percent, style_axes
 
 
-_FULL, _SUBNETWORKS, _OBJECTIVE, _GREY = "#1f5fa8", "#d9782d", "#9aa3ad", "#5b6570"
+_FULL, _SUBNETWORKS, _EVALUATION = COLORS[:3]
+_GREY = COLORS[-1]
 
 
 def _series(log_history: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
@@ -20,7 +21,8 @@ def plot_training_curves(log_history: list[dict[str, Any]], path: str | os.PathL
     Draw the curves of a run of [`GradAugTrainer`] or of any Trainer into a picture.
 
     Three panels over the optimizer steps: the loss of the full network and of the sub-networks (of a plain run, the
-    training loss) with the evaluation loss, the evaluation accuracy, and the learning rate.
+    training loss) with the evaluation loss, the evaluation accuracy, and the learning rate. Training losses are of
+    augmented images, and so above those of evaluation.
 
     Args:
         log_history (`list[dict]`):
@@ -34,21 +36,22 @@ def plot_training_curves(log_history: list[dict[str, Any]], path: str | os.PathL
         ValueError: if the history holds nothing to draw.
     """
     losses = {
-        "full network": ("loss_full", _FULL, "-"),
-        "sub-networks, summed": ("loss_subnetworks", _SUBNETWORKS, "-"),
-        "evaluation": ("eval_loss", _GREY, "--"),
+        "full network, augmented images": ("loss_full", _FULL, "-"),
+        "sub-networks, summed": ("loss_subnetworks", _SUBNETWORKS, ":"),
+        "full network, evaluation images": ("eval_loss", _EVALUATION, "--"),
     }
     if not any("loss_full" in row for row in log_history):
-        losses = {"training": ("loss", _FULL, "-"), "evaluation": ("eval_loss", _GREY, "--")}
+        losses = {"augmented images": ("loss", _FULL, "-"), "evaluation images": ("eval_loss", _EVALUATION, "--")}
     accuracies = {
         "top-1": ("eval_accuracy", _FULL, "-"),
-        "top-5": ("eval_top5_accuracy", _OBJECTIVE, "-"),
+        "top-5": ("eval_top5_accuracy", _GREY, "--"),
     }
     if not any(key in row for row in log_history for key in ("loss", "eval_loss", "eval_accuracy")):
-        raise ValueError("log_history holds no loss and no evaluation, so there is nothing to draw.")
+        raise ValueError("`log_history` must hold losses or evaluations to draw, but has none.")
 
-    figure = new_figure(13, 3.8)
-    panels = figure.subplots(1, 3)
+    figure = new_figure(8, 6)
+    above, below = figure.subfigures(2, 1, height_ratios=(2, 1))
+    panels = [*above.subplots(1, 2), below.subplots()]
     contents = (
         ("Loss", losses, "log"),
         ("Evaluation accuracy", accuracies, "linear"),
@@ -60,7 +63,7 @@ def plot_training_curves(log_history: list[dict[str, Any]], path: str | os.PathL
             if steps:
                 marker = "o" if key.startswith("eval") and len(steps) <= 60 else None
                 axes.plot(steps, values, style, color=color, label=label, marker=marker, markersize=3, linewidth=1.6)
-        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(title.lower() + (" (log scale)" if scale == "log" else ""))
         axes.set_yscale(scale)

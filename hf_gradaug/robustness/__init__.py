@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""How robust classifiers are: accuracy under FGSM attacks and under the corruptions of ImageNet-C."""
+"""Robustness of classifiers: accuracy under FGSM attacks and under the corruptions of ImageNet-C."""
 
 from .evaluate import corrupt_image, evaluate_robustness
 from .pixel_classifier import PixelClassifier

@@ -65,8 +65,8 @@ def corrupt_image(image: np.ndarray, corruption: str, severity: int, seed: int) 
     RobustnessSettings(corruptions=[corruption], severities=[severity])  # checks both
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < _MIN_CORRUPTED_SIZE:
         raise ValueError(
-            f"image is {image.dtype} of shape {image.shape}, but must be uint8 of shape (height, width, 3), with "
-            f"{_MIN_CORRUPTED_SIZE} x {_MIN_CORRUPTED_SIZE} pixels or more."
+            f"`image` must be uint8 of shape (height, width, 3), with {_MIN_CORRUPTED_SIZE} x {_MIN_CORRUPTED_SIZE} pixels or "
+            f"more, but is {image.dtype} of shape {image.shape}."
         )
     # The libraries take 32 bits.
     seed = example_seed(seed, CORRUPTIONS.index(corruption), SEVERITIES.index(severity)) % 2**32
@@ -113,11 +113,11 @@ def evaluate_robustness(
     """
     Accuracy of classifiers on the images of a split: unchanged, under FGSM, and corrupted.
 
-    What is random about a corruption depends on the seed, the image's place in the data, the corruption and the
-    severity alone: all classifiers of one image size see the same images, with any batch size and number of workers.
+    Corruptions depend on the seed, the image's place in the data, the corruption and the severity alone. All classifiers of
+    one image size see the same images, with any batch size and number of workers.
 
-    Images are corrupted after they were resized and cropped for the model. The published files of ImageNet-C were made
-    likewise, but then stored as JPEG, so that figures differ a little from those on these files.
+    Images are corrupted after resizing and cropping. Figures differ slightly from those on the published ImageNet-C files,
+    which are stored as JPEG.
 
     Args:
         classifiers (`Mapping[str, PixelClassifier]`):
@@ -129,15 +129,15 @@ def evaluate_robustness(
         split (`str`, *optional*, defaults to `"validation"`):
             `"validation"` or `"test"`.
         baseline (`str`, *optional*):
-            Name of the classifier whose errors those of all are divided by (see [`mean_corruption_error`]).
+            Name of the classifier by whose errors all errors are divided (see [`mean_corruption_error`]).
         batch_size (`int`, *optional*, defaults to `64`):
             Images that a classifier sees at a time.
         num_workers (`int`, *optional*, defaults to `0`):
             Processes that read and corrupt images.
         seed (`int`, *optional*, defaults to `42`):
-            Of the corruptions.
+            Seed of the corruptions.
         path (`str` or `os.PathLike`, *optional*):
-            A JSON file. It is written after each condition, and what it holds already is not measured again.
+            A JSON file, written after each condition. Conditions that it holds are not measured again.
 
     Returns:
         [`RobustnessResults`]: the accuracies, and what follows from them.
@@ -150,7 +150,7 @@ def evaluate_robustness(
     """
     settings = settings or RobustnessSettings()
     if not classifiers:
-        raise ValueError("classifiers is empty, but must have one or more.")
+        raise ValueError("`classifiers` must have one or more, but is empty.")
     for name, classifier in classifiers.items():
         _check_classifier(name, classifier, settings)
     numbers = {
@@ -158,15 +158,15 @@ def evaluate_robustness(
         for name, classifier in classifiers.items()
     }
     if baseline is not None and baseline not in classifiers:
-        raise ValueError(f"baseline is '{baseline}', but must be one of the models {list(classifiers)}.")
+        raise ValueError(f"`baseline` must be one of the models {list(classifiers)}, but is '{baseline}'.")
     if split not in ("validation", "test"):
-        raise ValueError(f"split is '{split}', but must be 'validation' or 'test'.")
+        raise ValueError(f"`split` must be 'validation' or 'test', but is '{split}'.")
     if settings.corruptions:
         import_library("imagecorruptions")
 
     dataset = data.get_dataset(split, nn.Identity(), seed=seed)
     if dataset.transform.label_column is None:
-        raise ValueError(f"split is '{split}', but the {split} images of {data.name} have no labels.")
+        raise ValueError(f"`split` must have labels, but is '{split}', whose images of {data.name} have none.")
     data = replace(data, splits={split: dataset.dataset}, skip_bad_images=False)  # unreadable images were left out
     description = {
         "data": data.name,

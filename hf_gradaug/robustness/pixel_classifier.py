@@ -44,16 +44,15 @@ class _Logits(nn.Module):
 
 class PixelClassifier:
     """
-    An image classifier as a function of pixels in [0, 1], the normalization inside, so that attacks are bounded in
-    pixels.
+    An image classifier that takes pixels in [0, 1] and normalizes them itself, so that attacks are bounded in pixels.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            With an image-classification head. It is put into evaluation mode and on the device.
+            A model with an image-classification head. It is set to eval mode and moved to the device.
         image_processor ([`~transformers.BaseImageProcessor`]):
-            The model's own: how images are resized, cropped and normalized.
+            The model's image processor, for resizing, cropping and normalizing.
         device (`str` or `torch.device`, *optional*, defaults to `"cpu"`):
-            Where the model runs.
+            The device of the model.
 
     Raises:
         ImportError: if foolbox is missing.

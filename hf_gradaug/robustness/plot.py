@@ -4,9 +4,14 @@
 import os
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from ..reporting.figures import new_figure, show_percent, style_axes
+from ..reporting.figures import COLORS, MARKERS, new_figure, show_percent, style_axes
 from .settings import Condition, RobustnessSettings
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
@@ -19,8 +24,8 @@ def plot_robustness(
     path: str | os.PathLike,
 ) -> None:
     """
-    Draw the accuracies of models into a picture: on the left against the epsilon of the attack, a line a model; on the
-    right under each corruption, averaged over its severities, a bar a model.
+    Draw the accuracies of models: above against the epsilon of the attack, one line per model; below under each
+    corruption, averaged over its severities, one point per model.
 
     Args:
         accuracies (`Mapping[str, Mapping[str, float] | Sequence[Mapping[str, float]]]`):
@@ -37,46 +42,52 @@ def plot_robustness(
     """
     runs = {label: [runs] if isinstance(runs, Mapping) else list(runs) for label, runs in accuracies.items()}
     epsilons, corruptions = sorted(settings.epsilons), settings.corruptions
-    widths = ([4.4] if epsilons else []) + ([2.6 + 0.4 * len(corruptions)] if corruptions else [])
-    if not widths:
-        raise ValueError("settings has no epsilons and no corruptions, so there is nothing to draw.")
+    heights = ([3.2] if epsilons else []) + ([4.2] if corruptions else [])
+    if not heights:
+        raise ValueError("`settings` must have epsilons or corruptions to draw, but has none.")
 
-    figure = new_figure(sum(widths), 4.6)
-    panels = list(figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0])
+    figure = new_figure(8, sum(heights) + 0.4)
+    panels = list(figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
     for axes in panels:
         axes.set_ylim(0, 1.02)
+        axes.set_ylabel("accuracy")
         show_percent(axes.yaxis, decimals=0)
         style_axes(axes, grid="y")
-    figure.supylabel("accuracy", fontsize=10)
 
-    if epsilons:
-        axes = panels[0]
-        keys = [Condition(epsilon=epsilon).key for epsilon in epsilons]
-        for number, (label, repeats) in enumerate(runs.items()):
+    for number, (label, repeats) in enumerate(runs.items()):
+        style = {
+            "color": COLORS[number % len(COLORS)],
+            "marker": MARKERS[number % len(MARKERS)],
+            "markersize": 6,
+            "capsize": 3,
+            "label": label,
+        }
+        # Beside each other, so that none hides another.
+        shift = (number - (len(runs) - 1) / 2) * 0.6 / len(runs)
+        if epsilons:
+            keys = [Condition(epsilon=epsilon).key for epsilon in epsilons]
             points = [_mean_and_deviation([run[key] for run in repeats]) for key in keys]
-            means, deviations = zip(*points)
-            errors = deviations if len(repeats) > 1 else None
-            axes.errorbar(
-                epsilons, means, errors, color=f"C{number % 10}", marker="o", markersize=4, capsize=3, label=label
-            )
-        axes.set_title("FGSM attack", loc="left", fontsize=11, fontweight="bold")
-        axes.set_xlabel("epsilon, of 255")
-    if corruptions:
-        axes = panels[-1]
-        width = 0.8 / len(runs)
-        for number, (label, repeats) in enumerate(runs.items()):
-            bars = []
+            _draw(panels[0], epsilons, points, len(repeats) > 1, style)
+        if corruptions:
+            points = []
             for corruption in corruptions:
                 keys = [Condition(corruption=corruption, severity=level).key for level in settings.severities]
-                bars.append(_mean_and_deviation([statistics.mean(run[key] for key in keys) for run in repeats]))
-            means, deviations = zip(*bars)
-            places = [index + (number - (len(runs) - 1) / 2) * width for index in range(len(corruptions))]
-            errors = {"yerr": deviations, "capsize": 2} if len(repeats) > 1 else {}
-            axes.bar(places, means, width, color=f"C{number % 10}", label=label, error_kw={"linewidth": 1}, **errors)
-        axes.margins(x=0.02)
+                points.append(_mean_and_deviation([statistics.mean(run[key] for key in keys) for run in repeats]))
+            places = [index + shift for index in range(len(corruptions))]
+            _draw(panels[-1], places, points, len(repeats) > 1, style | {"linestyle": "none"})
+    if epsilons:
+        panels[0].set_title("FGSM attack", loc="left", fontsize=12, fontweight="bold")
+        panels[0].set_xlabel("epsilon: largest change of a pixel, of 255")
+    if corruptions:
         names = [corruption.replace("_", " ") for corruption in corruptions]
-        axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=9)
-        axes.set_title("Corruptions", loc="left", fontsize=11, fontweight="bold")
-        axes.set_xlabel("mean of severities " + ", ".join(map(str, settings.severities)))
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+        panels[-1].set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+        for place in range(len(names) - 1):
+            panels[-1].axvline(place + 0.5, color="#e3e6ea", linewidth=0.8)
+        panels[-1].set_title("Corruptions, mean over the severities", loc="left", fontsize=12, fontweight="bold")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
+
+
+def _draw(axes: "Axes", places: Sequence[float], points: Sequence, with_deviation: bool, style: dict) -> None:
+    means, deviations = zip(*points)
+    axes.errorbar(places, means, deviations if with_deviation else None, **style)

@@ -24,16 +24,16 @@ def mean_corruption_error(
     """
     The mean corruption error (Hendrycks and Dietterich 2019, arXiv 1903.12261).
 
-    With a baseline, the errors of each corruption, summed over its severities, are divided by those of the baseline,
-    and the ratios are averaged over the corruptions: the mCE, whose baseline is AlexNet in published figures. Without
-    one, the errors themselves are averaged: the unnormalized mCE, which can't be compared with the former. The
-    relative mCE is the mCE of errors from which each model's error on clean images was subtracted.
+    With a baseline, this is the mCE: the errors of each corruption, summed over its severities, are divided by the
+    baseline's, and the ratios are averaged. Published figures use AlexNet as baseline. Without a baseline, this is the
+    unnormalized mCE: the mean of the errors. The two can't be compared. For the relative mCE, subtract each model's error
+    on clean images from its errors first.
 
     Args:
         errors (`Mapping[str, Sequence[float]]`):
             By corruption, the share of images that are classified wrongly at each severity.
         baseline_errors (`Mapping[str, Sequence[float]]`, *optional*):
-            Likewise, of the baseline.
+            The same for the baseline.
 
     Returns:
         `float`, *optional*: the error, 1 being the baseline's, if there is one; `None` where the ratio has no meaning,
@@ -56,20 +56,20 @@ class RobustnessResults:
         settings ([`RobustnessSettings`]):
             The conditions.
         fingerprints (`Mapping[str, str]`):
-            What tells the same model again, by its name.
+            By model, a hash that identifies its weights and preprocessing.
         description (`Mapping[str, Any]`):
-            Of the images: what the accuracies depend on beside model and condition.
+            The images: everything that the accuracies depend on beside model and condition.
         baseline (`str`, *optional*):
-            The model whose errors those of all are divided by.
+            The model by whose errors all errors are divided.
         path (`str` or `os.PathLike`, *optional*):
-            A JSON file, written with each addition. If it is there, its accuracies are taken over. It keeps other
-            models that it holds, but sums up those of this run alone.
+            A JSON file, written after each condition. Accuracies that it already holds are reused. It keeps other models,
+            but its summary covers the models of this run alone.
         device (`str`, *optional*, defaults to `"cpu"`):
             The type of device that computes, for the file.
 
     Attributes:
         accuracy (`dict[str, dict[str, float]]`):
-            By model and by [`Condition.key`], the share of images that are classified rightly.
+            By model and by [`Condition.key`], the share of images that are classified correctly.
 
     Raises:
         ValueError: if the file is damaged, or holds results of other images, or of other weights of a model.

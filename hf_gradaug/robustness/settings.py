@@ -86,19 +86,23 @@ class RobustnessSettings:
             self.corruptions = []
         for epsilon in self.epsilons:
             if not 0 <= epsilon <= 255:
-                raise ValueError(f"epsilons has {epsilon}, but each must be in 0..255 (pixel units).")
+                raise ValueError(f"`epsilons` must each be in 0..255 (pixel units), but one is {epsilon}.")
         for corruption in self.corruptions:
             if corruption not in CORRUPTIONS:
-                raise ValueError(f"corruptions has '{corruption}', but each must be one of {', '.join(CORRUPTIONS)}.")
+                raise ValueError(
+                    f"`corruptions` must each be one of {', '.join(CORRUPTIONS)}, but one is '{corruption}'."
+                )
         for severity in self.severities:
             if severity not in SEVERITIES:
-                raise ValueError(f"severities has {severity}, but each must be one of {list(SEVERITIES)}.")
+                raise ValueError(f"`severities` must each be one of {list(SEVERITIES)}, but one is {severity}.")
         for name in ("epsilons", "corruptions", "severities"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
-                raise ValueError(f"{name} is {values}, but each must be given once.")
+                raise ValueError(f"`{name}` must each be given once, but are {values}.")
         if self.corruptions and not self.severities:
-            raise ValueError(f"severities is empty, but the corruptions {self.corruptions} need at least one.")
+            raise ValueError(
+                f"`severities` must have one or more for the corruptions {self.corruptions}, but is empty."
+            )
 
     @property
     def conditions(self) -> list[Condition]:

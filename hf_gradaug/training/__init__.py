@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""What makes long runs durable: checkpoints, Hub pushes, preemption, streams, several processes, losses not finite."""
+"""Durable long runs: checkpoints, Hub pushes, preemption, streams, several processes, non-finite losses."""
 
 from .checkpoints import CheckpointDamage, find_checkpoint, find_damage
 from .distributed import no_sync, shard_as_one_unit

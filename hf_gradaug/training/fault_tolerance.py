@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""What a Trainer needs so that a run that was killed anywhere goes on from its newest whole checkpoint."""
+"""Runs that survive being killed: they resume from the newest complete checkpoint."""
 
 import logging
 import os
@@ -23,17 +23,16 @@ class FaultToleranceMixin:
     """
     Makes any Trainer survive kills, full disks and unreadable images: `class MyTrainer(FaultToleranceMixin, SomeTrainer)`.
 
-    - `train(resume_from_checkpoint=True)` takes the newest whole checkpoint. A warning names what is wrong with newer ones;
-      where all are damaged, an error does. If the run was killed in its very first save, it starts from the beginning.
-    - `train(resume_from_checkpoint=folder)` raises an error that names the damaged file.
-    - A save that fails logs so, leaves nothing of the checkpoint behind, and the older ones alone. They are rotated when the
-      new one is whole, the files of all processes included. Files of yours in the folder stay.
-    - A run that was killed after its last step doesn't train another one when it is resumed.
+    - `train(resume_from_checkpoint=True)` resumes from the newest complete checkpoint. A warning names the faults of newer
+      ones. If all are corrupt, an error names them. A run killed in its first save starts from the beginning.
+    - `train(resume_from_checkpoint=folder)` raises an error that names the corrupt file.
+    - A failed save is logged, leaves nothing of the checkpoint behind and keeps the older checkpoints. These are deleted only
+      when the new checkpoint is complete, with the files of all processes. Your own files in the folder stay.
+    - A run killed after its last step trains no further step when resumed.
     - Hub tokens stay out of `training_args.bin`.
-    - Images that [`~hf_gradaug.data.ImageCollator`] left out are named and counted.
+    - Images that [`~hf_gradaug.data.ImageCollator`] skipped are named and counted.
 
-    What else belongs to a checkpoint has to be written in `_save_rng_state`: all processes come there, and what is written
-    later is not covered.
+    Write further files of a checkpoint in `_save_rng_state`, which runs in all processes. Later files are not covered.
     """
 
     def __init__(self, *args, **kwargs):
@@ -71,11 +70,11 @@ class FaultToleranceMixin:
             return checkpoint or True  # if there is none, the Trainer says so
         what = "; ".join(map(str, damages))
         if resume_from_checkpoint is not True:
-            raise ValueError(f"resume_from_checkpoint is '{checkpoint}', which can't be used: {what}.")
+            raise ValueError(f"`resume_from_checkpoint` must be a complete checkpoint, but is '{checkpoint}': {what}.")
         if checkpoint is None and not all(damage.is_unfinished for damage in damages):
             raise ValueError(
-                f"resume_from_checkpoint is set, but no checkpoint in '{self.args.output_dir}' can be used: {what}. "
-                "Without resume_from_checkpoint the training starts from the beginning."
+                f"`resume_from_checkpoint` must not be set without a complete checkpoint in '{self.args.output_dir}', but is "
+                f"set: {what}. Leave it out to start from the beginning."
             )
         if self.is_world_process_zero():
             start = "starts from the beginning" if checkpoint is None else f"goes on from '{checkpoint}'"

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Pushes of the Trainer to the Hub that are whole, or say what is missing and how to push it."""
+"""Complete pushes to the Hub; a failed push names the missing files and the command that uploads them."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ _PASSING = {408, 409, 412, 429}
 
 class HubPushError(RuntimeError):
     """
-    A push to the Hub that failed. The message has the reason, and the commands that push what is missing.
+    A failed push to the Hub. The message states the reason and the commands that upload the missing files.
 
     Args:
         message (`str`):
@@ -48,7 +48,7 @@ class HubPushError(RuntimeError):
 
     Attributes:
         train_output (`~transformers.trainer_utils.TrainOutput`, *optional*):
-            What `train()` would have returned, if it raised the error: the training is done and the model is saved.
+            The return value of `train()`, if `train()` raised the error. The run is finished and the model is saved.
     """
 
     train_output: TrainOutput | None = None
@@ -96,22 +96,18 @@ class _Upload:
 
 class HubMixin:
     """
-    Makes the pushes of any Trainer whole: `class MyTrainer(HubMixin, SomeTrainer)`. [`GradAugTrainer`] does.
+    Makes the pushes of any Trainer complete: `class MyTrainer(HubMixin, SomeTrainer)`. [`GradAugTrainer`] has it.
 
-    - A token that may not write to the repository is an error of the constructor. The branch `hub_revision` is made there
-      if it is absent.
-    - All files are on disk, the model card too, before the first request of a push.
-    - Errors that may pass, of the server or the connection, are followed by more attempts, which upload only what is
-      missing.
-    - A push in the background that fails is logged as an error, and tried again at the end of `train()`. What is still
-      missing then raises [`HubPushError`], when the trained model is in `output_dir`: with `push_to_hub` on, `train()`
-      saves it there.
-    - `push_to_hub` also pushes what is missing of earlier pushes. An error in the main process, which uploads, is
-      raised in all processes, which wait for it, at most for `ddp_timeout` seconds. With `blocking=False` it is raised
-      by the result of the future.
-    - A push whose turn comes while the last one is under way is left out, as the Trainer does it. The training waits for
-      the last one instead with `hub_always_push`, or where checkpoints are pushed and `save_total_limit` deletes some:
-      files would change or vanish while they are uploaded.
+    - If the token can't write to the repository, the constructor raises an error. It creates the branch `hub_revision` if
+      it is missing.
+    - All files, the model card included, are on disk before a push begins.
+    - Transient errors of the server or the connection are retried; only missing files are uploaded again.
+    - A failed push in the background is logged as an error and retried at the end of `train()`. If files are still
+      missing, `train()` raises [`HubPushError`]. The trained model is then in `output_dir`.
+    - `push_to_hub` also uploads the missing files of earlier pushes. An error in the main process, which uploads, is raised
+      in all processes. They wait for it at most `ddp_timeout` seconds. With `blocking=False`, the future's result raises it.
+    - While one push is running, the next is left out, as in the Trainer. With `hub_always_push`, or where checkpoints are
+      pushed and `save_total_limit` deletes some, training waits for the running push instead.
 
     Raises:
         [`HubPushError`]: If the repository can't be written to, or a push fails for good.

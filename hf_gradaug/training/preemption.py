@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Runs that are told to stop: they save a checkpoint and end."""
+"""Runs that are told to stop save a checkpoint and end."""
 
 import ctypes
 import functools
@@ -57,25 +57,24 @@ def _outlive(signals: Sequence[signal.Signals], init: Callable[[int], None] | No
 
 class StopOnSignal(TrainerCallback):
     """
-    Ends a run at a signal, after the current optimizer step and a checkpoint of it; with several GPUs, one step later.
+    On a signal, saves a checkpoint after the current optimizer step and stops; with several GPUs, one step later.
 
-    Batch schedulers and cloud machines send SIGTERM some time before they kill. The checkpoint is as good as any other of
-    the run: nothing is saved in the middle of a step. With several processes, one that gets the signal is enough. The same
-    signal again changes nothing, except a second SIGINT (Ctrl-C) after a second or more, which interrupts at once. An
-    evaluation that is due at the same step is left out, because the time may be short.
+    Batch schedulers and cloud machines send SIGTERM some time before they kill a job. The checkpoint is complete: it is saved
+    between steps. With several processes, one signal to one of them is enough. The same signal again changes nothing, except
+    a second SIGINT (Ctrl-C) after a second or more, which interrupts at once. An evaluation due at the same step is skipped.
 
-    A step and a save have to fit into the time that the sender grants: `torchrun` and `accelerate launch` with several
-    processes kill 30 seconds after they passed the signal on. For `accelerate launch` with one process, see
-    [`~hf_gradaug.training.end_with_launcher`]. Workers that load training images ignore the signals, because the step would
-    fail without them; they end with their process.
+    A step and a save must fit into the time before the kill: `torchrun` and `accelerate launch` with several processes kill
+    30 seconds after they passed the signal on. For `accelerate launch` with one process, see
+    [`~hf_gradaug.training.end_with_launcher`]. Workers that load training images ignore the signals, because the current step
+    needs them; they end with their process.
 
     Args:
         signals (`Sequence[signal.Signals]`, *optional*, defaults to `(signal.SIGTERM,)`):
-            The signals to stop at.
+            The signals to stop on.
 
     Attributes:
         received (`signal.Signals`, *optional*):
-            What ended the training; `None` if nothing did. The usual exit code of a program is 128 more.
+            The signal that stopped the run, or `None`. The usual exit code is 128 plus its number.
 
     Example:
 

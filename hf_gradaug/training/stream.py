@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""The Trainer's side of a training stream: its loader, its position in the checkpoints, and the epoch."""
+"""Streams as training data of a Trainer: the loader, the position in checkpoints, and the epoch."""
 
 import json
 from collections.abc import Callable
@@ -16,17 +16,17 @@ from ..data.transformed_dataset import TransformedDataset
 
 class StreamMixin:
     """
-    Lets any Trainer train on a [`TrainingStream`]: `class MyTrainer(StreamMixin, Trainer)`. [`GradAugTrainer`] does.
+    Trains any Trainer on a [`TrainingStream`]: `class MyTrainer(StreamMixin, Trainer)`. [`GradAugTrainer`] has it.
 
     - Each process reads its own part of the stream, through torchdata's `StatefulDataLoader`.
-    - Each checkpoint holds the stream's position in every process, `stream_state_{rank}.json`, just after the last example
-      that was trained on: what workers had read ahead doesn't count.
-    - A training that is resumed from it goes on there. It needs the same number of processes and workers. With
-      `ignore_data_skip` in the training arguments, the stream begins anew instead.
-    - The epoch in the logs is that of the data, if the stream's `num_examples` is known, and else, as the Trainer has it,
-      the share of `max_steps` that is done.
+    - Each checkpoint holds the stream's position in every process, `stream_state_{rank}.json`: the place after the last
+      example that was trained on. Examples that workers read ahead don't count.
+    - A resumed run continues there. It needs the same number of processes and workers. With `ignore_data_skip` in the
+      training arguments, the stream restarts instead.
+    - The epoch in the logs is the data's if the stream's `num_examples` is known. Otherwise it is the finished share of
+      `max_steps`, as in the Trainer.
 
-    It also tells a [`TransformedDataset`] the epoch. With other training data it changes nothing.
+    It also passes the epoch to a [`TransformedDataset`]. With other training data it changes nothing.
 
     Raises:
         `ImportError`: If there is a stream and torchdata is missing.
@@ -54,8 +54,8 @@ class StreamMixin:
         args = self.args
         if not args.dataloader_in_order:
             raise ValueError(
-                "dataloader_in_order is False, but the position of a stream is known only if batches come in order: "
-                "leave it True."
+                "`dataloader_in_order` must be True with a stream, whose position is known only if batches come in order, but "
+                "is False."
             )
         # Not prepared by Accelerate, which would split it once more, and reads a batch ahead. The Trainer moves the inputs to
         # their device itself.
@@ -107,13 +107,13 @@ class StreamMixin:
         }
 
     def _read_stream_state(self, checkpoint: str) -> dict[str, Any]:
-        file, anew = self._stream_file(checkpoint), "or set ignore_data_skip, with which the stream begins anew."
+        file, anew = self._stream_file(checkpoint), "or set `ignore_data_skip` to restart the stream."
         # The first process wrote one in any case: of fewer processes than there are now, it tells how many.
         first = file.with_name("stream_state_0.json")
         if not first.is_file():
             raise ValueError(
-                f"resume_from_checkpoint is '{checkpoint}', but it holds no position of the training stream "
-                f"({first.name}): resume from a checkpoint that does, {anew}"
+                f"`resume_from_checkpoint` must hold the position of the training stream, but is '{checkpoint}', without "
+                f"{first.name}. Resume from a checkpoint that has it, {anew}"
             )
         saved = json.loads((file if file.is_file() else first).read_text("utf-8"))
         differences = [

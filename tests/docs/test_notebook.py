@@ -21,4 +21,4 @@ def test_notebook_runs(tmp_path, monkeypatch):
         float(data["text/plain"].split("(")[-1].rstrip(")")) for data in shown if "0." in data["text/plain"]
     )
     assert accuracy > 0.9
-    assert not [output for output in outputs if output.get("name") == "stderr" and "Warning" in output["text"]]
+    assert not [output for output in outputs if output.get("name") == "stderr" and "UserWarning" in output["text"]]

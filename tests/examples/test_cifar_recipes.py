@@ -183,7 +183,7 @@ def test_random_crop_with_padding():
     assert transform(images.make_image(0, 0, size=20)).shape == (3, 8, 8)
     for padding in (0, 8):
         with pytest.raises(
-            ValueError, match=rf"random_crop_padding is {padding}, but it must be in 1..7 for images of 8 x 8"
+            ValueError, match=rf"`random_crop_padding` must be in 1..7 for images of 8 x 8, but is {padding}"
         ):
             get_train_transform(processor, random_crop_padding=padding)
 
@@ -191,10 +191,10 @@ def test_random_crop_with_padding():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"image_size": 0}, "image_size is 0, but it must be 1 or more"),
-        ({"crop_pct": 1.5}, r"crop_pct is 1.5, but it must be in \(0, 1\]"),
-        ({"image_mean": [0.5]}, r"image_mean is \[0.5\], but it must be three numbers"),
-        ({"image_std": [1.0, 1.0, 0.0]}, r"image_std is \[1.0, 1.0, 0.0\], but it must be three numbers above 0"),
+        ({"image_size": 0}, "`image_size` must be 1 or more, but is 0"),
+        ({"crop_pct": 1.5}, r"`crop_pct` must be in \(0, 1\], but is 1.5"),
+        ({"image_mean": [0.5]}, r"`image_mean` must be three numbers, .*, but is \[0.5\]"),
+        ({"image_std": [1.0, 1.0, 0.0]}, r"`image_std` must be three numbers above 0, .*, but is \[1.0, 1.0, 0.0\]"),
     ],
 )
 def test_image_processors_that_make_no_sense_are_refused(settings, message):

@@ -64,7 +64,7 @@ def test_gradaug_on_the_embedded_scenes_leaves_everything_behind(tasks, name, tm
     assert [row["step"] for row in log if "loss_subnetworks" in row] == [1, 2]
     assert json.loads((tmp_path / "gradaug_config.json").read_text())["subnetwork_targets"] == "labels"
     with Image.open(tmp_path / "predictions.png") as picture:
-        assert picture.size == (224 * 2, 224)  # the two validation scenes
+        assert picture.size == (280 * 2, 280)  # the two validation scenes
     card = (tmp_path / "README.md").read_text()
     assert task.name in card and "learn from the batch's labels" in card and "scenes of handwritten digits" in card
 
@@ -126,7 +126,9 @@ def test_a_classifier_of_another_family_or_width_is_no_backbone(tasks, tmp_path)
         ("width", tiny_model("resnet-basic", hidden_sizes=[8, 16, 28])),
     ):
         other.save_pretrained(tmp_path / name)
-        with pytest.raises(ValueError, match=rf"`backbone` '.*{name}' lacks weights of the model's backbone: \['"):
+        with pytest.raises(
+            ValueError, match=rf"`backbone` must have all weights of the model's backbone, but '.*{name}' lacks \['"
+        ):
             load_backbone_weights(model, str(tmp_path / name))
 
 
@@ -184,7 +186,9 @@ def test_average_precision_of_perfect_and_of_shifted_predictions(tasks, folder, 
 
 def test_errors_name_the_argument(tasks, folder, tmp_path):
     task, out = tasks["object_detection"], ["--output_dir", str(tmp_path / "out")]
-    with pytest.raises(ValueError, match="`train_dir` and `train_annotations` go together, but are 'x' and None"):
+    with pytest.raises(
+        ValueError, match="`train_dir` and `train_annotations` must be given together, but are 'x' and None"
+    ):
         main(task, [*QUIET, *out, "--do_train", "--train_dir", "x"])
     with pytest.raises(ValueError, match="`validation_dir` and `validation_annotations`"):
         main(task, [*QUIET, *out, "--do_eval", "--train_dir", folder[0], "--train_annotations", folder[1]])

@@ -3,9 +3,12 @@
 
 import csv
 import functools
+import io
 import json
+import logging
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import evaluate
@@ -81,6 +84,30 @@ def test_plain_training_is_a_plain_run_of_the_same_trainer(run, tmp_path):
     assert not (tmp_path / "out" / "eval_results.json").exists()
 
 
+def test_help_shows_own_flags_first(script, capsys):
+    with pytest.raises(SystemExit):
+        script.main(["--help"])
+    text = capsys.readouterr().out
+    flags = ("--gradaug", "--train_dir", "--min_width", "--lr_milestones", "--output_dir")
+    places = [text.find(f"  {flag} ") for flag in flags]
+    titles = [text.find(f"\n{title}:\n") for title in ("model", "data", "GradAug", "Trainer")]
+    assert -1 not in places + titles and "--train-dir" not in text
+    assert titles[0] < places[0] < titles[1] < places[1] < titles[2] < places[2] < places[3] < titles[3] < places[4]
+    assert script.parse_arguments(["--output-dir", "x", "--train-dir", "y"])[1].train_dir == "y"
+
+
+def test_a_run_ends_with_what_it_reached_and_where(run, tmp_path, caplog, monkeypatch):
+    log = io.StringIO()
+    monkeypatch.setattr(logging.getLogger("transformers").handlers[0], "stream", log)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*pin_memory.*")
+        metrics = run("--do_train", "--do_eval", "--max_steps", "1")
+    reached = f"accuracy {metrics['eval_accuracy']:.2%} on the validation images"
+    assert caplog.messages[-1] == f"Done: {reached}. The results are in '{tmp_path / 'out'}'."
+    assert "Running training" in log.getvalue() and "share your model" not in log.getvalue()
+    assert "[transformers] \n" not in log.getvalue() and "\n\n" not in log.getvalue()
+
+
 def test_channels_last(run, script, monkeypatch):
     layouts = []
 
@@ -131,15 +158,15 @@ def test_errors_come_before_training(run, script, tmp_path, folder):
     images.make_folder(tmp_path / "two", classes=("cat", "dog"))
     BertConfig().save_pretrained(tmp_path / "bert")
     cases = [
-        ({"data": ("--train_dir", str(tmp_path / "empty"))}, "train_dir is '.*empty', but that folder holds no images"),
-        ({"data": ("--train_dir", "no/such")}, "train_dir is 'no/such', but it must be a folder, or a glob"),
+        ({"data": ("--train_dir", str(tmp_path / "empty"))}, "`train_dir` must hold images, .*, but '.*empty' holds no images"),
+        ({"data": ("--train_dir", "no/such")}, "`train_dir` must be a folder, or a glob .*, but is 'no/such'"),
         (
             {"data": ("--train_dir", folder, "--validation_dir", str(tmp_path / "two"))},
             r"\['owl'\] are among the train images, but not among the validation images",
         ),
-        ({"extra": ("--label_column_name", "kind")}, r"label_column_name is 'kind', but the columns are \['image', 'label'\]"),
-        ({"extra": ("--num_labels", "2")}, "num_labels is 2, but column 'label' has 3 classes"),
-        ({"data": ("--train_dir", folder), "extra": ("--train_val_split", "0.1")}, "train_val_split is 0.1: .* number of classes"),
+        ({"extra": ("--label_column_name", "kind")}, r"`label_column_name` must be one of the columns \['image', 'label'\], but is 'kind'"),
+        ({"extra": ("--num_labels", "2")}, "`num_labels` must be 3, the classes of column 'label', but is 2"),
+        ({"data": ("--train_dir", folder), "extra": ("--train_val_split", "0.1")}, "`train_val_split` must leave .*, but is 0.1: .* number of classes"),
         (
             {"model": ["--model_type", "convnext", "--image_size", "36"], "extra": ("--gradaug",)},
             "Images of 31 x 31 pixels, scaled from 36 x 36, are too small: ConvNextForImageClassification takes 32 x 32",
@@ -149,13 +176,13 @@ def test_errors_come_before_training(run, script, tmp_path, folder):
             "Images of 20 x 20 pixels are too small: ConvNextForImageClassification takes 32 x 32 at the least",
         ),
         ({"model": ["--config_name", str(tmp_path / "bert"), "--image_processor_name", "x"]}, "no image-classification head"),
-        ({"model": ["--model_type", "bert"]}, "model_type is 'bert', but must be one of .*resnet"),
+        ({"model": ["--model_type", "bert"]}, "`model_type` must be one of .*resnet.*, but is 'bert'"),
         ({"model": []}, "Name a model"),
-        ({"model": ["--model_type", "resnet", "--config_overrides", "hidden=[8]"]}, r"\['hidden'\], which are no settings of ResNet"),
-        ({"model": ["--model_type", "resnet", "--config_overrides", "depths=[1,"]}, "is not a literal"),
-        ({"model": ["--model_type", "resnet", "--config_overrides", "layer_type=wide"]}, "config_overrides is 'layer_type=wide'"),
-        ({"extra": ("--mix_prob", "1.5")}, "mix_prob is 1.5, but it must be in"),
-        ({"extra": ("--random_resized_crop_scale", "0.9")}, r"random_resized_crop_scale is \[0.9\]"),
+        ({"model": ["--model_type", "resnet", "--config_overrides", "hidden=[8]"]}, r"`config_overrides` must name settings of ResNetConfig, but has \['hidden'\]"),
+        ({"model": ["--model_type", "resnet", "--config_overrides", "depths=[1,"]}, "`config_overrides` must have Python or JSON literals"),
+        ({"model": ["--model_type", "resnet", "--config_overrides", "layer_type=wide"]}, "`config_overrides` must make a config, but is 'layer_type=wide'"),
+        ({"extra": ("--mix_prob", "1.5")}, "`mix_prob` must be in .*, but is 1.5"),
+        ({"extra": ("--random_resized_crop_scale", "0.9")}, r"`random_resized_crop_scale` must be .*, but is \[0.9\]"),
     ]  # fmt: skip
     for kwargs, message in cases:
         extra = kwargs.pop("extra", ())
@@ -183,7 +210,7 @@ def test_config_overrides(script):
     assert script.parse_config_overrides(text) == {
         "hidden_sizes": [8, 16], "layer_type": "basic", "drop": 0.5, "flag": True, "pair": (1, 2), "nothing": None,
     }  # fmt: skip
-    with pytest.raises(ValueError, match="'basic' is not of the form name=value"):
+    with pytest.raises(ValueError, match="must be of the form name=value,name=value, but has 'basic'"):
         script.parse_config_overrides("basic")
 
 

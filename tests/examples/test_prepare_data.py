@@ -128,7 +128,7 @@ def test_folds_have_other_test_images(script, tmp_path):
     (tmp_path / "fold-0" / "data.json").write_text(json.dumps(about))
     args[-1] = "0"
     assert script.main([*args, "--output_dir", str(tmp_path / "fold-0")]) == about
-    with pytest.raises(ValueError, match="fold is 5, but it must be from 0 to 4"):
+    with pytest.raises(ValueError, match="`fold` must be from 0 to 4, but is 5"):
         script.main(["digits", "--fold", "5", "--output_dir", str(tmp_path / "none")])
     with pytest.raises(ValueError, match="each split of fold 4"):
         script.main(["digits", "--fold", "4", "--output_dir", str(tmp_path / "none")])
@@ -202,19 +202,24 @@ def test_the_output_is_written_once_and_whole(script, prepare, tmp_path, monkeyp
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     assert prepare("folder", "--source", root) == facts
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == written
-    with pytest.raises(ValueError, match="holds the result of .*'image_size': None.*, not of .*'image_size': 8"):
+    with pytest.raises(
+        ValueError,
+        match="must be of this request, .*'image_size': 8.*, but .* holds the result of .*'image_size': None",
+    ):
         prepare("folder", "--source", root, "--image_size", "8")
     (tmp_path / "out" / "test" / "data.parquet").unlink()
-    with pytest.raises(ValueError, match="output_dir is '.*out', but that is not empty, and not a complete result"):
+    with pytest.raises(
+        ValueError, match="`output_dir` must be empty or a complete result of this script, but is '.*out'"
+    ):
         prepare("folder", "--source", root)
 
 
 def test_errors_name_what_is_wrong(prepare, tmp_path):
-    with pytest.raises(ValueError, match="image_size is 0, but it must be 1 or more"):
+    with pytest.raises(ValueError, match="`image_size` must be 1 or more, but is 0"):
         prepare("digits", "--image_size", "0")
-    with pytest.raises(ValueError, match="source is not given"):
+    with pytest.raises(ValueError, match="`source` must be a folder of class folders, but is not given"):
         prepare("folder")
-    with pytest.raises(ValueError, match="source is '.*none', but that is no folder"):
+    with pytest.raises(ValueError, match="`source` must be a folder, but is '.*none'"):
         prepare("clip-art", "--source", tmp_path / "none")
     with pytest.raises(ValueError, match="'cat'.*too few images"):
         prepare("folder", "--source", images.make_folder(tmp_path / "few", images_per_class=2))

@@ -92,12 +92,14 @@ def test_the_script_trains_the_same_weights(script, tmp_path, monkeypatch):
 
 
 def test_what_it_cannot_do_it_says(script, tmp_path):
-    with pytest.raises(ValueError, match="sync_batchnorm is on, but a model of type 'convnext' has no BatchNorm"):
+    with pytest.raises(
+        ValueError, match="`sync_batchnorm` must be off without BatchNorm, but is on, and a model of type 'convnext'"
+    ):
         script.synchronize_batchnorm(tiny_model("convnext"), CPU)
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
-        with pytest.raises(ValueError, match="sync_batchnorm is on, but PyTorch can't synchronize processes on CPUs"):
+        with pytest.raises(ValueError, match="`sync_batchnorm` must be off on CPUs, .* but is on"):
             script.synchronize_batchnorm(tiny_model("resnet-basic"), CPU)
     finally:
         torch.distributed.destroy_process_group()

@@ -91,7 +91,9 @@ def test_named_checkpoint_that_is_damaged_is_an_error(trained, tmp_path):
     out = harness.copy(trained[0], tmp_path / "out")
     damage(out / "checkpoint-4" / "optimizer.pt", "half")
     path = re.escape(str(out / "checkpoint-4" / "optimizer.pt"))
-    with pytest.raises(ValueError, match=rf"resume_from_checkpoint is '.*checkpoint-4'.*'{path}' is truncated"):
+    with pytest.raises(
+        ValueError, match=rf"`resume_from_checkpoint` must be a complete .*'.*checkpoint-4'.*'{path}' is truncated"
+    ):
         make_trainer(out).train(resume_from_checkpoint=str(out / "checkpoint-4"))
     damage(out / "checkpoint-2" / "scheduler.pt", "missing")
     with pytest.raises(ValueError, match=rf"no checkpoint in .* can be used: '{path}' is .*scheduler.pt' is missing"):

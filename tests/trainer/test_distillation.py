@@ -95,11 +95,11 @@ def test_a_copy_as_teacher_costs_a_third_of_a_step_more(tmp_path):
 
 
 def test_errors_name_what_is_wrong(tmp_path):
-    with pytest.raises(ValueError, match="teacher_weight is -1, but it must be 0 or more"):
+    with pytest.raises(ValueError, match="`teacher_weight` must be 0 or more, but is -1"):
         trainer_of(tmp_path, weight=-1)
-    with pytest.raises(ValueError, match="compute_loss_func is given"):
+    with pytest.raises(ValueError, match="`compute_loss_func` must be None with a teacher, but is given"):
         trainer_of(tmp_path, kwargs={"compute_loss_func": lambda *_, **__: None})
-    with pytest.raises(ValueError, match="num_subnetworks is 3, but it must be 0 with a teacher"):
+    with pytest.raises(ValueError, match="`num_subnetworks` must be 0 with a teacher, .* but is 3"):
         tiny_trainer(tmp_path, cls=DistillationTrainer, trainer_kwargs={"teacher": tiny_model()})
     with pytest.raises(ValueError, match="'teacher' has 4 classes, but the model has 3"):
         trainer_of(tmp_path, teacher=tiny_model(num_labels=4))
@@ -129,9 +129,9 @@ def test_the_example_distils_from_a_folder(tmp_path):
         assert row["loss"] == pytest.approx(row["loss_labels"] + 2 * row["loss_teacher"], rel=1e-3)
     card = (out / "README.md").read_text()
     assert "| `teacher` | teacher |" in card and "| `teacher_weight` | 2 |" in card
-    with pytest.raises(ValueError, match="teacher is '.*teacher', but gradaug is on"):
+    with pytest.raises(ValueError, match="`teacher` must not be given with `gradaug`, but is '.*teacher'"):
         script.main([*common, *teacher, "--gradaug", "--output_dir", str(tmp_path / "none")])
-    with pytest.raises(ValueError, match="teacher_weight is 2.0, but there is no teacher"):
+    with pytest.raises(ValueError, match="`teacher_weight` must be 1.0 without a `teacher`, but is 2.0"):
         script.main([*common, "--teacher_weight", "2", "--output_dir", str(tmp_path / "none")])
     assert not (tmp_path / "none").exists()
 

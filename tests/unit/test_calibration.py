@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""BatchNorm's statistics are computed anew, and nothing else changes."""
+"""BatchNorm's statistics are recomputed, and nothing else changes."""
 
 import pytest
 import torch

@@ -232,7 +232,7 @@ def test_another_file_is_an_error_that_says_what_was_found(script, save, tmp_pat
 
 
 def test_what_is_no_file_of_torch_is_an_error(tmp_path, save):
-    with pytest.raises(ValueError, match="path is '.*', but it must be a file"):
+    with pytest.raises(ValueError, match="`path` must be a file.*, but is '"):
         convert_authors_checkpoint(tmp_path)
     file = save(hollow_state())
     for content in (b"", b"no checkpoint", b"\x89PNG\r\n", file.read_bytes()[:-1000]):
@@ -287,10 +287,10 @@ def test_out_is_written_whole_or_not_at_all(script, tmp_path, save, monkeypatch)
     before = sorted(path.stat().st_mtime_ns for path in out.iterdir())
     for taken in (out, file):
         for args in ([str(file)], ["--to_authors", str(out)]):
-            with pytest.raises(ValueError, match=f"OUT is '{re.escape(str(taken))}', but it must not exist"):
+            with pytest.raises(ValueError, match=f"`OUT` must not exist, .* but is '{re.escape(str(taken))}'"):
                 script.main([*args, str(taken)])
-    for words, reason in ((["--to_authors"], "goes with a folder"), ([], "must be a file")):
-        with pytest.raises(ValueError, match=f"--model_card is 'nowhere.md', but it {reason}"):
+    for words, reason in ((["--to_authors"], "must not be given with `--to_authors`"), ([], "must be a file")):
+        with pytest.raises(ValueError, match=f"`--model_card` {reason}, but is 'nowhere.md'"):
             script.main([str(file), str(tmp_path / "new"), "--model_card", "nowhere.md", *words])
     assert sorted(path.stat().st_mtime_ns for path in out.iterdir()) == before
     assert torch.load(file, weights_only=True).keys() == hollow_state().keys()
@@ -321,12 +321,12 @@ def on_meta(**settings):
     ],
 )
 def test_a_model_that_the_authors_code_cannot_build_is_an_error(setting, value):
-    with pytest.raises(ValueError, match=re.escape(f"`model.config.{setting}` is ")):
+    with pytest.raises(ValueError, match=re.escape(f"`model.config.{setting}` must be ")):
         to_authors_state_dict(on_meta(**{setting: value}))
 
 
 def test_another_or_incomplete_model_is_an_error(script, tmp_path):
-    with pytest.raises(TypeError, match="`model` is a ConvNextForImageClassification, but must be a ResNetForImage"):
+    with pytest.raises(TypeError, match="`model` must be a ResNetForImageClassification, but is a ConvNextForImage"):
         to_authors_state_dict(tiny_model("convnext"))
     model = on_meta()
     model.classifier[1] = nn.Linear(2048, 3, device="meta")

@@ -31,10 +31,13 @@ def test_a_corruption_is_a_function_of_image_severity_and_seed(corruption):
 def test_corrupt_image_names_what_is_wrong():
     image = np.zeros((32, 32, 3), dtype=np.uint8)
     for changes, message in (
-        ({"corruption": "rain"}, "corruptions has 'rain', but each must be one of gaussian_noise, .*jpeg_compression"),
-        ({"severity": 6}, r"severities has 6, but each must be one of \[1, 2, 3, 4, 5\]"),
-        ({"image": image[:31]}, r"image is uint8 of shape \(31, 32, 3\), but must be .* 32 x 32 pixels or more"),
-        ({"image": image / 255}, "image is float64 of shape"),
+        (
+            {"corruption": "rain"},
+            "`corruptions` must each be one of gaussian_noise, .*jpeg_compression, but one is 'rain'",
+        ),
+        ({"severity": 6}, r"`severities` must each be one of \[1, 2, 3, 4, 5\], but one is 6"),
+        ({"image": image[:31]}, r"`image` must be .* 32 x 32 pixels or more, but is uint8 of shape \(31, 32, 3\)"),
+        ({"image": image / 255}, "`image` must be uint8 .*, but is float64 of shape"),
     ):
         with pytest.raises(ValueError, match=message):
             corrupt_image(**{"image": image, "corruption": "fog", "severity": 1, "seed": 0, **changes})
@@ -70,6 +73,6 @@ def test_picture(tmp_path):
     runs = [dict.fromkeys(keys, share) for share in (0.5, 0.7)]
     plot_robustness({"one": runs[0], "several": runs}, settings, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 10_000
-    with pytest.raises(ValueError, match="nothing to draw"):
+    with pytest.raises(ValueError, match="`settings` must have epsilons or corruptions"):
         plot_robustness({"one": runs[0]}, RobustnessSettings(epsilons=[], corruptions=[]), tmp_path / "b.png")
     assert not (tmp_path / "b.png").exists()

@@ -45,7 +45,7 @@ def test_every_form_of_data_gives_the_same_kind_of_splits(tmp_path, kind, stream
         train, validation = train / "*.parquet", validation / "*.parquet"
     args = DataArguments(train_dir=str(train), validation_dir=str(validation), streaming=streaming)
     if kind == "tar" and streaming:
-        with pytest.raises(ValueError, match="give num_labels"):
+        with pytest.raises(ValueError, match="Give `num_labels`"):
             load_image_data(args)
         args.num_labels = 3
     data = load_image_data(args)
@@ -67,7 +67,7 @@ def test_a_missing_validation_split_is_held_out_with_all_classes(tmp_path):
     )
     labels = Counter(example["labels"] for example in map(data.get_dataset("validation", grey).__getitem__, range(6)))
     assert labels == {0: 2, 1: 2, 2: 2} and data.num_train_examples == 24
-    with pytest.raises(ValueError, match="no validation split to hold out from a stream"):
+    with pytest.raises(ValueError, match="`streaming` must be off without a validation split"):
         load_image_data(DataArguments(train_dir=str(tmp_path / "train"), streaming=True))
 
 
@@ -79,7 +79,7 @@ def test_columns_are_found_by_type_then_by_name():
     both = datasets.Features({"mask": image, "img": image, "coarse_label": classes, "fine_label": classes})
     assert find_columns(both) == ("img", "fine_label")
     assert find_columns(both, "mask", "coarse_label") == ("mask", "coarse_label")
-    with pytest.raises(ValueError, match=r"image_column_name is 'pic', but the columns are \['mask', 'img'"):
+    with pytest.raises(ValueError, match=r"`image_column_name` must be one of the columns \['mask', 'img'"):
         find_columns(both, "pic")
     with pytest.raises(ValueError, match=r"Several columns can hold images: \['a', 'b'\]"):
         find_columns(datasets.Features({"a": image, "b": image}))
@@ -150,7 +150,7 @@ def test_horizontal_flip_and_crop_scale():
         return {bool(transform(ramp)[0, 8, -1] > 0.5) for _ in range(40)}
 
     assert rises(False) == {True} and rises(True) == {True, False}
-    with pytest.raises(ValueError, match=r"random_resized_crop_scale is \[0.5, 2\]"):
+    with pytest.raises(ValueError, match=r"`random_resized_crop_scale` must .*, but is \[0.5, 2\]"):
         get_train_transform(processor, (0.5, 2))
 
 
@@ -168,7 +168,7 @@ def test_mixing_gives_class_probabilities_to_training_batches_only():
     assert torch.equal(unmixed["labels"], torch.eye(4, 5))
     evaluation = ImageCollator(5, cutmix_alpha=1.0)([{**example, "mix": None} for example in examples])
     assert torch.equal(evaluation["labels"], torch.arange(4))
-    with pytest.raises(ValueError, match="mix_prob is 2"):
+    with pytest.raises(ValueError, match=r"`mix_prob` must be in \[0, 1\], but is 2"):
         ImageCollator(5, mix_prob=2)
 
 
@@ -181,7 +181,7 @@ def test_what_the_trainer_is_told_about_a_stream(tmp_path, caplog):
     changes = get_streaming_arguments(args, data.splits["train"], data.num_train_examples)
     assert changes == {"max_steps": 15, "dataloader_num_workers": 4}
     assert "dataloader_num_workers is 9, but there are 4 shards" in caplog.text
-    with pytest.raises(ValueError, match="give max_steps or num_train_samples"):
+    with pytest.raises(ValueError, match="`max_steps` must be 1 or more for a stream"):
         get_streaming_arguments(args, data.splits["train"], None)
     args.max_steps = 7
     assert "max_steps" not in get_streaming_arguments(args, data.splits["train"], None)
@@ -204,7 +204,9 @@ def test_several_processes_are_told_of_shards_and_evaluate_at_the_same_steps(tmp
     assert "fewer" not in caplog.text
     get_streaming_arguments(args, stream.shard(num_shards=3, index=0), 21)
     assert "1 shards are fewer than 2 processes" in caplog.text
-    with pytest.raises(ValueError, match="eval_strategy is 'epoch', but the stream doesn't state"):
+    with pytest.raises(
+        ValueError, match="`eval_strategy` must be 'steps' for a stream that doesn't state .*, but is 'epoch'"
+    ):
         args.max_steps = 6
         get_streaming_arguments(args, stream, None)
 

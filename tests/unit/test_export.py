@@ -149,7 +149,9 @@ def test_models_that_can_not_be_exported():
     with pytest.raises(ValueError, match="changed after construction"):
         export_subnetwork(build(tiny_model("resnet-basic").config), 0.5)
     model = make_slimmable(build(tiny_model("resnet-basic").config), build=build)
-    with pytest.raises(ValueError, match="`model` was changed after construction.*(?s:.*)classifier.1.bias"):
+    with pytest.raises(
+        ValueError, match="`model` must be .* but was changed after construction.*(?s:.*)classifier.1.bias"
+    ):
         export_subnetwork(model, 0.5)
 
 
@@ -181,14 +183,14 @@ def test_card_names_the_parent(tmp_path):
     assert f"| parameters | {parent.num_parameters():,} | {exported.num_parameters():,} |" in lines
     assert "| top-1 accuracy | 90.00% | 89.00% |" in lines
     assert sum(line.startswith("|") for line in lines) == 7  # no field but those
-    assert "computed anew for this width, on 1,500 images" in card.content
-    assert "They were not computed anew" in create_subnetwork_card(exported, parent, 0.5).content
+    assert "recomputed for this width, on 1,500 images" in card.content
+    assert "They were not recomputed" in create_subnetwork_card(exported, parent, 0.5).content
 
     # A model's own name doesn't tell where its weights are from, and of a folder, where it was is nobody's business.
     parent.name_or_path = base_model
     card = create_subnetwork_card(exported, parent, 0.5)
     assert card.data.base_model is None and "# some-resnet at width 0.5" in card.content.splitlines()
-    with pytest.raises(ValueError, match="`base_model` is '/home/x/y', but must be a name on the Hub"):
+    with pytest.raises(ValueError, match="`base_model` must be a name on the Hub, but is '/home/x/y'"):
         create_subnetwork_card(exported, parent, 0.5, base_model="/home/x/y")
     parent.name_or_path = str(tmp_path)
     card = create_subnetwork_card(exported, parent, 0.5)

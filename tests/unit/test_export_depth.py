@@ -67,9 +67,8 @@ def test_a_block_that_would_compute_something_else_is_refused():
     model = family_model("swin", config=deep_config("swin"))
     with pytest.raises(ValueError) as error:
         export_subnetwork(model, 1.0, kept_blocks=kept_blocks(model, (0, 2)))
-    assert (
-        "`kept_blocks` is ((0, 1), (0, 2)), but 'swin.encoder.layers.1.blocks.2', whose `shift_size` is 0, would be"
-        in str(error.value)
+    assert "but is ((0, 1), (0, 2)): 'swin.encoder.layers.1.blocks.2', whose `shift_size` is 0, would be" in str(
+        error.value
     )
     # Rates of drop path are of no moment to a model that is loaded: they are those of its config.
     model = family_model("convnext", config=deep_config("convnext", drop_path_rate=0.5)).eval()
@@ -120,7 +119,7 @@ def test_card_names_the_blocks():
         "| residual blocks of stage 1 | all | 0, 2 |" in lines and "| residual blocks of stage 3 | all | 0 |" in lines
     )
     assert "| `depths` | [3, 1, 2] | [2, 1, 1] |" in lines and "| `hidden_sizes` | [8, 16, 24] | [4, 8, 12] |" in lines
-    assert "BatchNorm's running statistics were computed anew for this width and depth, on 100 images." in lines
+    assert "BatchNorm's running statistics were recomputed for this width and depth, on 100 images." in lines
 
 
 @pytest.fixture
@@ -158,7 +157,10 @@ def test_script(flags, tmp_path):
 
 @pytest.mark.parametrize(
     ("depths", "message"),
-    [("2,x", "depths has '2,x', but must have numbers with commas"), ("9,1,1", r"in 1 to \[2, 1, 2\].*\[9, 1, 1\]")],
+    [
+        ("2,x", "`depths` must be numbers with commas .*, but one is '2,x'"),
+        ("9,1,1", r"in 1 to \[2, 1, 2\].*\[9, 1, 1\]"),
+    ],
 )
 def test_depths_that_do_not_fit_leave_nothing_behind(flags, tmp_path, depths, message):
     with pytest.raises(ValueError, match=message):

@@ -298,15 +298,15 @@ def test_errors_come_before_anything_is_measured(script, folders, tmp_path, monk
     bare = save(tmp_path / "bare", three, processor=False)
     headless = save(tmp_path / "headless", tiny_model("convnext", num_labels=10).convnext)
     cases = [
-        (folders[:1], ["--corruptions", "rain"], "corruptions has 'rain', but each must be one of gaussian_noise"),
-        (folders[:1], ["--severities", "0"], "severities has 0, but each must be one of"),
-        (folders[:1], ["--epsilons", "1", "-2"], r"epsilons has -2.0, but each must be in 0..255"),
-        (folders[:1], ["--epsilons", "1", "1"], r"epsilons is \[1.0, 1.0\], but each must be given once"),
+        (folders[:1], ["--corruptions", "rain"], "`corruptions` must each be one of gaussian_noise, .*, but one is 'rain'"),
+        (folders[:1], ["--severities", "0"], "`severities` must each be one of .*, but one is 0"),
+        (folders[:1], ["--epsilons", "1", "-2"], r"`epsilons` must each be in 0..255 .*, but one is -2.0"),
+        (folders[:1], ["--epsilons", "1", "1"], r"`epsilons` must each be given once, but are \[1.0, 1.0\]"),
         (folders[:1], ["--max_samples", "0"], "`max_samples` must be 1 or more, but is 0"),
-        (folders[:1], ["--device", "tpu9"], "device is 'tpu9', which can't be used"),
-        (folders[:1], ["--split", "train"], "split is 'train', but must be 'validation' or 'test'"),
+        (folders[:1], ["--device", "tpu9"], "`device` must be one that this machine has, but is 'tpu9'"),
+        (folders[:1], ["--split", "train"], "`split` must be 'validation' or 'test', but is 'train'"),
         (folders[:1], ["--split", "test"], "There is no test split"),
-        (folders[:1], ["--baseline", "other"], r"baseline is 'other', but must be one of the models \['.*trained'\]"),
+        (folders[:1], ["--baseline", "other"], r"`baseline` must be one of the models \['.*trained'\], but is 'other'"),
         (folders[:1], photos, "'.*trained' has 10 classes, but photos has 3"),
         ([order], photos, "Class 0 of photos is 'cat', which is class 1 of '.*order': give the data its order"),
         ([bare], photos, "'.*bare' has no image processor"),
@@ -320,7 +320,7 @@ def test_errors_come_before_anything_is_measured(script, folders, tmp_path, monk
 
 
 def test_no_classifier(data):
-    with pytest.raises(ValueError, match="classifiers is empty, but must have one or more"):
+    with pytest.raises(ValueError, match="`classifiers` must have one or more, but is empty"):
         evaluate_robustness({}, data, FEW)
 
 

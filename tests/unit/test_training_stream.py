@@ -192,13 +192,13 @@ def test_fewer_examples_than_readers():
 
 
 def test_errors(rows):
-    with pytest.raises(ValueError, match="buffer_size is 0, but it must be 1"):
+    with pytest.raises(ValueError, match="`buffer_size` must be 1 .*, but is 0"):
         TrainingStream(rows(), None, buffer_size=0)
     for make in (
         lambda: TrainingStream(rows(), None, rank=2, world_size=2),
         lambda: make_stream(rows()).for_process(2, 2),
     ):
-        with pytest.raises(ValueError, match=r"rank is 2, but it must be in 0..1 \(world_size is 2\)"):
+        with pytest.raises(ValueError, match=r"`rank` must be in 0..1 \(world_size is 2\), but is 2"):
             make()
     with pytest.raises(ValueError, match="stream has no images"):
         next(iter(make_stream(rows().filter(lambda example: False))))
