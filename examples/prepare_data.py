@@ -42,12 +42,14 @@ from typing import Any
 
 import datasets
 import numpy as np
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from PIL import Image, ImageOps
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from hf_gradaug.data import load_digits_dataset, to_rgb
+from hf_gradaug.data import load_digits_dataset
+from hf_gradaug.data.class_names import shorten
+from hf_gradaug.data.decoding import to_rgb
+from hf_gradaug.data.folders import check_no_splits, is_image
 
 
 logger = logging.getLogger(__name__)
@@ -215,7 +217,7 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def find_images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in ImageFolder.EXTENSIONS)
+    return sorted(path for path in folder.rglob("*") if is_image(path.name))
 
 
 def load_folders(args: PrepareArguments, root: Path, classes: list[str], square: bool) -> Loaded:
@@ -352,6 +354,7 @@ def load(name: str, args: PrepareArguments) -> Loaded:
     if not root.is_dir():
         hint = "" if args.source else "; install the package openclipart-png, or name the folder with --source"
         raise ValueError(f"`source` must be a folder, but is '{root}'{hint}.")
+    check_no_splits("source", str(root))
     classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and find_images(folder))
     if name == "clip-art":
         sizes = {kind: len(find_images(root / kind)) for kind in classes if kind not in ("unsorted", "special")}
@@ -376,7 +379,7 @@ def split(pictures: list[Picture], class_names: list[str], fold: int) -> dict[st
     in_all = set.intersection(*({pictures[i].label for i in indices} for indices in parts.values()))
     if small := [name for label, name in enumerate(class_names) if label not in in_all]:
         raise ValueError(
-            f"The classes {small} have too few images: each split of fold {fold} needs one of every class."
+            f"The classes {shorten(small)} have too few images: each split of fold {fold} needs one of every class."
         )
     return {name: sorted(indices) for name, indices in parts.items()}
 

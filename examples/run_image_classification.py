@@ -27,6 +27,7 @@ import dataclasses
 import json
 import logging
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -146,6 +147,11 @@ class ModelArguments(CommonModelArguments):
         return {"teacher": Path(self.teacher).name, "teacher_weight": self.teacher_weight} if self.teacher else {}
 
 
+def names_recipe(args: Sequence[str]) -> bool:
+    """Whether the first word is a recipe's file."""
+    return bool(args) and args[0].endswith((".json", ".yaml", ".yml"))
+
+
 def read_recipe(path: str | Path) -> dict:
     """The values of a .json or .yaml file; unknown keys raise."""
     with open(path, encoding="utf-8") as file:
@@ -163,7 +169,7 @@ def parse_arguments(args: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     """Flags, with the values of a recipe given first, or of the digits' recipe if no data is named, as defaults."""
     args = list(args)
     parser = make_training_parser(ModelArguments, DataArguments, "%(prog)s [RECIPE] [FLAGS]")
-    recipe = read_recipe(args.pop(0)) if args and args[0].endswith((".json", ".yaml", ".yml")) else {}
+    recipe = read_recipe(args.pop(0)) if names_recipe(args) else {}
     parser.set_defaults(**recipe)
     flags, _ = parser.parse_known_args(args)
     if not any((flags.dataset_name, flags.train_dir, flags.validation_dir, flags.test_dir)):
@@ -382,7 +388,20 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
 
 
 def main(args: list[str] | None = None) -> dict[str, float]:
-    return launch(parse_arguments, run, args, logger.name)
+    args = sys.argv[1:] if args is None else list(args)
+    try:
+        return launch(parse_arguments, run, args, logger.name)
+    except ValueError as error:
+        if not names_recipe(args):
+            raise
+        # Whoever gave the recipe may not know all of its values.
+        given = {word.split("=")[0].lstrip("-").replace("-", "_") for word in args}
+        message = str(error)
+        names = [name for name in read_recipe(args[0]) if name not in given and re.search(rf"\b{name}\b", message)]
+        if not names:
+            raise
+        flags = " ".join(f"--{name}" for name in names)
+        raise ValueError(f"{message} The recipe {args[0]} sets {', '.join(names)}; override with {flags}.") from error
 
 
 if __name__ == "__main__":

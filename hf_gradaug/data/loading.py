@@ -12,10 +12,12 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from .arguments import DataArguments
-from .class_names import match_classes
+from .class_names import match_classes, shorten
+from .folders import is_image, load_folders
 from .image_transforms import ExampleTransform, keep_readable
 from .streaming import count_stream, store_stream
 from .training_stream import TrainingStream
@@ -26,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 _LABEL_COLUMNS = ("label", "labels", "cls", "fine_label")
+_SPLITS = ("train", "validation", "test")
+# Of a folder of images that is streamed: many, since each has images of few classes.
+_FOLDER_SHARDS = 1024
 _SHARDS = {".parquet": "parquet", ".tar": "webdataset"}
 
 
@@ -182,16 +187,16 @@ def find_columns(
     """
     for flag, name in (("image_column_name", image_column_name), ("label_column_name", label_column_name)):
         if name is not None and name not in features:
-            raise ValueError(f"`{flag}` must be one of the columns {list(features)}, but is '{name}'.")
+            raise ValueError(f"`{flag}` must be one of the columns {shorten(features)}, but is '{name}'.")
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if not labels:
-        labels = [n for n, feature in features.items() if getattr(feature, "dtype", "").startswith(("int", "uint"))]
+        labels = [name for name, feature in features.items() if _is_label(feature)]
     image = image_column_name or _choose(images, _IMAGE_COLUMNS, "image_column_name", "images")
     label = label_column_name or _choose(labels, _LABEL_COLUMNS, "label_column_name", "labels")
     if image is None:
         raise ValueError(
-            f"No column holds images; the columns are {dict(features)}. Name it with `image_column_name`."
+            f"No column holds images; the columns are {shorten(features)}. Name it with `image_column_name`."
         )
     return image, label
 
@@ -217,7 +222,7 @@ def _find_files(flag: str, path: str) -> tuple[str, str | list[str]]:
     for root, _, names in os.walk(path):
         for name in sorted(names):
             extension = os.path.splitext(name)[1].lower()
-            if extension in ImageFolder.EXTENSIONS:
+            if is_image(name):
                 return "imagefolder", os.path.join(path, "**")
             if extension in _SHARDS:
                 shards.setdefault(_SHARDS[extension], []).append(os.path.join(root, name))
@@ -228,31 +233,83 @@ def _find_files(flag: str, path: str) -> tuple[str, str | list[str]]:
     raise ValueError(f"`{flag}` must hold images, or .parquet or .tar files of one kind, but '{path}' holds {found}.")
 
 
+def _has_class_folders(root: str) -> bool:
+    """Whether a folder holds images, with no file of metadata that would tell their classes."""
+    names = [name for _, _, names in os.walk(root) for name in names]
+    return any(map(is_image, names)) and not set(names) & set(ImageFolder.METADATA_FILENAMES)
+
+
 def _get_builder(args: DataArguments, cache_dir: str | None, token: str | None) -> datasets.DatasetBuilder:
     if args.dataset_name:
-        return datasets.load_dataset_builder(
+        builder = datasets.load_dataset_builder(
             args.dataset_name, args.dataset_config_name, cache_dir=cache_dir, token=token
         )
+        _check_class_folders(builder)
+        return builder
     data_files, kinds = {}, {}
-    for split in ("train", "validation", "test"):
+    for split in _SPLITS:
         path = getattr(args, f"{split}_dir")
         if path is not None:
             kinds[f"{split}_dir"], data_files[split] = _find_files(f"{split}_dir", path)
     if len(set(kinds.values())) > 1:
         raise ValueError(f"The data must all be of one kind, but it is {kinds}.")
-    return datasets.load_dataset_builder(next(iter(kinds.values())), data_files=data_files, cache_dir=cache_dir)
+    kind = next(iter(kinds.values()))
+    if kind == "parquet":
+        _check_shards({split: files for split, files in data_files.items() if "://" not in files[0]})
+    return datasets.load_dataset_builder(kind, data_files=data_files, cache_dir=cache_dir)
 
 
-def _get_labels(dataset: datasets.Dataset, label_column: str) -> np.ndarray:
-    labels = dataset.select_columns(label_column).with_format("numpy")[:][label_column]
-    if not np.issubdtype(np.asarray(labels).dtype, np.integer):
+def _check_shards(files: dict[str, list[str]]) -> None:
+    """Refuses Parquet files whose labels have other names: `datasets` reads all labels by the names of the first file."""
+    named: dict[str, Any] = {}
+    for file in sum(files.values(), []):
+        for column, feature in datasets.Features.from_arrow_schema(pq.read_schema(file)).items():
+            if not isinstance(feature, datasets.ClassLabel):
+                continue
+            first, names = named.setdefault(column, (file, feature.names))
+            if names != feature.names:
+                raise ValueError(
+                    f"Column '{column}' must have the same classes in all files, but has {shorten(names, 3)} in {first}, "
+                    f"and {shorten(feature.names, 3)} in {file}."
+                )
+
+
+def _check_class_folders(builder: datasets.DatasetBuilder) -> None:
+    """Refuses a data set of image folders in which `datasets`, which takes the innermost folder, finds other classes."""
+    if builder.name != "imagefolder":
+        return
+    for split, files in (builder.config.data_files or {}).items():
+        if any(os.path.basename(file) in ImageFolder.METADATA_FILENAMES for file in files):
+            continue
+        parents = sorted({os.path.dirname(os.path.dirname(file)) for file in files if is_image(file)})
+        if len(parents) > 1:
+            raise ValueError(
+                f"The class folders of the {split} images must lie in one folder, but lie in {shorten(parents, 3)}: give "
+                "that of the class folders with train_dir, validation_dir and test_dir."
+            )
+
+
+def _is_label(feature: Any) -> bool:
+    return getattr(feature, "dtype", "").startswith(("int", "uint"))
+
+
+def _get_labels(dataset: datasets.Dataset, label_column: str, split: str = "") -> np.ndarray:
+    feature = dataset.features[label_column]
+    if not _is_label(feature):
         raise ValueError(
-            f"`label_column_name` must be a column of integers, but '{label_column}' holds {np.asarray(labels).dtype}."
+            f"label_column_name is '{label_column}', but that column must hold one integer per image, and holds {feature}."
         )
-    return labels
+    column = dataset.select_columns(label_column).with_format("arrow")[:][label_column]
+    if column.null_count:
+        index = column.is_null().to_pylist().index(True)
+        raise ValueError(
+            f"Column '{label_column}' must hold a label for each image, but has none for {column.null_count} of the {split} "
+            f"images, first for image {index}."
+        )
+    return column.to_numpy()
 
 
-def _check_labels(present: dict[str, set[int]], class_names: list[str]) -> None:
+def _check_range(present: dict[str, set[int]], class_names: list[str]) -> None:
     for split, labels in present.items():
         wrong = sorted(label for label in labels if not 0 <= label < len(class_names))
         if wrong and not (split == "test" and labels == {-1}):
@@ -260,12 +317,23 @@ def _check_labels(present: dict[str, set[int]], class_names: list[str]) -> None:
                 f"Label out of range: the {split} images have label {wrong[0]}, but labels must be in "
                 f"0..{len(class_names) - 1} (num_labels is {len(class_names)})."
             )
+
+
+def _check_classes(present: dict[str, set[int]], class_names: list[str], args: DataArguments) -> None:
     if "train" not in present or "validation" not in present:
         return
     for one, other in (("train", "validation"), ("validation", "train")):
         missing = [class_names[label] for label in sorted(present[one] - present[other])]
-        if missing:
-            raise ValueError(f"The classes {missing} are among the {one} images, but not among the {other} images.")
+        if not missing:
+            continue
+        if args.streaming and args.num_labels is not None:
+            raise ValueError(
+                f"num_labels is {args.num_labels}, but the {other} images have {len(present[other])} of these classes, "
+                f"and not {shorten(missing)}."
+            )
+        raise ValueError(
+            f"The classes {shorten(missing)} are among the {one} images, but not among the {other} images."
+        )
 
 
 def load_image_data(
@@ -290,7 +358,14 @@ def load_image_data(
         ValueError: if a folder holds no images, a column is wrong or missing, a label is out of range, training and
             validation images don't have the same classes, or a stream has no validation split.
     """
-    if args.names_dataset:
+    roots = {split: path for split in _SPLITS if (path := getattr(args, f"{split}_dir")) and not args.dataset_name}
+    if roots and all(os.path.isdir(root) and _has_class_folders(root) for root in roots.values()):
+        loaded, files, cache_key, name = load_folders(roots, cache_dir), {}, None, args.display_name
+        if args.streaming and "train" in loaded:
+            length = len(loaded["train"])
+            args = replace(args, num_train_samples=args.num_train_samples or length)
+            loaded["train"] = loaded["train"].to_iterable_dataset(num_shards=min(length, _FOLDER_SHARDS))
+    elif args.names_dataset:
         builder = _get_builder(args, cache_dir, token)
         if args.streaming:
             loaded = builder.as_streaming_dataset()
@@ -304,7 +379,7 @@ def load_image_data(
         if args.streaming:
             args = replace(args, num_train_samples=args.num_train_samples or len(loaded["train"]))
             loaded = {split: dataset.to_iterable_dataset(num_shards=4) for split, dataset in loaded.items()}
-    wanted = {split: getattr(args, f"{split}_split_name") for split in ("train", "validation", "test")}
+    wanted = {split: getattr(args, f"{split}_split_name") for split in _SPLITS}
     if not args.dataset_name:
         wanted = {split: split for split in wanted}
     splits = {split: loaded[hub_name] for split, hub_name in wanted.items() if hub_name in loaded}
@@ -316,18 +391,21 @@ def load_image_data(
     image_column, label_column = find_columns(features, args.image_column_name, args.label_column_name)
     if label_column is None:
         raise ValueError(
-            f"No column holds labels (ClassLabel or integer); the columns are {list(features)}. Name it with "
+            f"No column holds labels (ClassLabel or integer); the columns are {shorten(features)}. Name it with "
             "`label_column_name`; a folder of images needs one folder per class, and at least two of them."
         )
     for split, dataset in splits.items():
         columns = [column for column in (image_column, label_column) if column in dataset.features]
         dataset = dataset.select_columns(columns).cast_column(image_column, datasets.Image(decode=False))
-        if args.streaming and split != "train":
+        if isinstance(dataset, datasets.IterableDataset) and split != "train":
             dataset = store_stream(
                 dataset, [cache_key, split, args.max_eval_samples, columns], args.max_eval_samples, cache_dir
             )
         splits[split] = dataset
 
+    labels = _read_labels(splits, label_column)
+    class_names = _get_class_names(features[label_column], args, labels, label_column)
+    _check_range(labels, class_names)
     num_train_examples = args.num_train_samples
     if "train" in splits and "validation" not in splits:
         if args.streaming:
@@ -335,24 +413,11 @@ def load_image_data(
                 "`streaming` must be off without a validation split, but is on, and none can be held out from a stream. "
                 "Name one with `validation_dir` or `validation_split_name`."
             )
-        stratify = label_column if isinstance(features[label_column], datasets.ClassLabel) else None
-        try:
-            parts = splits["train"].train_test_split(args.train_val_split, seed=seed, stratify_by_column=stratify)
-        except ValueError as error:
-            raise ValueError(
-                f"`train_val_split` must leave images of every class to both parts, but is {args.train_val_split}: {error}"
-            ) from error
-        splits.update(train=parts["train"], validation=parts["test"])
-
-    labels = {
-        split: set(_get_labels(dataset, label_column).tolist())
-        for split, dataset in splits.items()
-        if not isinstance(dataset, datasets.IterableDataset) and label_column in dataset.features
-    }
-    class_names = _get_class_names(features[label_column], args, labels, label_column)
+        splits.update(_hold_out(splits["train"], label_column, class_names, args.train_val_split, seed))
+        labels = _read_labels(splits, label_column)
     if args.streaming and "train" in splits and args.max_eval_samples is None:
         labels["train"] = set(range(len(class_names)))
-    _check_labels(labels, class_names)
+    _check_classes(labels, class_names, args)
 
     if "train" in splits:
         if args.streaming:
@@ -378,6 +443,42 @@ def load_image_data(
     )
 
 
+def _read_labels(splits: dict[str, Any], label_column: str) -> dict[str, set[int]]:
+    """The labels that each split has, streams aside."""
+    return {
+        split: set(_get_labels(dataset, label_column, split).tolist())
+        for split, dataset in splits.items()
+        if not isinstance(dataset, datasets.IterableDataset) and label_column in dataset.features
+    }
+
+
+def _hold_out(
+    dataset: datasets.Dataset, label_column: str, class_names: list[str], share: float, seed: int
+) -> dict[str, datasets.Dataset]:
+    """Holds out the same share of each class to validate with."""
+    counts = np.bincount(_get_labels(dataset, label_column, "train"))
+    if single := [class_names[label] for label in np.flatnonzero(counts == 1)]:
+        raise ValueError(
+            f"The classes {shorten(single)} have one image each, so none can be held out: give validation images, or more "
+            "to train on."
+        )
+    if not isinstance(dataset.features[label_column], datasets.ClassLabel):
+        dataset = dataset.cast_column(label_column, datasets.ClassLabel(names=class_names))
+    try:
+        parts = dataset.train_test_split(share, seed=seed, stratify_by_column=label_column)
+    except ValueError as error:
+        raise ValueError(f"train_val_split is {share}: {error}") from error
+    held_out = set(parts["test"][label_column])
+    if small := [
+        name for label, name in enumerate(class_names) if counts[label : label + 1] > 0 and label not in held_out
+    ]:
+        raise ValueError(
+            f"train_val_split is {share}, of which none of the few images of the classes {shorten(small)} are held out: "
+            "raise it, or give validation images."
+        )
+    return {"train": parts["train"], "validation": parts["test"]}
+
+
 def _truncate(dataset: datasets.Dataset, max_samples: int | None, seed: int) -> datasets.Dataset:
     if max_samples is None or max_samples >= len(dataset):
         return dataset
@@ -394,5 +495,11 @@ def _get_class_names(feature: Any, args: DataArguments, labels: dict[str, set[in
     if args.num_labels is not None:
         return [str(label) for label in range(args.num_labels)]
     if args.streaming:
-        raise ValueError(f"The labels in column '{label_column}' of a stream have no names. Give `num_labels`.")
-    return [str(label) for label in range(max(max(values) for values in labels.values()) + 1)]
+        raise ValueError(f"The labels in column '{label_column}' of a stream have no names: give num_labels.")
+    found = sorted(set().union(*labels.values()) - {-1})
+    if found != list(range(len(found))):
+        raise ValueError(
+            f"Labels must be 0, 1, 2, ... without gaps, but column '{label_column}' has {len(found)} different ones, "
+            f"{shorten(found, 3)}, up to {found[-1]}: renumber them, or give num_labels if classes have no images."
+        )
+    return [str(label) for label in found]

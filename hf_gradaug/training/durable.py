@@ -1,8 +1,16 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """All that a long run needs of its Trainer, in one mixin."""
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
+from torch.utils.data import DataLoader, Dataset
+from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from .fault_tolerance import FaultToleranceMixin
 from .hub import HubMixin
@@ -16,8 +24,67 @@ class DurableTrainerMixin(HubMixin, FaultToleranceMixin, StreamMixin):
     - Pushes to the Hub are complete: see [`HubMixin`].
     - A run that was killed resumes from its newest complete checkpoint: see [`FaultToleranceMixin`].
     - A [`TrainingStream`] can be the training data: see [`StreamMixin`].
+    - `dataloader_drop_last` is for training alone: evaluation and prediction see every image. An error is raised if it would
+      leave nothing to train on.
+    - With `bf16_full_eval` or `fp16_full_eval`, images are converted as the model is, and the model is as before afterwards.
     - The learning rate falls at `lr_milestones` of [`GradAugConfig`], if they are set.
     """
+
+    def get_train_dataloader(self) -> DataLoader:
+        loader = super().get_train_dataloader()
+        if has_length(loader) and len(loader) == 0:
+            processes = f" on each of {self.args.world_size} processes" if self.args.world_size > 1 else ""
+            raise ValueError(
+                f"`dataloader_drop_last` must be off, or the training images fill a batch, but there are "
+                f"{len(self.train_dataset)} for one of {self._train_batch_size}{processes}: nothing would be trained. Turn it "
+                "off, or lower `per_device_train_batch_size`."
+            )
+        return loader
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        with self._keeping_last_batch():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        with self._keeping_last_batch():
+            return super().get_test_dataloader(test_dataset)
+
+    def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
+        # With `bf16_full_eval`, the Trainer converts the model, and the next `save_model` would save it so.
+        tensors = [
+            (kind, name, tensor)
+            for module in self.model.modules()
+            for kind in (module._parameters, module._buffers)
+            for name, tensor in kind.items()
+            if tensor is not None
+        ]
+        stored = [tensor.data for *_, tensor in tensors]
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            for (kind, name, tensor), data in zip(tensors, stored):
+                if kind[name].dtype != data.dtype:
+                    tensor.data = data
+                    kind[name] = tensor
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        if (self.args.bf16_full_eval or self.args.fp16_full_eval) and not self.is_in_train:
+            # Images are floats, and the Trainer converts the model alone.
+            dtype = torch.bfloat16 if self.args.bf16_full_eval else torch.float16
+            is_float = {
+                name: isinstance(value, Tensor) and value.is_floating_point() for name, value in inputs.items()
+            }
+            inputs = {name: value.to(dtype) if is_float[name] else value for name, value in inputs.items()}
+        return inputs
+
+    @contextlib.contextmanager
+    def _keeping_last_batch(self) -> Iterator[None]:
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         milestones = getattr(self.args, "lr_milestones", None)

@@ -165,8 +165,9 @@ def test_errors_come_before_training(run, script, tmp_path, folder):
             r"\['owl'\] are among the train images, but not among the validation images",
         ),
         ({"extra": ("--label_column_name", "kind")}, r"`label_column_name` must be one of the columns \['image', 'label'\], but is 'kind'"),
+        ({"data": ("--train_dir", folder, "--image_column_name", "photo")}, r"`image_column_name` must be one of .*, but is 'photo'"),
         ({"extra": ("--num_labels", "2")}, "`num_labels` must be 3, the classes of column 'label', but is 2"),
-        ({"data": ("--train_dir", folder), "extra": ("--train_val_split", "0.1")}, "`train_val_split` must leave .*, but is 0.1: .* number of classes"),
+        ({"data": ("--train_dir", folder), "extra": ("--train_val_split", "0.1")}, "`?train_val_split`?.* 0.1: .* number of classes"),
         (
             {"model": ["--model_type", "convnext", "--image_size", "36"], "extra": ("--gradaug",)},
             "Images of 31 x 31 pixels, scaled from 36 x 36, are too small: ConvNextForImageClassification takes 32 x 32",
@@ -341,3 +342,25 @@ def test_two_processes_stream_accumulate_and_evaluate(tmp_path, torchrun):
     assert [row["step"] for row in state["log_history"] if "eval_loss" in row] == [3, 6, 6]
     accuracy = json.loads((tmp_path / "out" / "eval_results.json").read_text())["eval_accuracy"]
     assert round(accuracy * 21, 6) == round(accuracy * 21)  # out of 21 images, none twice
+
+
+def test_an_error_about_a_value_of_the_recipe_names_the_recipe(script, tmp_path, folder):
+    recipe = str(images.ROOT / "examples" / "recipes" / "cifar100_wrn28_10.yaml")
+    args = [
+        recipe,
+        "--train_dir",
+        folder,
+        "--validation_dir",
+        folder,
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--use_cpu",
+    ]
+    message = r"image_column_name is 'img', but the columns are .* The recipe .*wrn28_10.yaml sets image_column_name; override"
+    with pytest.raises(ValueError, match=message):
+        script.main(args)
+    with pytest.raises(ValueError, match="label_column_name is 'fine_label'.* sets label_column_name; override"):
+        script.main([*args, "--image_column_name", "image"])
+    with pytest.raises(ValueError) as error:
+        script.main([*args, "--image_column_name", "photo"])
+    assert "recipe" not in str(error.value)

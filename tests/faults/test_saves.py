@@ -96,7 +96,9 @@ def test_named_checkpoint_that_is_damaged_is_an_error(trained, tmp_path):
     ):
         make_trainer(out).train(resume_from_checkpoint=str(out / "checkpoint-4"))
     damage(out / "checkpoint-2" / "scheduler.pt", "missing")
-    with pytest.raises(ValueError, match=rf"no checkpoint in .* can be used: '{path}' is .*scheduler.pt' is missing"):
+    with pytest.raises(
+        ValueError, match=rf"without a complete checkpoint in .* but is set: '{path}' is .*scheduler.pt' is missing"
+    ):
         make_trainer(out).train(resume_from_checkpoint=True)
 
 

@@ -70,3 +70,8 @@ def make_tar(path: Path, num_shards: int = 2, images_per_shard: int = 6) -> Path
                     member.size = len(data)
                     archive.addfile(member, io.BytesIO(data))
     return path
+
+
+def decode(value: dict) -> int:
+    """The grey of a stored image of [`make_image`]."""
+    return int(np.array(datasets.Image().decode_example(value))[0, 0, 0])

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from accelerate.state import AcceleratorState
-from helpers.tiny import tiny_model, tiny_trainer
+from helpers.tiny import TinyImages, largest_difference, state_of, tiny_model, tiny_trainer
 from torch import nn
 from transformers import HfArgumentParser, Trainer
 
@@ -118,3 +118,45 @@ def test_settings_outside_their_range(tmp_path, name, value):
         GradAugConfig(output_dir=str(tmp_path), **{name: value})
     assert f"`{name}`" in str(error.value)
     assert str(value) in str(error.value)
+
+
+def test_refuses_to_train_on_nothing(tmp_path):
+    trainer = tiny_trainer(
+        tmp_path,
+        dataloader_drop_last=True,
+        per_device_train_batch_size=16,
+        trainer_kwargs={"train_dataset": TinyImages(12)},
+    )
+    with pytest.raises(
+        ValueError, match="`dataloader_drop_last` must be off, .* there are 12 for one of 16: nothing would"
+    ):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_dropping_the_last_batch_is_for_training_alone(tmp_path):
+    trainer = tiny_trainer(
+        tmp_path,
+        dataloader_drop_last=True,
+        per_device_eval_batch_size=8,
+        trainer_kwargs={"train_dataset": TinyImages(12)},
+    )
+    assert len(trainer.get_train_dataloader()) == 1 and trainer.args.dataloader_drop_last
+    assert len(trainer.predict(TinyImages(12)).predictions) == 12
+    assert trainer.evaluation_loop(trainer.get_eval_dataloader(), "evaluation").num_samples == 12
+
+
+@pytest.mark.parametrize("num_subnetworks", [0, 2])
+@pytest.mark.parametrize("kind", ["bf16_full_eval", "fp16_full_eval"])
+def test_evaluation_in_half_precision_leaves_the_model_alone(tmp_path, kind, num_subnetworks):
+    model = tiny_model("resnet-basic")
+    trainer = tiny_trainer(tmp_path, model, num_subnetworks=num_subnetworks, **{kind: True})
+    trainer.train()
+    before = state_of(model)
+    half = trainer.evaluate()["eval_loss"]
+    assert {name: tensor.dtype for name, tensor in state_of(model).items()} == {n: t.dtype for n, t in before.items()}
+    assert largest_difference(state_of(model), before) == 0
+    setattr(trainer.args, kind, False)
+    assert half == pytest.approx(trainer.evaluate()["eval_loss"], rel=0.05)
+    trainer.train()  # it still trains its own weights
+    assert largest_difference(state_of(model), before) > 0

@@ -50,7 +50,7 @@ def test_every_form_of_data_gives_the_same_kind_of_splits(tmp_path, kind, stream
         args.num_labels = 3
     data = load_image_data(args)
     assert data.class_names == (["0", "1", "2"] if kind == "tar" else list(images.CLASSES))
-    assert data.num_train_examples == (None if streaming and kind in ("tar", "folder") else len(images_of(data)))
+    assert data.num_train_examples == (None if streaming and kind == "tar" else len(images_of(data)))
     for split in ("train", "validation"):
         example = next(iter(data.get_dataset(split, grey)))
         assert set(example) == {"pixel_values", "labels", "mix"}
@@ -69,6 +69,72 @@ def test_a_missing_validation_split_is_held_out_with_all_classes(tmp_path):
     assert labels == {0: 2, 1: 2, 2: 2} and data.num_train_examples == 24
     with pytest.raises(ValueError, match="`streaming` must be off without a validation split"):
         load_image_data(DataArguments(train_dir=str(tmp_path / "train"), streaming=True))
+
+
+def write_parquet(path, labels, feature=None, split="train"):
+    feature = feature or datasets.Value("int64")
+    features = datasets.Features({"image": datasets.Image(), "label": feature})
+    rows = {"image": [images.make_image(0, 0)] * len(labels), "label": labels}
+    (path / split).mkdir(parents=True)
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path / split / "0.parquet")
+    return str(path / split)
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature", "message"),
+    [
+        (
+            [0, None, 1, None],
+            None,
+            r"'label' must hold a label for each image, but has none for 2 .*, first for image 1",
+        ),
+        ([[0], [1, 2]], datasets.List(datasets.Value("int64")), r"one integer per image, and holds List"),
+        (["cat", "dog"], datasets.Value("string"), "one integer per image, and holds Value"),
+        ([0.0, 1.0], datasets.Value("float32"), "one integer per image, and holds Value"),
+        (
+            [7, 1_000_000],
+            None,
+            r"without gaps, but column 'label' has 2 different ones, \[7, 1000000\], up to 1000000",
+        ),
+        ([1, 2, 3], None, r"must be 0, 1, 2, ... without gaps"),
+    ],
+)
+def test_labels_that_are_none(tmp_path, labels, feature, message):
+    path = write_parquet(tmp_path, labels, feature)
+    with pytest.raises(ValueError, match=message):
+        load_image_data(DataArguments(train_dir=path, validation_dir=path, label_column_name="label"))
+
+
+def test_held_out_images_have_every_class_though_labels_have_no_names(tmp_path):
+    path = write_parquet(tmp_path, [0] * 100 + [1] * 8 + [2] * 9)
+    for seed in range(5):
+        data = load_image_data(DataArguments(train_dir=path), seed=seed)
+        assert set(data.splits["validation"]["label"]) == {0, 1, 2}
+    with pytest.raises(ValueError, match=r"none of the few images of the classes \['1', '2'\] are held out"):
+        load_image_data(DataArguments(train_dir=path, train_val_split=0.03))
+    single = write_parquet(tmp_path / "single", [0, 0, 0, 1])
+    with pytest.raises(ValueError, match=r"The classes \['1'\] have one image each, so none can be held out"):
+        load_image_data(DataArguments(train_dir=single))
+
+
+def test_shards_that_name_their_labels_in_another_order_are_refused(tmp_path):
+    train = write_parquet(tmp_path, [0, 1], datasets.ClassLabel(names=["cat", "dog"]))
+    validation = write_parquet(tmp_path, [0, 1], datasets.ClassLabel(names=["dog", "cat"]), "validation")
+    with pytest.raises(
+        ValueError, match=r"has \['cat', 'dog'\] in .*train/0.parquet, and \['dog', 'cat'\] in .*validation/0"
+    ):
+        load_image_data(DataArguments(train_dir=train, validation_dir=validation))
+
+
+def test_a_stream_of_more_classes_than_are_validated_names_the_flag(tmp_path):
+    train, validation = images.make_tar(tmp_path / "train"), images.make_tar(tmp_path / "validation")
+    args = DataArguments(train_dir=str(train), validation_dir=str(validation), streaming=True, num_labels=1000)
+    with pytest.raises(ValueError) as error:
+        load_image_data(args)
+    assert str(error.value).startswith(
+        "num_labels is 1000, but the validation images have 3 of these classes, and not ['3',"
+    )
+    assert "(997 in all)" in str(error.value) and len(str(error.value)) < 200
 
 
 def test_columns_are_found_by_type_then_by_name():

@@ -294,7 +294,7 @@ def test_errors_come_before_anything_is_measured(script, folders, tmp_path, monk
     monkeypatch.setattr(PixelClassifier, "count_correct", no_measurement)
     photos = ("--validation_dir", str(images.make_folder(tmp_path / "photos")))
     three = tiny_model()
-    order = save(tmp_path / "order", three, ("dog", "cat", "owl"))
+    others = save(tmp_path / "others", three, ("dog", "cat", "emu"))
     bare = save(tmp_path / "bare", three, processor=False)
     headless = save(tmp_path / "headless", tiny_model("convnext", num_labels=10).convnext)
     cases = [
@@ -308,7 +308,7 @@ def test_errors_come_before_anything_is_measured(script, folders, tmp_path, monk
         (folders[:1], ["--split", "test"], "There is no test split"),
         (folders[:1], ["--baseline", "other"], r"`baseline` must be one of the models \['.*trained'\], but is 'other'"),
         (folders[:1], photos, "'.*trained' has 10 classes, but photos has 3"),
-        ([order], photos, "Class 0 of photos is 'cat', which is class 1 of '.*order': give the data its order"),
+        ([others], photos, "class 0 is 'dog' and 'cat'. Rename them"),
         ([bare], photos, "'.*bare' has no image processor"),
         ([str(tmp_path / "none")], [], "'.*none' is no image classifier"),
         ([headless], [], r"'.*headless' has no weights for \['classifier"),

@@ -1,0 +1,123 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""Images in one folder per class. The class is the first folder below the root, however deep the image lies."""
+
+import logging
+import os
+import re
+
+import datasets
+from datasets.fingerprint import Hasher
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+from .class_names import shorten
+
+
+logger = logging.getLogger(__name__)
+
+# How folders of splits are called, by the split. More may follow, as in train2017, but no letter.
+_SPLITS = {
+    "train": r"train(ing)?(?![a-z])",
+    "validation": r"(val(id(ation)?)?|dev|eval(uation)?)(?![a-z])",
+    "test": r"test(ing)?(?![a-z])",
+}
+
+
+def is_image(file: str) -> bool:
+    """Whether a file is an image, by its ending."""
+    return os.path.splitext(file)[1].lower() in ImageFolder.EXTENSIONS
+
+
+def check_no_splits(flag: str, root: str) -> None:
+    """
+    Refuses a root whose folders are splits, of which the training would mistake each for a class.
+
+    Args:
+        flag (`str`): that names the root, for the error.
+        root (`str`): the folder.
+
+    Raises:
+        ValueError: if folders are named after two splits or more.
+    """
+    found: dict[str, str] = {}
+    for entry in sorted(entry.name for entry in os.scandir(root) if entry.is_dir()):
+        for split, pattern in _SPLITS.items():
+            if re.match(pattern, entry.lower()):
+                found.setdefault(split, entry)
+    if len(found) > 1:
+        advice = ", ".join(f"{split}_dir {os.path.join(root, folder)}" for split, folder in found.items())
+        raise ValueError(
+            f"{flag} is '{root}', but it must hold one folder per class, and {list(found.values())} are splits: give "
+            f"{advice}."
+        )
+
+
+def _find_images(flag: str, root: str) -> list[tuple[str, str]]:
+    """Images and their classes, sorted by path; the class of an image in the root itself is empty."""
+    check_no_splits(flag, root)
+    found, empty, deeper = [], [], set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        parts = os.path.relpath(folder, root).split(os.sep)
+        images = [name for name in sorted(files) if is_image(name) and not name.startswith(".")]
+        found += [(os.path.join(folder, name), "" if parts == ["."] else parts[0]) for name in images]
+        if len(parts) > 1 and images:
+            deeper.add(os.path.join(*parts))
+    found.sort()
+    classes = {name for _, name in found}
+    empty = sorted(
+        e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".") and e.name not in classes
+    )
+    if "" in classes and len(classes) > 1:
+        stray = [os.path.basename(path) for path, name in found if not name]
+        raise ValueError(
+            f"{flag} is '{root}', where images lie beside the class folders: {shorten(stray, 3)}. Move them into the "
+            "folder of their class, or away."
+        )
+    if empty and "" not in classes:
+        logger.warning(f"{flag} '{root}' has folders without images, which are no classes: {shorten(empty)}.")
+    if deeper:
+        logger.info(
+            f"{flag} '{root}' has folders in class folders: {shorten(sorted(deeper), 3)}. The class of their images is the "
+            "first folder."
+        )
+    return found
+
+
+def load_folders(roots: dict[str, str], cache_dir: str | None = None) -> dict[str, datasets.Dataset]:
+    """
+    Read which images there are, and their classes, which are those of all splits together.
+
+    Args:
+        roots (`dict[str, str]`): folders by split; flags in errors are `{split}_dir`.
+        cache_dir (`str`, *optional*): where `datasets` keeps its files.
+
+    Returns:
+        `dict[str, Dataset]`: with the columns `image` and `label`; an unlabelled test split has images alone.
+
+    Raises:
+        ValueError: if a root holds splits, images beside class folders, or to train on or to evaluate with no class
+            folders, or if there are fewer than two classes.
+    """
+    found = {split: _find_images(f"{split}_dir", root) for split, root in roots.items()}
+    names = sorted({name for images in found.values() for _, name in images if name})
+    for split, images in found.items():
+        if split != "test" and not all(name for _, name in images):
+            raise ValueError(f"{split}_dir is '{roots[split]}', but it must hold one folder of images per class.")
+    if len(names) < 2 and set(found) != {"test"}:
+        raise ValueError(
+            f"{', '.join(roots.values())} must hold two class folders or more, but the classes are {names}."
+        )
+    loaded = {}
+    for split, images in found.items():
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+        if not images[0][1]:
+            del features["label"]
+        # Rewritten files are other data.
+        changed = [os.stat(path).st_mtime_ns for path, _ in images]
+        loaded[split] = datasets.Dataset.from_generator(
+            lambda: ({"image": path, "label": name} if name else {"image": path} for path, name in images),  # noqa: B023
+            features=features,
+            cache_dir=cache_dir,
+            fingerprint=Hasher.hash([images, names, changed]),
+        )
+    return loaded
