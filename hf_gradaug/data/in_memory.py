@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets.fingerprint import Hasher
 
 from ..sampling import example_seed
 from .image_processors import ProcessorCrop
@@ -49,12 +50,21 @@ class InMemoryDataset(TransformedDataset):
 
     @cached_property
     def _pixels(self) -> np.ndarray:
-        """Of shape (images, height, width, 3), in 0..255."""
-        column = self.transform.image_column
-        images = np.empty((len(self), *self._crop.size, 3), dtype=np.uint8)
-        for index, value in enumerate(self.dataset[column]):
-            images[index] = self._crop(decode_image(value, f"image {index} of {self.transform.split}"))
-        return images
+        """Of shape (images, height, width, 3), in 0..255. `datasets` keeps them on disk for later runs."""
+        column, split = self.transform.image_column, self.transform.split
+
+        def decode(example: dict[str, Any], index: int) -> dict[str, bytes]:
+            image = decode_image(example[column], f"image {index} of {split}")
+            return {"pixels": np.asarray(self._crop(image)).tobytes()}
+
+        stored = self.dataset.map(
+            decode,
+            with_indices=True,
+            remove_columns=self.dataset.column_names,
+            new_fingerprint=Hasher.hash((self.dataset._fingerprint, column, self._crop.fingerprint())),
+        )
+        pixels = np.frombuffer(b"".join(stored["pixels"]), dtype=np.uint8)
+        return pixels.reshape(len(self), *self._crop.size, 3)
 
     @cached_property
     def _labels(self) -> list[int] | None:
