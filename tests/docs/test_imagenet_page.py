@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """The section on ImageNet at scale: its commands mean what it says, and its arithmetic is right."""
 
+import json
 import re
 import shlex
 
@@ -69,6 +70,11 @@ def test_arithmetic():
     squares = 0.9**2 + 2 * (1 - 0.9**3) / 3 / 0.1  # of 0.9, and of two widths that are uniform in [0.9, 1]
     ratio = round(1 + squares * area, 2)
     assert f"= {area:.3f}." in PAGE and f"= {squares:.3f}." in PAGE and f"**{ratio}**" in PAGE
+    results = json.loads((images.ROOT / "docs" / "results" / "h200" / "graphs.json").read_text("utf-8"))["entries"]
+    (entry,) = (each for name, each in results.items() if name.endswith("graphs, batch 256"))
+    measured, factor = round(entry["arms"]["gradaug"]["time_ratio"], 2), round(ratio / entry["flop_ratio"], 2)
+    ratio = round(measured * factor, 2)
+    assert f"r = {measured} x {factor} = **{ratio}**" in PAGE
     rows = re.findall(r"^\| (\d+) x .*? \| ([\d,]+) \| \[\d\] \| ([\d.]+) \| (\d+) \|$", PAGE, re.M)
     assert len(rows) == 7
     for gpus, plain, hours, gpu_hours in rows:
