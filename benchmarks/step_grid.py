@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser
 
-from hf_gradaug.reporting import COLORS, new_figure, style_axes
+from hf_gradaug.reporting.figures import COLORS, new_figure, style_axes
 
 from . import step
 from .common import describe_run, write_json

@@ -41,7 +41,7 @@ from transformers import HfArgumentParser, PrinterCallback, TrainerCallback
 
 from hf_gradaug import GradAugConfig, GradAugTrainer
 from hf_gradaug.data import ImageCollator, ImageData, decode_image, get_train_transform
-from hf_gradaug.reporting import COLORS, new_figure, style_axes
+from hf_gradaug.reporting.figures import COLORS, new_figure, style_axes
 from hf_gradaug.sampling import seeded
 
 from .common import describe_run, write_json

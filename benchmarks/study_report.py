@@ -11,7 +11,7 @@ from typing import Any
 
 from scipy import stats
 
-from hf_gradaug.reporting import COLORS, MARKERS, new_figure, style_axes
+from hf_gradaug.reporting.figures import COLORS, MARKERS, new_figure, style_axes
 
 from .grid import Cell, Grid
 from .study import Study, as_list

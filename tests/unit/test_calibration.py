@@ -90,7 +90,11 @@ def no_more_after_one():
     ("data", "error", "message"),
     [
         ([], ValueError, "`calibration_data` must have one batch or more"),
-        ([*batches(4), *batches(1)], ValueError, "`calibration_data` has a batch of a single image.*drop_last"),
+        (
+            [*batches(4), *batches(1)],
+            ValueError,
+            "`calibration_data` must have two or more images in each batch.*drop_last",
+        ),
         ([{"images": tiny_images()}], ValueError, r"`calibration_data` .* one is the keys \['images'\]"),
         ([tiny_images()], ValueError, "`calibration_data` must be a dict with pixel_values .* one is a Tensor"),
         ([{"pixel_values": tiny_images()[0]}], ValueError, r"one is pixel_values of shape \(3, 32, 32\)"),
