@@ -214,6 +214,8 @@ def write_report(grid: Grid, folder: str | Path | None = None) -> str:
         f"**{dataset}**, on the {study.split} images\n\n{make_table(rows, study.metric, study.baseline)}"
         for dataset, rows in tables.items()
     )
+    if missing := sum(grid.record(cell) is None for cell in grid.cells):
+        text += f"\n\n**Unfinished**: {missing} of {len(grid.cells)} cells have not run."
     Path(folder, f"{study.name}.md").write_text(text + "\n", "utf-8")
     plot = plot_points if study.axis is None else functools.partial(plot_curves, study=study)
     plot(tables, f"{study.split} {study.metric.replace('_', ' ')}, %", Path(folder, f"{study.name}.png"))
