@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
-from transformers.training_args import OptimizerNames, ParallelMode
 
 from .losses import get_float_labels, get_logits, soft_label_cross_entropy, soft_labels_in_heads
 from .passes import GradAug, GradAugPass
 from .reporting.model_card import ModelCardMixin
 from .settings import GradAugSettings, save_settings
 from .slimmable.model import Build
-from .training.distributed import no_sync, shard_as_one_unit
+from .training.distributed import check_can_train, no_sync, shard_as_one_unit
 from .training.durable import DurableTrainerMixin
 from .training.nonfinite import NonFiniteLossGuard
 from .training.step_log import LossParts, StepLog
@@ -105,7 +104,7 @@ class GradAugMixin:
                 "Add it: `class MyTrainer(GradAugMixin, DurableTrainerMixin, SomeTrainer)`."
             )
         if self.gradaug_settings.num_subnetworks > 0:
-            self._check_arguments(self.model)
+            check_can_train(self, self.model, self.gradaug_settings)
             if self.model is not None:
                 self._make_gradaug(self.model)
 
@@ -127,47 +126,6 @@ class GradAugMixin:
             detached=not self.is_deepspeed_enabled,
         )
         self._loss_guard = self._new_loss_guard()
-
-    def _check_arguments(self, model: nn.Module | None) -> None:
-        if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
-            raise ValueError(
-                "GradAug can't train a model that `device_map` spreads over several devices. Load it without `device_map`."
-            )
-        if self.args.parallel_mode == ParallelMode.NOT_DISTRIBUTED:
-            raise ValueError(
-                f"GradAug can't train with `nn.DataParallel`, whose replicas have no parameters to slice, but {self.args.n_gpu} "
-                "GPUs are visible to one process. Start one process a GPU, `accelerate launch script.py`, or make one GPU "
-                "visible, `CUDA_VISIBLE_DEVICES=0`."
-            )
-        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
-            raise ValueError(
-                "GradAug can't train with stage 3 of DeepSpeed's ZeRO, where the parameters that sub-networks slice are whole "
-                "inside of their own layer only. Use stage 2 or less, or FSDP2."
-            )
-        if self.is_deepspeed_enabled and self.gradaug_settings.nonfinite_loss == "skip":
-            raise ValueError(
-                "`nonfinite_loss` must be 'stop' with DeepSpeed, whose engine steps in the last backward, but is 'skip'."
-            )
-        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
-            raise ValueError(
-                "GradAug can't train with the first version of FSDP, which flattens the parameters that sub-networks slice. Set "
-                "`fsdp_version: 2` in the configuration of Accelerate, or use DistributedDataParallel."
-            )
-        if self.gradaug_settings.cuda_graphs:
-            unfit = {
-                "FSDP": self.is_fsdp_enabled,
-                "DeepSpeed": self.is_deepspeed_enabled,
-                "torch_compile": self.args.torch_compile,
-                f"the device {self.args.device.type!r}": self.args.device.type != "cuda",
-            }
-            if found := [name for name, is_on in unfit.items() if is_on]:
-                raise ValueError(f"`cuda_graphs` must be False with {found[0]}, but is True.")
-        optim = OptimizerNames(self.args.optim)
-        if optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO) or "layerwise" in optim.value:
-            raise ValueError(
-                f"GradAug can't train with `optim={optim.value!r}`: it runs one backward for each network, and this optimizer "
-                "steps in the backward. Use one that steps after it, such as 'adamw_torch' or 'sgd'."
-            )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         # Accelerate itself fails on models without input embeddings, such as these.
@@ -199,13 +157,13 @@ class GradAugMixin:
         if self.gradaug_settings.num_subnetworks == 0:
             return super().training_step(model, inputs, num_items_in_batch)
         if self.gradaug is None:  # GradAug was turned on after construction
-            self._check_arguments(self.model)
+            check_can_train(self, self.model, self.gradaug_settings)
             self._make_gradaug(self.model)
         inputs = self._prepare_inputs(inputs)
         losses, passes, share = [], [], 0.0
         self._loss_guard.start()
         # The Trainer's step calls `compute_loss`, which may be a user's: only passes that learn from labels go through it.
-        label_loss = self.compute_loss
+        label_loss, own = self.compute_loss, vars(self).get("compute_loss")
         try:
             for gradaug_pass in self.gradaug.passes(inputs, step=self.state.global_step):
                 self.compute_loss = functools.partial(self._compute_pass_loss, gradaug_pass, label_loss)
@@ -217,6 +175,8 @@ class GradAugMixin:
                 passes.append(gradaug_pass)
         finally:
             del self.compute_loss
+            if own is not None:  # a user's function, set on the trainer
+                self.compute_loss = own
         self._loss_guard.finish(losses, passes, step=self.state.global_step + 1)
         self._subnetwork_share = share
         self._step_log.add(

@@ -124,7 +124,7 @@ class _Target:
 
 
 class _BlockSource(NamedTuple):
-    """Where a module of a dropped-block sub-network finds its source: in the kept block of its place in its stage."""
+    """The source of a module that lies in a block, where there are fewer: that of the block kept in its place."""
 
     stage: int
     place: int
@@ -163,10 +163,9 @@ class Subnetwork:
         places = {name: index for index, name in enumerate(full.names)}
 
         def entries(prefix: str, tensors: dict[str, Tensor | None]) -> list[_Entries]:
-            names = {
-                name: f"{prefix}.{name}" if prefix else name for name, like in tensors.items() if like is not None
-            }
-            return [_Entries(name, full, shapes[full], selections[full]) for name, full in names.items()]
+            names = [name for name, like in tensors.items() if like is not None]
+            paths = [f"{prefix}.{name}" if prefix else name for name in names]
+            return [_Entries(name, path, shapes[path], selections[path]) for name, path in zip(names, paths)]
 
         return cls(
             skeleton,
@@ -335,9 +334,8 @@ class _Plan:
                 leaves[index] = view.detach()
             for copies in self._copies.values():
                 for index, view in copies:
-                    leaves[index] = torch.empty_like(
-                        view, dtype=uses[index].dtype
-                    )  # dense, in the view's memory format
+                    # Dense, in the memory format of the view.
+                    leaves[index] = torch.empty_like(view, dtype=uses[index].dtype)
                 if copies:
                     torch._foreach_copy_([leaves[index] for index, _ in copies], [view for _, view in copies])
             for index in self._concatenated:

@@ -9,6 +9,64 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from transformers import Trainer
+from transformers.training_args import OptimizerNames, ParallelMode
+
+from ..settings import GradAugSettings
+
+
+def check_can_train(trainer: Trainer, model: nn.Module | None, settings: GradAugSettings) -> None:
+    """
+    Raises a `ValueError` if GradAug can't train so.
+
+    Args:
+        trainer ([`~transformers.Trainer`]): with its accelerator and arguments.
+        model (`nn.Module`, *optional*): the model to train, where it is known.
+        settings ([`GradAugSettings`]): with 1 sub-network or more.
+    """
+    args, optim = trainer.args, OptimizerNames(trainer.args.optim)
+    is_deepspeed, is_fsdp = trainer.is_deepspeed_enabled, trainer.is_fsdp_enabled
+    refusals = [
+        (
+            len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1,
+            "GradAug can't train a model that `device_map` spreads over several devices. Load it without `device_map`.",
+        ),
+        (
+            args.parallel_mode == ParallelMode.NOT_DISTRIBUTED,
+            f"GradAug can't train with `nn.DataParallel`, whose replicas have no parameters to slice, but {args.n_gpu} GPUs are "
+            "visible to one process. Start one process a GPU, `accelerate launch script.py`, or make one GPU visible, "
+            "`CUDA_VISIBLE_DEVICES=0`.",
+        ),
+        (
+            is_deepspeed and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3,
+            "GradAug can't train with stage 3 of DeepSpeed's ZeRO, where the parameters that sub-networks slice are whole inside "
+            "of their own layer only. Use stage 2 or less, or FSDP2.",
+        ),
+        (
+            is_deepspeed and settings.nonfinite_loss == "skip",
+            "`nonfinite_loss` must be 'stop' with DeepSpeed, whose engine steps in the last backward, but is 'skip'.",
+        ),
+        (
+            is_fsdp and not trainer.accelerator.is_fsdp2,
+            "GradAug can't train with the first version of FSDP, which flattens the parameters that sub-networks slice. Set "
+            "`fsdp_version: 2` in the configuration of Accelerate, or use DistributedDataParallel.",
+        ),
+        (
+            optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO) or "layerwise" in optim.value,
+            f"GradAug can't train with `optim={optim.value!r}`: it runs one backward for each network, and this optimizer steps "
+            "in the backward. Use one that steps after it, such as 'adamw_torch' or 'sgd'.",
+        ),
+    ]
+    for name, is_on in (
+        ("FSDP", is_fsdp),
+        ("DeepSpeed", is_deepspeed),
+        ("torch_compile", args.torch_compile),
+        (f"the device {args.device.type!r}", args.device.type != "cuda"),
+    ):
+        refusals.append((settings.cuda_graphs and is_on, f"`cuda_graphs` must be False with {name}, but is True."))
+    for refuses, message in refusals:
+        if refuses:
+            raise ValueError(message)
 
 
 def shard_as_one_unit(model: nn.Module, plugin: FullyShardedDataParallelPlugin) -> None:

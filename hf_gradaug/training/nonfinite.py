@@ -47,9 +47,9 @@ class NonFiniteLossGuard:
     All processes decide alike, by a reduction of a few numbers.
 
     With `"stop"` a number that is NaN or infinite raises. On the CPU that is before the weights change. A GPU is not waited
-    for: the flags of a step are copied beside its work, and looked at in the next steps and, waiting then, in [`settle`],
-    which the trainer calls before each save, evaluation and log line and at the end. So no checkpoint has weights of a step
-    that failed, and the error names that step.
+    for: the flags of a step are copied beside its work, and looked at when the next step has been launched, and in
+    [`settle`], which the trainer calls before each save, evaluation and log line and at the end. So no checkpoint has weights
+    of a step that failed, and the error names that step.
 
     With `"skip"` the step is dropped, for which the device is waited for once a step: no weight changes, no momentum or other
     state of the optimizer, no BatchNorm statistic, nor any other buffer. What goes on is the count of steps and with it the
@@ -81,8 +81,8 @@ class NonFiniteLossGuard:
         """Call before the passes of each micro-batch."""
         if self.action == "skip" and self._not_finite is None and self._scaler is None:
             self._buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        while self._looks and self._looks[0].copied.query():
-            self._stop(self._looks.pop(0).describe())
+        # Those of the step before the last one: the device has long done it, and all processes stop at the same step.
+        self._look_back(self._step - 1)
 
     def finish(self, losses: list[Tensor], passes: list[GradAugPass], step: int) -> None:
         """
@@ -133,7 +133,10 @@ class NonFiniteLossGuard:
         Raises:
             `FloatingPointError`: If anything of an earlier step is not finite.
         """
-        while self._looks:
+        self._look_back(self._step)
+
+    def _look_back(self, step: int) -> None:
+        while self._looks and self._looks[0].step <= step:
             look = self._looks.pop(0)
             look.copied.synchronize()
             self._stop(look.describe())

@@ -57,7 +57,7 @@ def test_refuses_models_before_anything_is_written(tmp_path):
     with pytest.raises(TypeError, match="`config`"):
         tiny_trainer(tmp_path / "out", nn.Linear(2, 2))
     with pytest.raises(ValueError, match="single-label"):
-        tiny_trainer(tmp_path / "out", tiny_model(problem_type="multi_label_classification"))
+        tiny_trainer(tmp_path / "out", tiny_model(problem_type="regression"))
     assert not (tmp_path / "out").exists()
 
 
