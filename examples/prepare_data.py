@@ -46,10 +46,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from hf_gradaug.data import load_digits_dataset
-from hf_gradaug.data.class_names import shorten
-from hf_gradaug.data.decoding import to_rgb
-from hf_gradaug.data.folders import check_no_splits, is_image
+from hf_gradaug.data import check_no_splits, is_image, load_digits_dataset, shorten, to_rgb
 
 
 logger = logging.getLogger(__name__)

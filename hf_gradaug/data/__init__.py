@@ -4,6 +4,8 @@
 from .arguments import DataArguments
 from .class_names import get_class_names, match_classes, shorten
 from .decoding import decode_image, to_rgb
+from .digits import load_digits_dataset
+from .folders import check_no_splits, is_image
 from .image_processors import get_image_size, make_image_processor
 from .image_transforms import (
     ImageCollator,
@@ -11,7 +13,7 @@ from .image_transforms import (
     get_train_transform,
 )
 from .in_memory import InMemoryDataset
-from .loading import ImageData, load_digits_dataset, load_image_data
+from .loading import ImageData, load_image_data
 from .streaming import get_streaming_arguments
 from .training_stream import TrainingStream
 
@@ -22,12 +24,14 @@ __all__ = [
     "ImageData",
     "InMemoryDataset",
     "TrainingStream",
+    "check_no_splits",
     "decode_image",
     "get_class_names",
     "get_eval_transform",
     "get_image_size",
     "get_streaming_arguments",
     "get_train_transform",
+    "is_image",
     "load_digits_dataset",
     "load_image_data",
     "make_image_processor",
