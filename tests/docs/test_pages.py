@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """The README and the pages: short, without broken links, and the site names every public name once."""
 
+import dataclasses
 import importlib
 import re
 import subprocess
@@ -23,6 +24,13 @@ TOP = (
 def test_readme_is_short():
     lines = README.splitlines()
     assert len(lines) <= 190 and len(README.split()) <= 2000 and max(map(len, lines)) <= 500
+
+
+def test_page_of_settings_has_every_field():
+    fields = {item.name for item in dataclasses.fields(hf_gradaug.GradAugSettings)} | {"lr_milestones"}
+    page = (ROOT / "docs" / "settings.md").read_text("utf-8")
+    rows = set(re.findall(r"^\| `(\w+)` \|", page, re.M)) | {"lr_milestones"} & set(re.findall(r"`(\w+)`", page))
+    assert rows == fields
 
 
 def test_pages_are_short():

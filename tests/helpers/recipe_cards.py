@@ -2,7 +2,7 @@
 """
 The settings in the cards of `model_cards/`, as a run of the recipe would write them.
 
-`python tests/recipe_cards.py`, with the package installed, writes them into the cards again.
+`python -m helpers.recipe_cards`, in tests/, writes them into the cards again.
 """
 
 import re

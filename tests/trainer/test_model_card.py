@@ -258,7 +258,7 @@ def test_card_of_the_project(path):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_has_a_card_that_agrees(path):
     card = card_of(path).read_text()
-    # As a run would write them now; `python tests/recipe_cards.py` renews them.
+    # As a run would write them now; `python -m helpers.recipe_cards` in tests/ renews them.
     assert [table.strip() for table in tables_of(card)] == settings_tables(path)
     # And read from the recipe itself, what it says.
     recipe, rows = yaml.safe_load(path.read_text()), rows_of(card)
