@@ -358,7 +358,10 @@ def load_image_data(
         ValueError: if a folder holds no images, a column is wrong or missing, a label is out of range, training and
             validation images don't have the same classes, or a stream has no validation split.
     """
-    roots = {split: path for split in _SPLITS if (path := getattr(args, f"{split}_dir")) and not args.dataset_name}
+    roots = {split: path for split in _SPLITS if (path := getattr(args, f"{split}_dir"))}
+    if args.dataset_name and roots:
+        flag, path = next((f"{split}_dir", path) for split, path in roots.items())
+        raise ValueError(f"dataset_name is '{args.dataset_name}', but {flag} is '{path}': give one of them.")
     if roots and all(os.path.isdir(root) and _has_class_folders(root) for root in roots.values()):
         loaded, files, cache_key, name = load_folders(roots, cache_dir), {}, None, args.display_name
         if args.streaming and "train" in loaded:
