@@ -46,8 +46,7 @@ def check_no_splits(flag: str, root: str) -> None:
     if len(found) > 1:
         advice = ", ".join(f"{split}_dir {os.path.join(root, folder)}" for split, folder in found.items())
         raise ValueError(
-            f"{flag} is '{root}', but it must hold one folder per class, and {list(found.values())} are splits: give "
-            f"{advice}."
+            f"`{flag}` must hold one folder per class, but '{root}' holds splits, {list(found.values())}: give {advice}."
         )
 
 
@@ -70,8 +69,8 @@ def _find_images(flag: str, root: str) -> list[tuple[str, str]]:
     if "" in classes and len(classes) > 1:
         stray = [os.path.basename(path) for path, name in found if not name]
         raise ValueError(
-            f"{flag} is '{root}', where images lie beside the class folders: {shorten(stray, 3)}. Move them into the "
-            "folder of their class, or away."
+            f"`{flag}` must hold one folder per class, but in '{root}' images lie beside the class folders: "
+            f"{shorten(stray, 3)}. Move them into the folder of their class, or away."
         )
     if empty and "" not in classes:
         logger.warning(f"{flag} '{root}' has folders without images, which are no classes: {shorten(empty)}.")
@@ -102,7 +101,9 @@ def load_folders(roots: dict[str, str], cache_dir: str | None = None) -> dict[st
     names = sorted({name for images in found.values() for _, name in images if name})
     for split, images in found.items():
         if split != "test" and not all(name for _, name in images):
-            raise ValueError(f"{split}_dir is '{roots[split]}', but it must hold one folder of images per class.")
+            raise ValueError(
+                f"`{split}_dir` must hold one folder of images per class, but '{roots[split]}' holds images themselves."
+            )
     if len(names) < 2 and set(found) != {"test"}:
         raise ValueError(
             f"{', '.join(roots.values())} must hold two class folders or more, but the classes are {names}."

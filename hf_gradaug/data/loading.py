@@ -297,7 +297,7 @@ def _get_labels(dataset: datasets.Dataset, label_column: str, split: str = "") -
     feature = dataset.features[label_column]
     if not _is_label(feature):
         raise ValueError(
-            f"label_column_name is '{label_column}', but that column must hold one integer per image, and holds {feature}."
+            f"`label_column_name` must be a column with one integer per image, but is '{label_column}', which holds {feature}."
         )
     column = dataset.select_columns(label_column).with_format("arrow")[:][label_column]
     if column.null_count:
@@ -328,8 +328,8 @@ def _check_classes(present: dict[str, set[int]], class_names: list[str], args: D
             continue
         if args.streaming and args.num_labels is not None:
             raise ValueError(
-                f"num_labels is {args.num_labels}, but the {other} images have {len(present[other])} of these classes, "
-                f"and not {shorten(missing)}."
+                f"`num_labels` must be the number of classes among the {other} images, {len(present[other])}, but is "
+                f"{args.num_labels}. They lack {shorten(missing)}."
             )
         raise ValueError(
             f"The classes {shorten(missing)} are among the {one} images, but not among the {other} images."
@@ -361,7 +361,9 @@ def load_image_data(
     roots = {split: path for split in _SPLITS if (path := getattr(args, f"{split}_dir"))}
     if args.dataset_name and roots:
         flag, path = next((f"{split}_dir", path) for split, path in roots.items())
-        raise ValueError(f"dataset_name is '{args.dataset_name}', but {flag} is '{path}': give one of them.")
+        raise ValueError(
+            f"`dataset_name` must be left out where `{flag}` is given, but is '{args.dataset_name}' and '{path}'."
+        )
     if roots and all(os.path.isdir(root) and _has_class_folders(root) for root in roots.values()):
         loaded, files, cache_key, name = load_folders(roots, cache_dir), {}, None, args.display_name
         if args.streaming and "train" in loaded:
@@ -470,13 +472,13 @@ def _hold_out(
     try:
         parts = dataset.train_test_split(share, seed=seed, stratify_by_column=label_column)
     except ValueError as error:
-        raise ValueError(f"train_val_split is {share}: {error}") from error
+        raise ValueError(f"`train_val_split` must fit the training images, but is {share}: {error}") from error
     held_out = set(parts["test"][label_column])
     if small := [
         name for label, name in enumerate(class_names) if counts[label : label + 1] > 0 and label not in held_out
     ]:
         raise ValueError(
-            f"train_val_split is {share}, of which none of the few images of the classes {shorten(small)} are held out: "
+            f"`train_val_split` must hold out an image of each class, but is {share}, and {shorten(small)} have too few images: "
             "raise it, or give validation images."
         )
     return {"train": parts["train"], "validation": parts["test"]}
@@ -498,7 +500,7 @@ def _get_class_names(feature: Any, args: DataArguments, labels: dict[str, set[in
     if args.num_labels is not None:
         return [str(label) for label in range(args.num_labels)]
     if args.streaming:
-        raise ValueError(f"The labels in column '{label_column}' of a stream have no names: give num_labels.")
+        raise ValueError(f"The labels in column '{label_column}' of a stream have no names. Give `num_labels`.")
     found = sorted(set().union(*labels.values()) - {-1})
     if found != list(range(len(found))):
         raise ValueError(

@@ -357,10 +357,14 @@ def test_an_error_about_a_value_of_the_recipe_names_the_recipe(script, tmp_path,
         str(tmp_path / "out"),
         "--use_cpu",
     ]
-    message = r"image_column_name is 'img', but the columns are .* The recipe .*wrn28_10.yaml sets image_column_name; override"
+    message = (
+        r"`image_column_name` must be .* but is 'img'. The recipe .*wrn28_10.yaml sets image_column_name; override"
+    )
     with pytest.raises(ValueError, match=message):
         script.main(args)
-    with pytest.raises(ValueError, match="label_column_name is 'fine_label'.* sets label_column_name; override"):
+    with pytest.raises(
+        ValueError, match="`label_column_name` must .* but is 'fine_label'.* sets label_column_name; override"
+    ):
         script.main([*args, "--image_column_name", "image"])
     with pytest.raises(ValueError) as error:
         script.main([*args, "--image_column_name", "photo"])
@@ -424,5 +428,7 @@ def test_own_data_takes_the_place_of_the_recipes(script):
     assert script.parse_arguments([recipe])[1].dataset_name == "uoft-cs/cifar100"
     assert script.parse_arguments([recipe, "--train-dir", "x"])[1].dataset_name is None
     _, both, _ = script.parse_arguments([recipe, "--train_dir", "x", "--dataset_name", "y"])
-    with pytest.raises(ValueError, match="dataset_name is 'y', but train_dir is 'x': give one of them"):
+    with pytest.raises(
+        ValueError, match="`dataset_name` must be left out where `train_dir` is given, but is 'y' and 'x'"
+    ):
         load_image_data(both)

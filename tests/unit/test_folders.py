@@ -45,11 +45,11 @@ def test_a_root_of_splits_names_the_flags(tmp_path, names, split):
     classes = images.make_folder(tmp_path / "classes")
     arguments = {"train_dir": str(classes), "validation_dir": str(classes), f"{split}_dir": str(tmp_path / "root")}
     with pytest.raises(
-        ValueError, match=rf"{split}_dir is '.*root', but .* are splits: give .*_dir .*root/{names[0]}"
+        ValueError, match=rf"`{split}_dir` must hold one .* '.*root' holds splits, .*: give .*_dir .*root/{names[0]}"
     ):
         load_image_data(DataArguments(**arguments))
     script = images.load_script("prepare_data")
-    with pytest.raises(ValueError, match="source is '.*root', but .* are splits"):
+    with pytest.raises(ValueError, match="`source` must hold one folder per class, but '.*root' holds splits"):
         script.main(["folder", "--source", str(tmp_path / "root"), "--output_dir", str(tmp_path / "out")])
 
 
@@ -85,7 +85,7 @@ def test_images_without_class_folders(tmp_path):
     test = load_image_data(DataArguments(**splits, test_dir=str(flat)))
     assert test.splits["test"].column_names == ["image"]
     with pytest.raises(
-        ValueError, match="validation_dir is '.*flat', but it must hold one folder of images per class"
+        ValueError, match="`validation_dir` must hold one folder of images per class, but '.*flat' holds"
     ):
         load_image_data(DataArguments(**{**splits, "validation_dir": str(flat)}))
     one = images.make_folder(tmp_path / "one", classes=("cat",))
