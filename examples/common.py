@@ -2,19 +2,22 @@
 """What the example scripts share: arguments, the course of a run from a checkpoint to the card, and logging."""
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
 from accelerate import PartialState
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from transformers import HfArgumentParser, PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -24,6 +27,11 @@ from hf_gradaug.training import end_with_launcher
 
 
 logger = logging.getLogger(__name__)
+
+_HUB_FLAGS = (
+    *("model_name_or_path", "config_name", "image_processor_name", "teacher", "backbone", "model", "models"),
+    *("dataset_name", "hub_model_id"),
+)
 
 
 @dataclass(kw_only=True)
@@ -287,7 +295,8 @@ def launch(
         for handler in logging.getLogger("transformers").handlers:
             handler.addFilter(TidyLines())
     try:
-        metrics = run(*arguments)
+        with naming_unreachable_hub(*arguments):
+            metrics = run(*arguments)
         logging.getLogger(logger_name).info(describe_result(metrics, arguments[-1]))
         return metrics
     except KeyboardInterrupt:  # outside of the training, which ends with a checkpoint
@@ -305,3 +314,50 @@ def _how_to_go_on(args: TrainingArguments) -> str:
             f"The same command with --resume_from_checkpoint true goes on from the checkpoint in '{args.output_dir}'."
         )
     return "The same command starts again."
+
+
+@contextlib.contextmanager
+def naming_unreachable_hub(*arguments: Any) -> Iterator[None]:
+    """
+    Ends the script with one line where the Hub can't be reached: with the flag that asks for it, and what helps.
+
+    Args:
+        arguments (`Any`): what was parsed from the command line. Its flags that may name something on the Hub are looked at.
+
+    Raises:
+        `SystemExit`: In the place of an error of the connection, which the client has retried.
+    """
+    try:
+        yield
+    except Exception as error:
+        chain: list[BaseException] = [error]
+        while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+            chain.append(cause)
+        offline = (OfflineModeIsEnabled, LocalEntryNotFoundError)
+        failures = [cause for cause in chain if isinstance(cause, (HTTPError, ConnectionError, *offline))]
+        # An answer of the Hub, such as that there is no such model, is no failed connection.
+        if not failures or any(getattr(cause, "response", None) is not None for cause in chain):
+            raise
+        flags = [
+            (name, value)
+            for group in arguments
+            for name in _HUB_FLAGS
+            for values in [getattr(group, name, None) or []]
+            for value in ([values] if isinstance(values, str) else values)
+            if not os.path.exists(value)
+        ]
+        text = " ".join(map(str, chain))
+        named = [(name, value) for name, value in flags if value in text] or flags
+        if not named and any(getattr(group, "push_to_hub", False) for group in arguments):
+            named = [("push_to_hub", True)]
+        if not named:
+            raise
+        asked = ", ".join(f"`{name}` is {value!r}" for name, value in named)
+        if huggingface_hub.constants.HF_HUB_OFFLINE:
+            raise SystemExit(
+                f"{asked}, but HF_HUB_OFFLINE is set, and this was not downloaded before. Unset it, or leave the flag out."
+            ) from None
+        raise SystemExit(
+            f"{asked}, but the Hub at {huggingface_hub.constants.ENDPOINT} can't be reached ({type(failures[0]).__name__}). "
+            "Try again later, name a local folder, or set HF_HUB_OFFLINE=1 to use what was downloaded before."
+        ) from None

@@ -21,7 +21,7 @@ import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from common import MeasuringArguments
+from common import MeasuringArguments, naming_unreachable_hub
 from transformers import HfArgumentParser
 
 from hf_gradaug import PixelClassifier, RobustnessResults, RobustnessSettings, evaluate_robustness, plot_robustness
@@ -52,6 +52,12 @@ def main(args: list[str] | None = None) -> RobustnessResults:
     logging.basicConfig(format="%(levelname)s - %(name)s - %(message)s", level=logging.WARNING)
     parser = HfArgumentParser((RobustnessArguments, RobustnessSettings, DataArguments))
     args, settings, data_args = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
+    with naming_unreachable_hub(args, data_args):
+        return run(args, settings, data_args)
+
+
+def run(args: RobustnessArguments, settings: RobustnessSettings, data_args: DataArguments) -> RobustnessResults:
+    """Measures as the arguments say, prints the table and draws the picture."""
     if args.max_samples is not None:
         data_args = replace(data_args, max_eval_samples=args.max_samples)
     device = find_device(args.device)

@@ -23,12 +23,13 @@ import json
 import logging
 import statistics
 import time
+from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import MeasuringArguments
+from common import MeasuringArguments, naming_unreachable_hub
 from torch.utils.data import DataLoader, Subset
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoImageProcessor, HfArgumentParser, PreTrainedModel
@@ -149,6 +150,12 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
         raise ValueError(
             "`streaming` must be off, because images to calibrate on are drawn from all of them, but is on."
         )
+    with naming_unreachable_hub(args, data_args, positional):
+        return run(args, data_args, positional)
+
+
+def run(args: ExportArguments, data_args: DataArguments, positional: Namespace) -> list[dict[str, Any]]:
+    """Exports and measures as the arguments say; returns the rows of the table."""
     model = load_classifier(positional.model).to(find_device(args.device))
     image_processor = AutoImageProcessor.from_pretrained(positional.model, trust_remote_code=False)
     data = load_image_data(data_args, args.seed)

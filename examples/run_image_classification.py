@@ -152,6 +152,11 @@ def names_recipe(args: Sequence[str]) -> bool:
     return bool(args) and args[0].endswith((".json", ".yaml", ".yml"))
 
 
+def given_flags(args: Sequence[str]) -> set[str]:
+    """The names of the flags among the words of a command."""
+    return {word[2:].split("=")[0].replace("-", "_") for word in args if word.startswith("--")}
+
+
 def read_recipe(path: str | Path) -> dict:
     """The values of a .json or .yaml file; unknown keys raise."""
     with open(path, encoding="utf-8") as file:
@@ -170,6 +175,9 @@ def parse_arguments(args: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     args = list(args)
     parser = make_training_parser(ModelArguments, DataArguments, "%(prog)s [RECIPE] [FLAGS]")
     recipe = read_recipe(args.pop(0)) if names_recipe(args) else {}
+    if (given := given_flags(args)) & {"train_dir", "validation_dir", "test_dir"} and "dataset_name" not in given:
+        recipe.pop("dataset_name", None)
+        recipe.pop("dataset_config_name", None)
     parser.set_defaults(**recipe)
     flags, _ = parser.parse_known_args(args)
     if not any((flags.dataset_name, flags.train_dir, flags.validation_dir, flags.test_dir)):
@@ -395,9 +403,12 @@ def main(args: list[str] | None = None) -> dict[str, float]:
         if not names_recipe(args):
             raise
         # Whoever gave the recipe may not know all of its values.
-        given = {word.split("=")[0].lstrip("-").replace("-", "_") for word in args}
         message = str(error)
-        names = [name for name in read_recipe(args[0]) if name not in given and re.search(rf"\b{name}\b", message)]
+        names = [
+            name
+            for name in read_recipe(args[0])
+            if name not in given_flags(args) and re.search(rf"\b{name}\b", message)
+        ]
         if not names:
             raise
         flags = " ".join(f"--{name}" for name in names)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import set_seed
-from common import label_names, load_pretrained
+from common import label_names, load_pretrained, naming_unreachable_hub
 from torch.utils.data import DataLoader
 from transformers import (
     AutoConfig,
@@ -120,6 +120,12 @@ def main(args: list[str] | None = None) -> float:
     if data_args.skip_bad_images:
         raise ValueError("`skip_bad_images` must be off in this script, but is on. Use run_image_classification.py.")
     logging.basicConfig(level=logging.INFO)
+    with naming_unreachable_hub(args, data_args):
+        return run(args, data_args, settings)
+
+
+def run(args: LoopArguments, data_args: DataArguments, settings: GradAugSettings) -> float:
+    """Trains as the arguments say; returns the last accuracy."""
     accelerator = Accelerator()
     if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
         raise ValueError(

@@ -146,7 +146,10 @@ def run(
         raise ValueError("Nothing to do: give `do_train`, `do_eval` or both.")
     if source := model_args.model_name_or_path:
         side = data_args.image_square_size
-        processor = AutoImageProcessor.from_pretrained(source, size={"height": side, "width": side}, do_pad=False)
+        AutoConfig.from_pretrained(source, **model_args.hub)  # whose error tells why a model can't be loaded
+        processor = AutoImageProcessor.from_pretrained(
+            source, size={"height": side, "width": side}, do_pad=False, **model_args.hub
+        )
     else:
         processor = task.new_processor(data_args.image_square_size)
     with training_args.main_process_first(desc="write the scenes"):

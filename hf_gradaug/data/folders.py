@@ -46,8 +46,7 @@ def check_no_splits(flag: str, root: str) -> None:
     if len(found) > 1:
         advice = ", ".join(f"{split}_dir {os.path.join(root, folder)}" for split, folder in found.items())
         raise ValueError(
-            f"`{flag}` must hold one folder per class, but '{root}' holds {list(found.values())}, which are splits: give "
-            f"{advice}."
+            f"`{flag}` must hold one folder per class, but '{root}' holds splits, {list(found.values())}: give {advice}."
         )
 
 
@@ -70,7 +69,7 @@ def _find_images(flag: str, root: str) -> list[tuple[str, str]]:
     if "" in classes and len(classes) > 1:
         stray = [os.path.basename(path) for path, name in found if not name]
         raise ValueError(
-            f"`{flag}` must hold images in class folders alone, but in '{root}' images lie beside them: "
+            f"`{flag}` must hold one folder per class, but in '{root}' images lie beside the class folders: "
             f"{shorten(stray, 3)}. Move them into the folder of their class, or away."
         )
     if empty and "" not in classes:
@@ -103,7 +102,7 @@ def load_folders(roots: dict[str, str], cache_dir: str | None = None) -> dict[st
     for split, images in found.items():
         if split != "test" and not all(name for _, name in images):
             raise ValueError(
-                f"`{split}_dir` must hold one folder of images per class, but '{roots[split]}' holds none."
+                f"`{split}_dir` must hold one folder of images per class, but '{roots[split]}' holds images themselves."
             )
     if len(names) < 2 and set(found) != {"test"}:
         raise ValueError(

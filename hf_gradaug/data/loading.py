@@ -17,7 +17,6 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from .arguments import DataArguments
 from .class_names import match_classes, shorten
-from .digits import load_digits_dataset
 from .folders import is_image, load_folders
 from .image_transforms import ExampleTransform, keep_readable
 from .streaming import count_stream, store_stream
@@ -134,6 +133,39 @@ class ImageData:
         if not isinstance(dataset, datasets.IterableDataset):
             return TransformedDataset(dataset, example_transform, seed)
         return TrainingStream(dataset, example_transform, seed, buffer_size, self.num_train_examples)
+
+
+def load_digits_dataset() -> datasets.DatasetDict:
+    """
+    The embedded dataset: the 1,797 handwritten digits (8 x 8 pixels, 10 classes) that scikit-learn ships.
+
+    Returns:
+        [`~datasets.DatasetDict`]: `"train"` and `"validation"` (a fixed, stratified 20 %), with the columns `image`
+        (`Image`) and `label` (`ClassLabel`).
+
+    Raises:
+        ImportError: if scikit-learn is missing.
+    """
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise ImportError(
+            "The embedded digits need scikit-learn: pip install 'hf_gradaug[examples]', or name a dataset."
+        ) from error
+    digits = load_digits()
+    images = (digits.images * (255 / 16)).round().astype(np.uint8)
+    names = [str(name) for name in digits.target_names]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    train, validation = train_test_split(np.arange(len(images)), test_size=0.2, stratify=digits.target, random_state=0)
+    return datasets.DatasetDict(
+        {
+            split: datasets.Dataset.from_dict(
+                {"image": list(images[indices]), "label": digits.target[indices].tolist()}, features=features
+            )
+            for split, indices in (("train", train), ("validation", validation))
+        }
+    )
 
 
 def find_columns(
@@ -265,7 +297,7 @@ def _get_labels(dataset: datasets.Dataset, label_column: str, split: str = "") -
     feature = dataset.features[label_column]
     if not _is_label(feature):
         raise ValueError(
-            f"`label_column_name` must be a column with one integer per image, but '{label_column}' holds {feature}."
+            f"`label_column_name` must be a column with one integer per image, but is '{label_column}', which holds {feature}."
         )
     column = dataset.select_columns(label_column).with_format("arrow")[:][label_column]
     if column.null_count:
@@ -296,8 +328,8 @@ def _check_classes(present: dict[str, set[int]], class_names: list[str], args: D
             continue
         if args.streaming and args.num_labels is not None:
             raise ValueError(
-                f"`num_labels` must be the number of classes of all splits, but is {args.num_labels}, and the {other} images have "
-                f"{len(present[other])} of these classes, and not {shorten(missing)}."
+                f"`num_labels` must be the number of classes among the {other} images, {len(present[other])}, but is "
+                f"{args.num_labels}. They lack {shorten(missing)}."
             )
         raise ValueError(
             f"The classes {shorten(missing)} are among the {one} images, but not among the {other} images."
@@ -326,7 +358,12 @@ def load_image_data(
         ValueError: if a folder holds no images, a column is wrong or missing, a label is out of range, training and
             validation images don't have the same classes, or a stream has no validation split.
     """
-    roots = {split: path for split in _SPLITS if (path := getattr(args, f"{split}_dir")) and not args.dataset_name}
+    roots = {split: path for split in _SPLITS if (path := getattr(args, f"{split}_dir"))}
+    if args.dataset_name and roots:
+        flag, path = next((f"{split}_dir", path) for split, path in roots.items())
+        raise ValueError(
+            f"`dataset_name` must be left out where `{flag}` is given, but is '{args.dataset_name}' and '{path}'."
+        )
     if roots and all(os.path.isdir(root) and _has_class_folders(root) for root in roots.values()):
         loaded, files, cache_key, name = load_folders(roots, cache_dir), {}, None, args.display_name
         if args.streaming and "train" in loaded:
@@ -435,16 +472,14 @@ def _hold_out(
     try:
         parts = dataset.train_test_split(share, seed=seed, stratify_by_column=label_column)
     except ValueError as error:
-        raise ValueError(
-            f"`train_val_split` must leave images of every class to both parts, but is {share}: {error}"
-        ) from error
+        raise ValueError(f"`train_val_split` must fit the training images, but is {share}: {error}") from error
     held_out = set(parts["test"][label_column])
     if small := [
         name for label, name in enumerate(class_names) if counts[label : label + 1] > 0 and label not in held_out
     ]:
         raise ValueError(
-            f"`train_val_split` must hold out an image of every class, but is {share}, and none of the few images of the "
-            f"classes {shorten(small)} are held out. Raise it, or give validation images."
+            f"`train_val_split` must hold out an image of each class, but is {share}, and {shorten(small)} have too few images: "
+            "raise it, or give validation images."
         )
     return {"train": parts["train"], "validation": parts["test"]}
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import images
+from huggingface_hub.errors import HTTPError
 from sklearn.metrics import f1_score
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BertConfig, ResNetConfig, pipeline
@@ -356,11 +357,78 @@ def test_an_error_about_a_value_of_the_recipe_names_the_recipe(script, tmp_path,
         str(tmp_path / "out"),
         "--use_cpu",
     ]
-    message = r"image_column_name is 'img', but the columns are .* The recipe .*wrn28_10.yaml sets image_column_name; override"
+    message = (
+        r"`image_column_name` must be .* but is 'img'. The recipe .*wrn28_10.yaml sets image_column_name; override"
+    )
     with pytest.raises(ValueError, match=message):
         script.main(args)
-    with pytest.raises(ValueError, match="label_column_name is 'fine_label'.* sets label_column_name; override"):
+    with pytest.raises(
+        ValueError, match="`label_column_name` must .* but is 'fine_label'.* sets label_column_name; override"
+    ):
         script.main([*args, "--image_column_name", "image"])
     with pytest.raises(ValueError) as error:
         script.main([*args, "--image_column_name", "photo"])
     assert "recipe" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flag", "script"),
+    [
+        ("--model_name_or_path", "run_image_classification"),
+        ("--dataset_name", "run_image_classification"),
+        ("--teacher", "run_image_classification"),
+        ("--model_name_or_path", "run_object_detection"),
+        ("--model_name_or_path", "run_image_classification_no_trainer"),
+        ("--models", "evaluate_robustness"),
+        ("model", "export_subnetworks"),
+        ("--push_to_hub", "run_image_classification"),
+    ],
+)
+def test_an_unreachable_hub_is_one_line_that_names_the_flag(tmp_path, monkeypatch, flag, script):
+    http = sys.modules[HTTPError.__module__]  # whichever the Hub's client uses
+
+    def refuse(*args, **kwargs):
+        raise http.ConnectError("Connection refused")
+
+    monkeypatch.setattr(http.Client, "request", refuse)
+    monkeypatch.setattr(http.Client, "send", refuse)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    value = [] if flag == "--push_to_hub" else ["someone/something"]
+    words = [flag, *value] if flag.startswith("--") else value
+    if script.startswith("run"):
+        words += ["--output_dir", str(tmp_path / "out")]
+    if script in ("run_image_classification", "run_object_detection"):
+        words += ["--do_train", "--max_steps", "1", *QUIET]
+    if script in ("evaluate_robustness", "export_subnetworks"):
+        words += ["--output_dir", str(tmp_path / "out"), "--device", "cpu"]
+    name = flag.removeprefix("--")
+    shown = "True" if name == "push_to_hub" else "'someone/something'"
+    with pytest.raises(SystemExit) as error:
+        module = images.load_script(script)
+        module.main(*([module.TASK] if script == "run_object_detection" else []), words)
+    message = str(error.value)
+    assert message.startswith(f"`{name}` is {shown}, but the Hub at http") and "HF_HUB_OFFLINE=1" in message
+    assert "\n" not in message and error.value.__suppress_context__
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_offline_and_not_downloaded_before(tmp_path, subprocess_env):
+    script = images.ROOT / "examples" / "run_image_classification.py"
+    words = ["--model_name_or_path", "someone/something", "--do_train", "--output_dir", str(tmp_path / "out"), *QUIET]
+    done = subprocess.run(
+        [sys.executable, str(script), *words], env={**subprocess_env, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "`model_name_or_path` is 'someone/something', but HF_HUB_OFFLINE is set" in done.stderr
+
+
+def test_own_data_takes_the_place_of_the_recipes(script):
+    recipe = str(images.ROOT / "examples" / "recipes" / "cifar100_wrn28_10.yaml")
+    assert script.parse_arguments([recipe])[1].dataset_name == "uoft-cs/cifar100"
+    assert script.parse_arguments([recipe, "--train-dir", "x"])[1].dataset_name is None
+    _, both, _ = script.parse_arguments([recipe, "--train_dir", "x", "--dataset_name", "y"])
+    with pytest.raises(
+        ValueError, match="`dataset_name` must be left out where `train_dir` is given, but is 'y' and 'x'"
+    ):
+        load_image_data(both)

@@ -7,7 +7,8 @@ import re
 import pytest
 from helpers import images
 
-from hf_gradaug.data import DataArguments, check_no_splits, load_image_data
+from hf_gradaug.data import DataArguments, load_image_data
+from hf_gradaug.data.folders import check_no_splits
 
 
 def read(data, split="train"):
@@ -44,12 +45,11 @@ def test_a_root_of_splits_names_the_flags(tmp_path, names, split):
     classes = images.make_folder(tmp_path / "classes")
     arguments = {"train_dir": str(classes), "validation_dir": str(classes), f"{split}_dir": str(tmp_path / "root")}
     with pytest.raises(
-        ValueError,
-        match=rf"`{split}_dir` must hold .*, but '.*root' holds .* are splits: give .*_dir .*root/{names[0]}",
+        ValueError, match=rf"`{split}_dir` must hold one .* '.*root' holds splits, .*: give .*_dir .*root/{names[0]}"
     ):
         load_image_data(DataArguments(**arguments))
     script = images.load_script("prepare_data")
-    with pytest.raises(ValueError, match="`source` must hold .*, but '.*root' holds .* are splits"):
+    with pytest.raises(ValueError, match="`source` must hold one folder per class, but '.*root' holds splits"):
         script.main(["folder", "--source", str(tmp_path / "root"), "--output_dir", str(tmp_path / "out")])
 
 
@@ -73,7 +73,7 @@ def test_stray_images_hidden_files_and_empty_folders(tmp_path, caplog):
     assert load_image_data(args).num_train_examples == 12
     assert "has folders without images, which are no classes: ['__MACOSX', 'empty']" in caplog.text
     images.make_image(0, 0).save(root / "stray.png")
-    with pytest.raises(ValueError, match=re.escape("images lie beside them: ['stray.png']. Move")):
+    with pytest.raises(ValueError, match=re.escape("images lie beside the class folders: ['stray.png']. Move")):
         load_image_data(args)
 
 
@@ -85,7 +85,7 @@ def test_images_without_class_folders(tmp_path):
     test = load_image_data(DataArguments(**splits, test_dir=str(flat)))
     assert test.splits["test"].column_names == ["image"]
     with pytest.raises(
-        ValueError, match="`validation_dir` must hold one folder of images per class, but '.*flat' holds none"
+        ValueError, match="`validation_dir` must hold one folder of images per class, but '.*flat' holds"
     ):
         load_image_data(DataArguments(**{**splits, "validation_dir": str(flat)}))
     one = images.make_folder(tmp_path / "one", classes=("cat",))
