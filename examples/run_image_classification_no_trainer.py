@@ -176,7 +176,7 @@ def run(args: LoopArguments, data_args: DataArguments, settings: GradAugSettings
             for gradaug_pass in gradaug.passes(inputs, step):
                 synchronize = gradaug_pass.is_last and is_last_batch
                 with contextlib.nullcontext() if synchronize else accelerator.no_sync(model), gradaug_pass:
-                    loss = gradaug_pass.loss(model(**gradaug_pass.inputs))
+                    loss = gradaug_pass.compute(model)
                     accelerator.backward(loss / group_size)
             if is_last_batch:
                 optimizer.step()

@@ -325,7 +325,7 @@ class GradAug:
     for step, inputs in enumerate(dataloader):
         for gradaug_pass in gradaug.passes(inputs, step):
             with contextlib.nullcontext() if gradaug_pass.is_last else accelerator.no_sync(model), gradaug_pass:
-                accelerator.backward(gradaug_pass.loss(model(**gradaug_pass.inputs)))
+                accelerator.backward(gradaug_pass.compute(model))
         optimizer.step()
         optimizer.zero_grad()
     ```
