@@ -17,6 +17,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from .arguments import DataArguments
 from .class_names import match_classes, shorten
+from .digits import load_digits_dataset
 from .folders import is_image, load_folders
 from .image_transforms import ExampleTransform, keep_readable
 from .streaming import count_stream, store_stream
@@ -133,39 +134,6 @@ class ImageData:
         if not isinstance(dataset, datasets.IterableDataset):
             return TransformedDataset(dataset, example_transform, seed)
         return TrainingStream(dataset, example_transform, seed, buffer_size, self.num_train_examples)
-
-
-def load_digits_dataset() -> datasets.DatasetDict:
-    """
-    The embedded dataset: the 1,797 handwritten digits (8 x 8 pixels, 10 classes) that scikit-learn ships.
-
-    Returns:
-        [`~datasets.DatasetDict`]: `"train"` and `"validation"` (a fixed, stratified 20 %), with the columns `image`
-        (`Image`) and `label` (`ClassLabel`).
-
-    Raises:
-        ImportError: if scikit-learn is missing.
-    """
-    try:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise ImportError(
-            "The embedded digits need scikit-learn: pip install 'hf_gradaug[examples]', or name a dataset."
-        ) from error
-    digits = load_digits()
-    images = (digits.images * (255 / 16)).round().astype(np.uint8)
-    names = [str(name) for name in digits.target_names]
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
-    train, validation = train_test_split(np.arange(len(images)), test_size=0.2, stratify=digits.target, random_state=0)
-    return datasets.DatasetDict(
-        {
-            split: datasets.Dataset.from_dict(
-                {"image": list(images[indices]), "label": digits.target[indices].tolist()}, features=features
-            )
-            for split, indices in (("train", train), ("validation", validation))
-        }
-    )
 
 
 def find_columns(

@@ -7,8 +7,7 @@ import re
 import pytest
 from helpers import images
 
-from hf_gradaug.data import DataArguments, load_image_data
-from hf_gradaug.data.folders import check_no_splits
+from hf_gradaug.data import DataArguments, check_no_splits, load_image_data
 
 
 def read(data, split="train"):
