@@ -4,6 +4,7 @@
 import functools
 import math
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,7 +155,9 @@ def plot_points(tables: Mapping[str, Sequence[Row]], measured: str, path: Path) 
     baseline = next((row.arm for rows in tables.values() for row in rows if row.is_baseline), None)
     columns = min(2, len(tables))
     lines = -(-len(tables) // columns)
-    figure = new_figure(8, lines * (0.7 + 0.28 * len(labels)) + 0.4)
+    names = [textwrap.fill(label, 48) for label in labels]
+    line = 0.1 + 0.18 * (1 + max(name.count("\n") for name in names))
+    figure = new_figure(8, lines * (0.7 + line * len(labels)) + 0.4)
     panels = [*figure.subplots(lines, columns, squeeze=False).flat]
     for number, (axes, (dataset, rows)) in enumerate(zip(panels, tables.items())):
         style_axes(axes)
@@ -165,7 +168,7 @@ def plot_points(tables: Mapping[str, Sequence[Row]], measured: str, path: Path) 
             )
             if row.is_baseline:
                 axes.axvline(100 * row.result.mean, color=COLORS[0], linestyle="--", linewidth=1)
-        axes.set_yticks(range(len(labels)), [""] * len(labels) if number % columns else labels)
+        axes.set_yticks(range(len(labels)), [""] * len(labels) if number % columns else names)
         axes.set_ylim(len(labels) - 0.5, -0.5)
         left, right = axes.get_xlim()
         axes.set_xlim(max(left, 0), min(right, 100))  # where an interval of few runs reaches further, it is cut

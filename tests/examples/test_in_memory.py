@@ -95,10 +95,10 @@ def test_batches_are_mixed_as_others_are(data, num_workers):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({}, "`random_crop_padding` must be given with in_memory, but is None"),
-        ({"random_crop_padding": 4, "color_jitter": 0.4}, "`color_jitter` must be off with in_memory, but is 0.4"),
-        ({"random_crop_padding": 4, "streaming": True}, "`streaming` must be off with in_memory, but is True"),
-        ({"random_crop_padding": 4, "skip_bad_images": True}, "`skip_bad_images` must be off with in_memory"),
+        ({}, "`random_crop_padding` must be given with `in_memory`, but is None"),
+        ({"random_crop_padding": 4, "color_jitter": 0.4}, "`color_jitter` must be off with `in_memory`, but is 0.4"),
+        ({"random_crop_padding": 4, "streaming": True}, "`streaming` must be off with `in_memory`, but is True"),
+        ({"random_crop_padding": 4, "skip_bad_images": True}, "`skip_bad_images` must be off with `in_memory`"),
     ],
 )
 def test_flags_that_it_has_not_are_refused(flags, words):
