@@ -323,7 +323,7 @@ def test_curves_of_gradaug_and_plain_runs(tmp_path):
     for name, log in (("plain", plain), ("gradaug", [*gradaug, {"step": 3, "eval_loss": 0.4, "eval_accuracy": 0.9}])):
         plot_training_curves(log, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
-    with pytest.raises(ValueError, match="nothing to draw"):
+    with pytest.raises(ValueError, match="`log_history` must hold losses or evaluations"):
         plot_training_curves([{"step": 1, "train_runtime": 3.0}], tmp_path / "none.png")
 
 
