@@ -72,7 +72,7 @@ from hf_gradaug.data import (
     load_image_data,
     make_image_processor,
 )
-from hf_gradaug.slimmable import check_image_size
+from hf_gradaug.slimmable import check_image_size, narrow_config
 from hf_gradaug.transforms import scaled_size
 
 
@@ -319,6 +319,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
         if model_args.channels_last:
             teacher.to(memory_format=torch.channels_last)
         trainer_class = partial(DistillationTrainer, teacher=teacher, teacher_weight=model_args.teacher_weight)
+    if training_args.num_subnetworks:  # before the sizes of the images, which depend on the family
+        narrow_config(model.config, training_args.min_width, training_args.width_divisor)
     size = get_image_size(image_processor)
     scales = training_args.scales if training_args.num_subnetworks else []
     with torch.device("meta"):
