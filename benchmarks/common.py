@@ -5,9 +5,11 @@ import contextlib
 import datetime
 import importlib
 import json
+import logging
 import shlex
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +32,21 @@ def run_example(name: str, flags: Sequence[str]) -> Any:
     """What the main function of an example script returns."""
     with contextlib.redirect_stdout(sys.stderr):
         return import_example(name).main(list(flags))
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[str]:
+    """A folder for what is trained, gone at the end: whoever stops the benchmark isn't told to go on from there."""
+    logger = logging.getLogger("common")  # of the example scripts, which would
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield folder
+    except (KeyboardInterrupt, SystemExit) as error:
+        raise SystemExit("The benchmark was stopped. Nothing of it is kept: the same command starts again.") from error
+    finally:
+        logger.setLevel(level)
 
 
 def describe_run(name: str, argv: Sequence[str], device: str, *packages: str) -> dict[str, Any]:

@@ -20,7 +20,6 @@ beside the output (see robustness_report.py):
 import shlex
 import statistics
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -32,7 +31,7 @@ from transformers import HfArgumentParser
 
 from hf_gradaug import RobustnessSettings, mean_corruption_error, plot_robustness
 
-from .common import describe_run, run_example, write_json
+from .common import describe_run, run_example, temporary_folder, write_json
 from .grid import Cell, as_argv
 from .robustness_report import write_report
 from .study import Study
@@ -148,7 +147,10 @@ def find_models(study: Study, args: RobustnessBenchmarkArguments) -> tuple[dict[
     folder = Path(args.work_dir) / study.name
     models = {(arm, seed): folder / Cell(dataset, arm, 0, seed).folder for seed in study.seeds for arm in args.arms}
     if missing := [str(path) for path in models.values() if not (path / "model.safetensors").exists()]:
-        raise ValueError(f"study is {study.path}, but {len(missing)} of its models are missing, such as {missing[0]}.")
+        raise ValueError(
+            f"The models of `study` must be in `work_dir`, but {len(missing)} are missing, such as {missing[0]}. They are not "
+            f"shipped: python -m benchmarks.accuracy {study.path} trains them."
+        )
     images = {name: value for name, value in {**study.flags, **flags}.items() if name == f"{study.split}_dir"}
     return {key: str(path) for key, path in models.items()}, as_argv({**images, "split": study.split})
 
@@ -158,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     (args,) = HfArgumentParser(RobustnessBenchmarkArguments).parse_args_into_dataclasses(argv)
     results = describe_run("robustness", argv, "cuda" if torch.cuda.is_available() else "cpu", "foolbox")
     results["versions"]["imagecorruptions-imaug"] = version("imagecorruptions-imaug")
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         if args.study is None:
             (models, runs), images = train(args, folder), []
         else:

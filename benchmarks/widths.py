@@ -15,7 +15,6 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from transformers import HfArgumentParser
 
 from hf_gradaug import format_widths, plot_widths
 
-from .common import EXAMPLES, describe_run, write_json
+from .common import EXAMPLES, describe_run, temporary_folder, write_json
 
 
 # Flags of the training, and what the picture calls it.
@@ -59,11 +58,12 @@ class WidthsArguments:
 
 def run(args: WidthsArguments, arm: str, seed: int) -> dict[str, Any]:
     """What the export of one trained network reports."""
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         train = [*ARMS[arm][0], "--do_train", "--output_dir", folder, "--num_train_epochs", str(args.epochs)]
         train += ["--disable_tqdm", "True", "--log_level", "error", "--eval_strategy", "no", "--use_cpu"]
         export = [folder, "--widths", *map(str, args.widths), "--output_dir", folder, "--device", "cpu"]
         for script, flags in (("run_image_classification.py", train), ("export_subnetworks.py", export)):
+            print(f"{arm}, seed {seed}: {script}", file=sys.stderr, flush=True)
             command = [sys.executable, str(EXAMPLES / script), *flags, "--seed", str(seed)]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         report = json.loads(Path(folder, "widths.json").read_text())

@@ -228,7 +228,7 @@ def load_folders(args: PrepareArguments, root: Path, classes: list[str], square:
     found: dict[str, list[Picture]] = {}
     unreadable = 0
     for label, name in enumerate(classes):
-        for path in find_images(root / name):
+        for path in tqdm(find_images(root / name), desc=name, unit=" images"):
             try:
                 with Image.open(path) as file:
                     ImageOps.exif_transpose(file, in_place=True)

@@ -24,6 +24,7 @@ From a recipe (.yaml or .json); flags after it override its values:
 import ast
 import csv
 import dataclasses
+import difflib
 import json
 import logging
 import re
@@ -72,7 +73,7 @@ from hf_gradaug.data import (
     load_image_data,
     make_image_processor,
 )
-from hf_gradaug.slimmable import check_image_size
+from hf_gradaug.slimmable import check_image_size, narrow_config
 from hf_gradaug.transforms import scaled_size
 
 
@@ -216,7 +217,11 @@ def build_model(args: ModelArguments, data: str, class_names: list[str], by_numb
     overrides = parse_config_overrides(args.config_overrides) if args.config_overrides else {}
     source = args.config_name or args.model_name_or_path
     if args.model_type and not source and args.model_type not in MODEL_TYPES:
-        raise ValueError(f"`model_type` must be one of {', '.join(MODEL_TYPES)}, but is '{args.model_type}'.")
+        similar = difflib.get_close_matches(args.model_type, MODEL_TYPES)
+        raise ValueError(
+            f"`model_type` must be one of those in --help, such as {', '.join([*similar, 'resnet'])}, but is "
+            f"'{args.model_type}'."
+        )
     if not args.model_type and not source:
         raise ValueError(
             "Name a model: `model_name_or_path`, or for training from scratch `model_type` or `config_name`."
@@ -238,8 +243,8 @@ def build_model(args: ModelArguments, data: str, class_names: list[str], by_numb
         getattr(config, "auto_map", None) or {}
     ):
         raise ValueError(
-            f"'{source}' is a model of type '{config.model_type}', which has no image-classification head; types that "
-            f"have one: {', '.join(MODEL_TYPES)}."
+            f"'{source}' is a model of type '{config.model_type}', which has no image-classification head. --help lists the "
+            "types that have one, at model_type."
         )
     if args.model_name_or_path:
         model = load_pretrained(
@@ -319,6 +324,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
         if model_args.channels_last:
             teacher.to(memory_format=torch.channels_last)
         trainer_class = partial(DistillationTrainer, teacher=teacher, teacher_weight=model_args.teacher_weight)
+    if training_args.num_subnetworks:  # before the sizes of the images, which depend on the family
+        narrow_config(model.config, training_args.min_width, training_args.width_divisor)
     size = get_image_size(image_processor)
     scales = training_args.scales if training_args.num_subnetworks else []
     with torch.device("meta"):

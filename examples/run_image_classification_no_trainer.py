@@ -17,6 +17,7 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import set_seed
 from common import label_names, load_pretrained, naming_unreachable_hub
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -169,7 +170,8 @@ def run(args: LoopArguments, data_args: DataArguments, settings: GradAugSettings
     for epoch in range(math.ceil(max_steps / steps_per_epoch)):
         train_loader.set_epoch(epoch)  # another order
         train_dataset.set_epoch(epoch)  # other augmentations; with several processes, the loader doesn't pass it on
-        for micro_step, inputs in enumerate(train_loader):
+        progress = tqdm(train_loader, f"epoch {epoch + 1}", disable=not accelerator.is_local_main_process)
+        for micro_step, inputs in enumerate(progress):
             group_start = micro_step - micro_step % accumulation
             group_size = min(accumulation, len(train_loader) - group_start)  # the epoch's last step may have fewer
             is_last_batch = micro_step == group_start + group_size - 1

@@ -6,6 +6,8 @@ import os
 import torch
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
+from ..data.class_names import shorten
+
 
 def load_classifier(name_or_path: str | os.PathLike, trust_remote_code: bool = False) -> PreTrainedModel:
     """
@@ -33,5 +35,5 @@ def load_classifier(name_or_path: str | os.PathLike, trust_remote_code: bool = F
     except (OSError, ValueError) as error:
         raise ValueError(f"'{name_or_path}' is no image classifier: {error}") from error
     if info["missing_keys"]:
-        raise ValueError(f"'{name_or_path}' has no weights for {sorted(info['missing_keys'])}.")
+        raise ValueError(f"'{name_or_path}' has no weights for {shorten(sorted(info['missing_keys']))}.")
     return model

@@ -2,6 +2,7 @@
 """The benchmark runs and writes what it promises. No test here asserts a time: those are for a quiet machine."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import yaml
 from helpers.tiny import tiny_model
 
 from benchmarks import host_time, robustness, robustness_report, step, step_grid, streaming, widths
+from benchmarks.common import temporary_folder
 from hf_gradaug import GradAug, subnetwork_state_dict
 from hf_gradaug.data import make_image_processor
 from hf_gradaug.transforms import scaled_size
@@ -221,7 +223,7 @@ def test_robustness_of_the_models_of_a_study(tmp_path):
     measure = "--max_samples 20 --epsilons 8 --corruptions fog --severities 2 --device cpu"
     flags = ["--study", str(study), "--work_dir", str(tmp_path), "--eval_flags", measure]
     flags += ["--output", str(tmp_path / "some-robustness.json")]
-    with pytest.raises(ValueError, match="4 of its models are missing"):
+    with pytest.raises(ValueError, match=r"but 4 are missing, .*: python -m benchmarks.accuracy .* trains them"):
         robustness.main(flags)
     for number, arm in enumerate(("plain", "CutMix")):
         for seed in (1, 2):
@@ -266,3 +268,12 @@ def test_table_of_robustness_has_differences_to_the_baseline_of_the_same_seed(tm
         # 10.00 is the deviation of 10, 20 and 0; 4.303 is Student's t
         "| CutMix | 70.00 (+10.00 ± 24.84) | 35.00 (+5.00 ± 12.42) | 10.00 (+0.00 ± 0.00) |",
     ]
+
+
+def test_a_stopped_benchmark_does_not_send_anyone_to_its_temporary_folder(caplog):
+    with pytest.raises(SystemExit, match="Nothing of it is kept: the same command starts again"), temporary_folder():
+        logging.getLogger("common").warning("... --resume_from_checkpoint true goes on from there.")
+        raise SystemExit(143)
+    assert not caplog.records
+    logging.getLogger("common").warning("heard again")
+    assert caplog.messages == ["heard again"]

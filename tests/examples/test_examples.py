@@ -432,3 +432,12 @@ def test_own_data_takes_the_place_of_the_recipes(script):
         ValueError, match="`dataset_name` must be left out where `train_dir` is given, but is 'y' and 'x'"
     ):
         load_image_data(both)
+
+
+def test_a_model_without_sub_networks_is_named_before_its_sizes(run):
+    config = "vision_config={'hidden_size':8,'num_attention_heads':2,'num_hidden_layers':1,'intermediate_size':8,'image_size':20}"
+    words = ["--do_train", "--gradaug", "--max_steps", "1"]
+    with pytest.raises(
+        TypeError, match="no sub-networks for model type 'clip'. Supported: .* Set `num_subnetworks=0`"
+    ):
+        run(*words, model=["--model_type", "clip", "--config_overrides", config, "--image_size", "48"])
