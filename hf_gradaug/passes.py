@@ -32,7 +32,7 @@ from .settings import GradAugSettings
 from .slimmable.depth import KeptBlocks, depths_of
 from .slimmable.image_size import can_train_on, check_image_size, meta_outputs
 from .slimmable.model import Build, SubnetworkSpec, make_slimmable
-from .slimmable.narrowing import narrow_config
+from .slimmable.narrowing import check_width, narrow_config
 from .targets import TARGETS, SoftTargets
 from .transforms import Transform, random_transform, scaled_size
 
@@ -344,6 +344,7 @@ class GradAug:
     ):
         self.model = make_slimmable(model, build=build)
         self.settings = GradAugSettings() if settings is None else settings
+        check_width(self.settings.min_width, "min_width")  # a search of settings may have changed it
         self.seed = seed
         self.transform = transform
         self.image_name = getattr(model, "main_input_name", "pixel_values")
@@ -407,7 +408,8 @@ class GradAug:
             raise ValueError(
                 f"`cuda_graphs` must be False on other devices than GPUs, but is True on {images.device}."
             )
-        if self.transform is None:
+        n = settings.num_subnetworks if step % settings.subnetwork_every == 0 else 0
+        if self.transform is None and n > 0:
             size = tuple(images.shape[-2:])
             self._check_size(images, scaled_size(size, min(settings.scales)))
             if settings.subnetwork_targets != "soft":
@@ -416,7 +418,6 @@ class GradAug:
         full = FullPass(
             self, {k: v for k, v in inputs.items() if soft_labels is None or v is not soft_labels}, soft_labels
         )
-        n = settings.num_subnetworks if step % settings.subnetwork_every == 0 else 0
         subnetworks = self._subnetwork_passes(full, n, step)
         if self._images_of_a_subnetwork(images) == 1:
             subnetworks = [each for each in subnetworks if self._can_train_on_one_image(each)]

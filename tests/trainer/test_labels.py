@@ -264,3 +264,17 @@ def test_the_filter_of_logged_losses_does_not_wait(tmp_path):
     assert GradAugConfig(output_dir=tmp_path, nonfinite_loss="skip").logging_nan_inf_filter
     assert GradAugConfig(output_dir=tmp_path, logging_nan_inf_filter=True).logging_nan_inf_filter
     assert GradAugSettings().nonfinite_loss == "stop"
+
+
+def test_a_width_that_a_search_set():
+    settings = GradAugSettings()
+    settings.min_width = 1.5
+    with pytest.raises(ValueError, match="`min_width`.*1.5"):
+        GradAug(tiny_model(), settings)
+
+
+def test_without_subnetworks_their_images_may_be_small():
+    settings = GradAugSettings(num_subnetworks=0, scales=[0.1])
+    model = tiny_model(hidden_sizes=[4, 6, 8, 10], depths=[1, 1, 1, 1], num_stages=4)
+    (only,) = GradAug(model, settings).passes({"pixel_values": tiny_images(), "labels": torch.tensor([0, 1, 2, 0])}, 0)
+    assert only.is_full and only.is_last

@@ -164,7 +164,7 @@ def test_a_training_step_moves_every_parameter(name, tmp_path):
 
 
 def test_what_has_no_targets_for_queries():
-    learned = r"`subnetwork_targets` can be 'queries' for models whose queries are learned"
+    learned = r"`subnetwork_targets` must be 'labels' unless the model's queries are learned"
     for model in (dense_model("rt_detr"), dense_model("d_fine"), tiny_model()):
         with pytest.raises(ValueError, match=rf"{learned}.*this is a {type(model).__name__}, not one of.*to 'labels'"):
             GradAug(model, settings_of())

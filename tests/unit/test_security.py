@@ -124,7 +124,7 @@ def test_no_token_is_written(tmp_path, monkeypatch, caplog, capfd):
             ]
         )  # fmt: skip
     output = "".join(capfd.readouterr()) + caplog.text
-    assert "Training completed" in output and TOKEN not in output
+    assert "The results are in" in output and TOKEN not in output
     files = written(out)
     kinds = {path.rsplit("/", 1)[-1] for path in files}
     assert {"training_args.bin", "trainer_state.json", "README.md", "config.json", "all_results.json"} <= kinds
