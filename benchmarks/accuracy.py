@@ -54,6 +54,7 @@ class AccuracyArguments:
         default=None,
         metadata={"help": "Stop after so many minutes; cells that have not ended begin again another time."},
     )
+    arms: list[str] | None = field(default=None, metadata={"help": "Run these arms alone; the rest another time."})
     results_dir: str = field(
         default="docs/results", metadata={"help": "Folder of the lines of results, tables and pictures."}
     )
@@ -93,6 +94,8 @@ class Runner:
         self.failed: list[Cell] = []
         self.left = args.max_cells
         self.end = math.inf if args.minutes is None else time.monotonic() + 60 * args.minutes
+        if unknown := [arm for arm in args.arms or () if arm not in study.arms]:
+            raise ValueError(f"`arms` must be of {', '.join(study.arms)}, but has {', '.join(unknown)}.")
 
     @property
     def seconds_left(self) -> float | None:
@@ -105,7 +108,13 @@ class Runner:
             self._rewrite()  # so that the next line begins one
         levels = {cell: grid.level(cell.dataset, cell.arm) for cell in grid.cells}
         for level in range(max(levels.values()) + 1):
-            missing = [cell for cell in grid.cells if levels[cell] == level and grid.record(cell) is None]
+            missing = [
+                cell
+                for cell in grid.cells
+                if levels[cell] == level
+                and cell.arm in (self.args.arms or grid.study.arms)
+                and grid.record(cell) is None
+            ]
             # A teacher whose line is there, but whose model is not, as in a new clone, is trained again.
             teachers = dict.fromkeys(teacher for cell in missing if (teacher := grid.teacher(cell)))
             gone = [cell for cell in teachers if not (grid.models / cell.folder / "model.safetensors").exists()]

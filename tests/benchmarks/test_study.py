@@ -111,8 +111,9 @@ def test_best_candidate_of_a_search_is_taken(write, tmp_path):
 def make_runner(tmp_path, write, monkeypatch):
     """A runner whose cells write what a training would; `ran` lists the flags of those that ran."""
 
-    def make(broken_seed=None, name="some", **changes):
-        args = accuracy.AccuracyArguments(results_dir=str(tmp_path / "results"), work_dir=str(tmp_path / "work"))
+    def make(broken_seed=None, name="some", arms_run=None, **changes):
+        folders = {"results_dir": str(tmp_path / "results"), "work_dir": str(tmp_path / "work")}
+        args = accuracy.AccuracyArguments(arms=arms_run, **folders)
         runner = accuracy.Runner(Study.read(write(name, **changes)), args)
         runner.ran = []
 
@@ -166,6 +167,14 @@ def test_cells_run_once_and_build_on_each_other(make_runner, tmp_path):
     changed = make_runner(arms={**changed.grid.study.arms, "plain": {"learning_rate": 0.5}})
     changed.run()
     assert len(changed.ran) == 2 * 3 * 2 and {"--learning_rate" in flags for flags in changed.ran} == {True, False}
+
+
+def test_some_arms_run_alone(make_runner):
+    runner = make_runner(arms_run=["GradAug"])
+    runner.run()
+    assert len(runner.ran) == 2 * 3 and {cell.arm for cell in runner.grid.lines} == {"GradAug"}
+    with pytest.raises(ValueError, match="`arms` must be of plain, GradAug, long, taught, but has gradaug"):
+        make_runner(arms_run=["gradaug"])
 
 
 def test_runner_goes_on_after_a_stop(make_runner, tmp_path):
