@@ -254,8 +254,8 @@ def _check_smallest(gradaug: "GradAug") -> None:
         depths = depths_of(config)
         if max(depths) == 1:
             raise ValueError(
-                f"`subnetwork_kind` is {settings.subnetwork_kind!r}, but this {config.model_type} has no block to drop: its "
-                f"stages have {depths} blocks, and the first of each is kept."
+                f"`subnetwork_kind` must be 'width' for this {config.model_type}, but is {settings.subnetwork_kind!r}. There is "
+                f"no block to drop: its stages have {depths} blocks, and the first of each is kept."
             )
         blocks = [[0]] * len(depths)
     gradaug.subnetwork(settings.min_width if settings.draws_width else 1.0, blocks)

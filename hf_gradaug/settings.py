@@ -180,7 +180,7 @@ class GradAugSettings:
                 *others, last = map(repr, get_args(options))
                 raise ValueError(f"`{name}` must be {', '.join(others)} or {last}, but is {value!r}.")
         if not 0 < self.min_survival <= 1:
-            raise ValueError(f"`min_survival` is a probability and must be in (0, 1], but is {self.min_survival}.")
+            raise ValueError(f"`min_survival` must be a probability in (0, 1], but is {self.min_survival}.")
         choices = self.width_choices
         if choices is not None and not self.draws_width:
             raise ValueError(

@@ -87,8 +87,8 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     config.depth_multiplier *= narrow.width
     if len(set(joined_counts())) != len(set(full)):
         raise ValueError(
-            f"`width` {narrow.width} is too small for mobilenet_v2: of its counts {full}, rounding would make some "
-            "equal, and blocks would become residual."
+            f"`width` must be larger for mobilenet_v2, but is {narrow.width}. Rounding would make some of its counts "
+            f"{full} equal, and blocks would become residual."
         )
 
 

@@ -244,7 +244,9 @@ def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTra
     """
     if isinstance(model, SlimmableModel):
         if build is not None and build is not model.__dict__[_STATE].build:
-            raise ValueError("`build` can't be changed: the model is slimmable already. Give it the first time.")
+            raise ValueError(
+                "`build` must be the one that made the model slimmable, but is another. Give it the first time."
+            )
         return model
     if not isinstance(getattr(model, "config", None), PreTrainedConfig):
         raise TypeError(
@@ -253,7 +255,7 @@ def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTra
         )
     if build is None and not isinstance(model, PreTrainedModel):
         raise TypeError(
-            f"`model` is a {type(model).__name__} and not a `PreTrainedModel`: give `make_slimmable` or the trainer "
+            f"`model` must be a `PreTrainedModel`, but is a {type(model).__name__}. Give `make_slimmable` or the trainer "
             "`build=...`, a function from a config to a new model. A compiled or PEFT model can't be made slimmable."
         )
     skeleton = build_skeleton(narrow_config(model.config, width=1.0), build or type(model))

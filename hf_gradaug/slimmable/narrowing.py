@@ -16,7 +16,7 @@ def supported_model_types() -> list[str]:
 def check_width(width: float, name: str = "width") -> None:
     """Raises a `ValueError` that names the argument if the width multiplier is outside (0, 1]."""
     if not 0 < width <= 1:
-        raise ValueError(f"`{name}` is a width multiplier and must be in (0, 1], but is {width}.")
+        raise ValueError(f"`{name}` must be a width multiplier in (0, 1], but is {width}.")
 
 
 def narrow_config(config: PreTrainedConfig, width: float, divisor: int = 1) -> PreTrainedConfig:

@@ -19,7 +19,8 @@ def build_skeleton(config: PreTrainedConfig, build: Build) -> nn.Module:
         skeleton = build(config)
     if not any(parameter.is_meta for parameter in skeleton.parameters()):
         raise ValueError(
-            "`build` must return a new model without loading weights or naming a device: it runs on the meta device."
+            "`build` must return a model on the meta device, but its parameters are elsewhere. Build it from the config "
+            "alone: load no weights and name no device."
         )
     # LeViT names a device for some of its buffers, and Mask2Former makes embeddings in a way that follows none.
     skeleton.to("meta")

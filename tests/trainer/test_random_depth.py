@@ -226,7 +226,9 @@ def test_error_names_the_blocks(tmp_path):
 def test_what_has_no_random_depth_is_refused(tmp_path):
     with pytest.raises(TypeError, match="'levit'.*`subnetwork_kind`.*'convnext'.*register_depth"):
         tiny_trainer(tmp_path / "out", family_model("levit"), subnetwork_kind="depth")
-    with pytest.raises(ValueError, match=r"`subnetwork_kind` is 'depth'.*no block to drop.*\[1, 1, 1\]"):
+    with pytest.raises(
+        ValueError, match=r"`subnetwork_kind` must be 'width'.*but is 'depth'.*no block to drop.*\[1, 1, 1\]"
+    ):
         tiny_trainer(tmp_path / "out", tiny_model(depths=[1, 1, 1]), subnetwork_kind="depth")
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match=r"`width_choices`.*`subnetwork_kind` is 'depth', but is \[0.9, 1.0\]"):

@@ -97,7 +97,7 @@ def test_what_a_forward_writes_does_not_outlive_it():
         (BitConfig(hidden_sizes=[64, 40], depths=[1, 1]), 0.5, 1, r"multiples of 32, but they are 1 and \[64, 40\]"),
         (BitConfig(width_factor=2), 0.5, 1, "`width_factor` is 1 .* but they are 2 and"),
         (BitConfig(num_groups=2, hidden_sizes=[32, 32], depths=[1, 1]), 0.5, 1, r"whole groups \(2 of 2\)"),
-        (MobileNetV2Config(), 0.05, 1, "`width` 0.05 is too small for mobilenet_v2"),
+        (MobileNetV2Config(), 0.05, 1, "`width` must be larger for mobilenet_v2, but is 0.05"),
         (MobileNetV2Config(), 0.9, 16, "`width_divisor` must divide 8,.*mobilenet_v2.*but is 16"),
         (EfficientNetConfig(), 0.9, 3, "`width_divisor` must divide 8,.*efficientnet.*but is 3"),
     ],
