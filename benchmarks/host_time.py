@@ -162,7 +162,7 @@ class Bench:
         return {"plain": run_plain, **{mode: functools.partial(run, gradaug) for mode, gradaug in gradaugs.items()}}
 
 
-def measure(args: HostTimeArguments, rendezvous: str, rank: int) -> dict[str, dict[str, Any]]:
+def measure(args: HostTimeArguments, rendezvous: str | None = None, rank: int = 0) -> dict[str, dict[str, Any]]:
     """The figures of one process, by network."""
     torch.set_num_threads(1)
     if args.processes > 1:
@@ -209,6 +209,8 @@ def summarize(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 def measure_processes(args: HostTimeArguments) -> list[dict[str, Any]]:
     """The figures of each process."""
+    if args.processes == 1:
+        return [measure(args)]
     with tempfile.TemporaryDirectory() as folder:
         run = functools.partial(measure, args, f"{folder}/rendezvous")
         with ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")) as pool:

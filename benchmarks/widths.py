@@ -13,7 +13,6 @@ Command:
 
 import json
 import statistics
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from transformers import HfArgumentParser
 
 from hf_gradaug import format_widths, plot_widths
 
-from .common import EXAMPLES, describe_run, temporary_folder, write_json
+from .common import describe_run, run_example, temporary_folder, write_json
 
 
 # Flags of the training, and what the picture calls it.
@@ -62,10 +61,9 @@ def run(args: WidthsArguments, arm: str, seed: int) -> dict[str, Any]:
         train = [*ARMS[arm][0], "--do_train", "--output_dir", folder, "--num_train_epochs", str(args.epochs)]
         train += ["--disable_tqdm", "True", "--log_level", "error", "--eval_strategy", "no", "--use_cpu"]
         export = [folder, "--widths", *map(str, args.widths), "--output_dir", folder, "--device", "cpu"]
-        for script, flags in (("run_image_classification.py", train), ("export_subnetworks.py", export)):
+        for script, flags in (("run_image_classification", train), ("export_subnetworks", export)):
             print(f"{arm}, seed {seed}: {script}", file=sys.stderr, flush=True)
-            command = [sys.executable, str(EXAMPLES / script), *flags, "--seed", str(seed)]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            run_example(script, [*flags, "--seed", str(seed)])
         report = json.loads(Path(folder, "widths.json").read_text())
     return {"arm": arm, "seed": seed, **report, "model": arm}
 

@@ -3,8 +3,7 @@
 
 import json
 import logging
-import os
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 import yaml
 from helpers.tiny import tiny_model
 
-from benchmarks import host_time, robustness, robustness_report, step, step_grid, streaming, widths
+from benchmarks import accuracy, host_time, robustness, robustness_report, step, step_grid, streaming, widths
 from benchmarks.common import temporary_folder
 from hf_gradaug import GradAug, subnetwork_state_dict
 from hf_gradaug.data import make_image_processor
@@ -30,15 +29,16 @@ def one_thread():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["host_time", "robustness", "step", "step_grid", "streaming", "widths"])
-def test_benchmark_runs_with_the_smallest_settings(name, root, tmp_path):
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--smoke", "--output", str(tmp_path / "results.json")]
-    subprocess.run(command, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=300)
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # of the module that this file has imported
+def test_benchmark_runs_with_the_smallest_settings(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [name, "--smoke", "--output", str(tmp_path / "results.json")])
+    runpy.run_module(f"benchmarks.{name}", run_name="__main__")  # as python -m, without importing everything again
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["command"].startswith(f"python -m benchmarks.{name} --smoke") and results["versions"]["torch"]
 
 
 @pytest.mark.slow
-def test_study_runs_with_the_smallest_settings(root, tmp_path):
+def test_study_runs_with_the_smallest_settings(tmp_path, capsys):
     network = "embedding_size=8,hidden_sizes=[8,16],depths=[1,1],layer_type=basic"
     shared = {"datasets": {"digits": {}}, "flags": {"model_type": "resnet", "config_overrides": network}}
     search = {"seeds": [1, 2], "split": "validation", "arms": {"plain": [{"learning_rate": 0.1}, {}], "GradAug": {}}}
@@ -49,9 +49,8 @@ def test_study_runs_with_the_smallest_settings(root, tmp_path):
             shared | {"seeds": [3, 4], "split": "validation", "tuned_by": "search.yaml", "arms": arms}, sort_keys=False
         )
     )
-    command = [sys.executable, "-m", "benchmarks.accuracy", str(tmp_path / "some.yaml"), "--smoke"]
-    shown = subprocess.run(command, cwd=root, check=True, timeout=300, stdout=subprocess.PIPE, text=True).stdout
-    rows = [line for line in shown.splitlines() if line.startswith("| ")]
+    accuracy.main([str(tmp_path / "some.yaml"), "--smoke"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert [row.split(" | ")[:2] for row in rows[2:]] == [["| plain", "1"], ["| GradAug", "1"]]
 
 
@@ -79,6 +78,7 @@ def test_host_times_of_every_mode(processes, tmp_path):
             assert arms["plain"]["ratio"] == 1
 
 
+@pytest.mark.slow
 def test_flop_ratio_of_the_papers_configuration():
     assert step.WIDTHS == (0.97, 0.93, 0.9)
     assert [scaled_size((224, 224), scale) for scale in step.SCALES] == [(192, 192), (160, 160), (128, 128)]
@@ -126,6 +126,7 @@ def test_float16_trains_with_a_scaler():
     assert len(passes) == 4
 
 
+@pytest.mark.slow
 def test_grid_draws_what_it_measured(tmp_path):
     step_grid.main(["--smoke", "--output", f"{tmp_path}/a.json", "--plot", f"{tmp_path}/a.png"])
     results = json.loads((tmp_path / "a.json").read_text())
@@ -133,6 +134,7 @@ def test_grid_draws_what_it_measured(tmp_path):
     assert results["overhead"]["share"] < 1 and (tmp_path / "a.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_peak_memory_is_counted(capsys):
     argv = ["--batch_size", "2", "--image_size", "32", "--device", "cpu", "--memory_of", "plain"]
     memory = step.main(argv)

@@ -22,6 +22,7 @@ def test_dry_run_writes_each_part_as_it_ends(tmp_path, capsys):
     assert all(row in table for record in records for row in record["rows"])
 
 
+@pytest.mark.slow
 def test_a_part_ends_with_its_time_and_leaves_no_process(tmp_path):
     program = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
     start = time.monotonic()

@@ -366,6 +366,7 @@ def test_two_runners_of_a_study_exclude_each_other(write, tmp_path):
         accuracy.main([str(write()), "--work_dir", str(tmp_path / "work")])
 
 
+@pytest.mark.slow
 def test_tables_of_the_repository_come_from_its_results(root, tmp_path, monkeypatch):
     monkeypatch.chdir(root)  # as the paths in the results are
     results = sorted((root / "docs" / "results").glob("*.jsonl"))

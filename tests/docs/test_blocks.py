@@ -72,6 +72,7 @@ def test_there_are_programs():
     assert len(PROGRAMS) > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", PROGRAMS)
 def test_programs_run(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

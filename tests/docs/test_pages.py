@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from helpers.images import ROOT
 
 import hf_gradaug
@@ -46,6 +47,7 @@ def test_links_of_the_readme():
     assert not [link for link in links if not (ROOT / link).exists()]
 
 
+@pytest.mark.slow
 def test_site_is_built_strictly(tmp_path, subprocess_env):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, env=subprocess_env, capture_output=True, text=True, timeout=120)

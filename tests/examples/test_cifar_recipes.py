@@ -145,6 +145,7 @@ def train_in_steps(path, resume=None, **changes):
     return trainer, rates.rates
 
 
+@pytest.mark.slow
 def test_the_learning_rate_falls_at_the_milestones_and_resumes(tmp_path):
     trainer, rates = train_in_steps(tmp_path)
     assert rates == pytest.approx([0.2] * 4 + [0.02] * 2 + [0.002] * 2)

@@ -74,6 +74,7 @@ def test_gradaug_on_the_embedded_scenes_leaves_everything_behind(tasks, name, tm
     assert isinstance(find(str(tmp_path / "scenes" / "validation" / "images" / "00000.png")), list)
 
 
+@pytest.mark.slow
 def test_a_dead_hub_keeps_no_evaluation_from_happening(tasks, hub, tmp_path, monkeypatch):
     class Trainer(DenseTrainer):
         def __init__(self, *args, **kwargs):

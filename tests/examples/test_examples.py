@@ -123,6 +123,7 @@ def test_channels_last(run, script, monkeypatch):
     assert layouts and all(layouts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
 def test_gradaug_on_streamed_shards(run, tmp_path, kind):
     make = images.make_parquet if kind == "parquet" else images.make_tar
@@ -138,6 +139,7 @@ def test_gradaug_on_streamed_shards(run, tmp_path, kind):
     assert 0 <= metrics["eval_accuracy"] <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_resume(run, tmp_path, folder, streaming):
     path = str(images.make_parquet(tmp_path / "data", num_shards=2)) if streaming else folder
@@ -154,6 +156,7 @@ def test_resume(run, tmp_path, folder, streaming):
         run(*common, "--resume_from_checkpoint", "true", "--output_dir", str(tmp_path / "none"), **data)
 
 
+@pytest.mark.slow
 def test_errors_come_before_training(run, script, tmp_path, folder):
     (tmp_path / "empty").mkdir()
     images.make_folder(tmp_path / "two", classes=("cat", "dog"))
@@ -260,6 +263,7 @@ def test_a_width_of_the_training_is_as_accurate_as_the_full_network(digits, tmp_
     assert row["accuracy"] < accuracy  # with the full network's statistics it is not
 
 
+@pytest.mark.slow
 def test_digits_with_no_data_named(script, tmp_path):
     args = ["--output_dir", str(tmp_path), *QUIET, "--gradaug", "--do_train", "--do_eval", "--max_steps", "2"]
     metrics = script.main([*args, "--max_train_samples", "128", "--max_eval_samples", "20"])
@@ -412,6 +416,7 @@ def test_an_unreachable_hub_is_one_line_that_names_the_flag(tmp_path, monkeypatc
     assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_offline_and_not_downloaded_before(tmp_path, subprocess_env):
     script = images.ROOT / "examples" / "run_image_classification.py"
     words = ["--model_name_or_path", "someone/something", "--do_train", "--output_dir", str(tmp_path / "out"), *QUIET]

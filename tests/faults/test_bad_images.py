@@ -93,6 +93,7 @@ def test_stream(shards, workers):
     assert results["skipped_images"] >= 2
 
 
+@pytest.mark.slow
 def test_batch_of_unreadable_images_is_an_error(tmp_path):
     path = images.make_folder(tmp_path / "train")
     for image in path.rglob("*.png"):

@@ -34,6 +34,7 @@ def spoilt_trainer(tmp_path, *batches, model=None, callbacks=(), **args):
     return tiny_trainer(tmp_path, model, trainer_kwargs=kwargs, **args)
 
 
+@pytest.mark.slow
 def test_stop_names_step_pass_width_and_size(tmp_path):
     trainer = spoilt_trainer(tmp_path, 1)
     with pytest.raises(FloatingPointError) as error:

@@ -144,6 +144,7 @@ def test_resume_from_the_checkpoint_of_the_hub(hub, tmp_path):
     assert largest_difference(state_of(resumed.model), state_of(uninterrupted.model)) == 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_not_deleted_while_it_is_uploaded(hub, tmp_path):
     hub.fail("PUT", "/uploads/", 500, times=3)
     trainer = make_trainer(tmp_path, hub_strategy="all_checkpoints", save_total_limit=1)
@@ -153,6 +154,7 @@ def test_a_checkpoint_is_not_deleted_while_it_is_uploaded(hub, tmp_path):
     assert folders == {"checkpoint-1", "checkpoint-2", "checkpoint-3"}
 
 
+@pytest.mark.slow
 def test_revision(hub, tmp_path):
     trainer = make_trainer(tmp_path / "out", hub_strategy="checkpoint", hub_revision="dev")
     trainer.train()
@@ -210,6 +212,7 @@ EXAMPLE = [
 ]
 
 
+@pytest.mark.slow
 def test_example_streams_a_dataset_of_the_hub_and_pushes(hub, tmp_path):
     shards = images.make_parquet(tmp_path / "shards", num_shards=2)
     for split, num_shards in (("train", 2), ("validation", 1)):
@@ -238,6 +241,7 @@ def test_example_streams_a_dataset_of_the_hub_and_pushes(hub, tmp_path):
     assert hub.repository(NAME).card("main")["datasets"] == ["org/data"]
 
 
+@pytest.mark.slow
 def test_example_with_a_dead_hub_does_all_else(hub, tmp_path, monkeypatch):
     data, out = str(images.make_folder(tmp_path / "images")), tmp_path / "out"
     script = images.load_script("run_image_classification")

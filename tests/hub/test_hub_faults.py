@@ -153,6 +153,7 @@ def test_hub_that_dies_in_the_training(hub, tmp_path, caplog, strategy):
         assert all(pushed[f"{folder}/{path.name}"] == path.read_bytes() for path in local.iterdir())
 
 
+@pytest.mark.slow
 def test_hub_that_comes_back_by_the_end_of_the_training(hub, tmp_path, caplog):
     trainer = make_trainer(tmp_path, hub_strategy="all_checkpoints")
     hub.fail("POST", "/commit/", 403, times=3)  # the model and the checkpoint of step 1, and the model of step 2
@@ -166,6 +167,7 @@ def test_hub_that_comes_back_by_the_end_of_the_training(hub, tmp_path, caplog):
     assert pushed["checkpoint-1/optimizer.pt"] == (tmp_path / "checkpoint-1" / "optimizer.pt").read_bytes()
 
 
+@pytest.mark.slow
 def test_lost_checkpoint_stays_an_error(hub, tmp_path):
     trainer = make_trainer(tmp_path, hub_strategy="all_checkpoints", save_total_limit=1)
     hub.fail("POST", "/commit/", 403, times=2)

@@ -42,6 +42,7 @@ def test_deleted_trainer_is_freed_without_a_garbage_collection(tmp_path, without
     assert [name for name, reference in alive.items() if reference() is not None] == []
 
 
+@pytest.mark.slow
 def test_callbacks_are_the_stock_ones_unless_the_data_need_more(tmp_path):
     def callbacks(*args, **kwargs):
         trainer = tiny_trainer(tmp_path, *args, **kwargs)

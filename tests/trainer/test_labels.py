@@ -101,6 +101,7 @@ def has_an_old_signature(self, model, inputs, return_outputs=False):
     return pops(self, model, inputs, return_outputs)
 
 
+@pytest.mark.slow
 def test_a_loss_of_ones_own_is_the_full_networks(tmp_path):
     class AsFunction(GradAugTrainer):
         pass
@@ -202,6 +203,7 @@ def test_a_mixin_behind_the_trainer_is_an_error():
             pass
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_an_aborted_try(tmp_path):
     """`auto_find_batch_size` tries again after an error of memory: the log begins anew."""
 

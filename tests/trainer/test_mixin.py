@@ -28,6 +28,7 @@ class SoftLabelTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
+@pytest.mark.slow
 def test_mixin_leaves_the_trainer_its_ways(tmp_path):
     def tuples(examples):
         images = torch.stack([example["pixel_values"] for example in examples])

@@ -198,6 +198,7 @@ def test_a_config_of_the_hub_is_no_origin(tmp_path, hub):
     assert card.data.base_model is None and card.data.license is None and "fine-tuned" not in card.text
 
 
+@pytest.mark.slow
 def test_fine_tuned_from_the_hub(tmp_path, hub):
     ConvNextForImageClassification(tiny_config("convnext")).push_to_hub("me/base")
     ModelCard("---\nlicense: apache-2.0\n---\n# Base").push_to_hub("me/base")

@@ -155,6 +155,7 @@ def test_width_alone_logs_no_depth(tmp_path):
     assert not any("subnetwork_depth" in line for line in trainer.state.log_history)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_accumulation_is_the_larger_batch(tmp_path, kind):
     def train(batch_size, accumulation):

@@ -37,6 +37,7 @@ def checkpoint_of(trainer, step):
     return f"{trainer.args.output_dir}/checkpoint-{step}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 4])
 def test_resumed_training_is_the_uninterrupted_one(tmp_path, shards, whole, step):
     resumed = stream_trainer(tmp_path, shards, RecordingTrainer)
@@ -115,6 +116,7 @@ def test_batches_out_of_order_have_no_position(tmp_path, shards):
         stream_trainer(tmp_path, shards, dataloader_in_order=False).train()
 
 
+@pytest.mark.slow
 def test_stored_images_are_augmented_alike_with_any_workers_and_after_resume(tmp_path, shards):
     common = {"streaming": False, "max_steps": 10, "save_steps": 3}  # 8 batches an epoch
     whole = stream_trainer(tmp_path / "whole", shards, RecordingTrainer, dataloader_num_workers=0, **common)
@@ -135,6 +137,7 @@ class PlainTrainer(StreamMixin, Trainer):
     pass
 
 
+@pytest.mark.slow
 def test_mixin_serves_other_trainers_and_leaves_other_data_alone(tmp_path, shards):
     common = {"dataloader_num_workers": 0, "max_steps": 4}
     trainer = stream_trainer(tmp_path, shards, PlainTrainer, **common)

@@ -76,6 +76,7 @@ def test_no_subnetworks_takes_what_trainer_takes(tmp_path):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_accumulation_is_the_larger_batch(tmp_path):
     for family, tolerance in (("convnext", 1e-7), ("resnet-basic", 1e-4)):
         # A model with BatchNorm sees the statistics of each micro-batch: in eval mode it is the same function.
@@ -113,6 +114,7 @@ def test_the_last_step_of_an_epoch_may_have_fewer_batches(tmp_path):
     assert largest_difference(accumulated, large) < 1e-7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["compute_loss_func", "label_smoothing", "soft_labels"])
 def test_loss_scaling(tmp_path, kind):
     """The update is the same for 1 x 8 and 4 x 2, and with one-hot soft labels the same as with hard ones."""
@@ -230,7 +232,7 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, optim):
     "args",
     [
         {"bf16": True},
-        {"torch_compile": True, "torch_compile_backend": "eager"},
+        pytest.param({"torch_compile": True, "torch_compile_backend": "eager"}, marks=pytest.mark.slow),
         {"auto_find_batch_size": True},
         {"optim": "adafactor"},
         {"optim": "adamw_torch_fused"},
@@ -275,6 +277,7 @@ def test_gradient_checkpointing(tmp_path, swin):
     assert largest_difference(*runs) < 1e-6
 
 
+@pytest.mark.slow
 def test_out_of_memory_in_a_pass_leaves_the_full_network(tmp_path):
     """`auto_find_batch_size` tries again with a smaller batch after an error in the middle of a sub-network's pass."""
     model = tiny_model()

@@ -117,6 +117,7 @@ def save(tmp_path):
     return save
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [50, 101, 152])
 def test_logits_equal_those_of_the_authors_layout(depth, save):
     network = random_network(depth, num_labels=10)

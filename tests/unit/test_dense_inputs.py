@@ -95,6 +95,7 @@ def test_soft_targets_need_a_classifier():
         GradAugSettings(subnetwork_targets="hard")
 
 
+@pytest.mark.slow
 def test_the_trainer_computes_the_loss_of_subnetworks_as_the_full_networks(tmp_path):
     # At width and scale 1, without BatchNorm, sub-networks with the full network's loss multiply its gradient by 3.
     same = {"num_subnetworks": 2, "min_width": 1.0, "scales": [1.0], "max_steps": 2, "gradient_accumulation_steps": 2}

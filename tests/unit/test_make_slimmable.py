@@ -33,6 +33,7 @@ def test_width_outside_its_range(width):
         model.subnetwork(width=width)
 
 
+@pytest.mark.slow
 def test_skeletons_are_cached_bounded_and_without_weights():
     model = make_slimmable(tiny_model("resnet-bottleneck"))
     assert model.subnetwork(0.9).skeleton is model.subnetwork(0.9).skeleton

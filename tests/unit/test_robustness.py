@@ -161,6 +161,7 @@ def test_accuracies(classifier, trained, data):
     }
 
 
+@pytest.mark.slow
 def test_every_model_sees_the_same_images_whatever_the_batches_and_workers(trained, data):
     class Recording(PixelClassifier):
         def count_correct(self, pixel_values, labels, epsilon=None):

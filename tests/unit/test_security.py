@@ -132,6 +132,7 @@ def test_no_token_is_written(tmp_path, monkeypatch, caplog, capfd):
     assert not [path for path, content in files.items() if TOKEN.encode() in content]
 
 
+@pytest.mark.slow
 def test_token_of_the_arguments_is_used_but_not_saved(hub, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     args = {"push_to_hub": True, "hub_model_id": "someone/model", "hub_strategy": "checkpoint", "hub_token": WRITER}
