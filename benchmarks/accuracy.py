@@ -1,14 +1,15 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Accuracy of arms on data sets over seeds: a study (see study.py) is run cell by cell, and its table and picture written.
+Accuracy of arms on data sets over seeds: a study (see study.py) is run cell by cell, and its table and picture
+written.
 
     python examples/prepare_data.py digits --output_dir data/digits
     python -m benchmarks.accuracy benchmarks/studies/digits-search.yaml --jobs 2
     python -m benchmarks.accuracy benchmarks/studies/digits.yaml --jobs 2
 
 Each cell is one run of `examples/run_image_classification.py`, on a GPU if there is one, and one line of
-docs/results/STUDY.jsonl with its command. The same command after a stop, or after the time that `--minutes` gives it, runs
-what is missing; a cell whose settings, teacher or data have changed is run again. Models and logs are kept in
+docs/results/STUDY.jsonl with its command. The same command after a stop, or after the time that `--minutes` gives it,
+runs what is missing; a cell whose settings, teacher or data have changed is run again. Models and logs are kept in
 outputs/accuracy/STUDY. Run it in the repository's root.
 """
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-The best checkpoint of a study, and its card: the model that was best on the validation images is trained once more, and
-measured on the test images, which played no part in the choice.
+The best checkpoint of a study, and its card: the model that was best on the validation images is trained once more,
+and measured on the test images, which played no part in the choice.
 
     python -m benchmarks.best_checkpoint benchmarks/studies/solar-cells.yaml --output_dir outputs/solar-cells
 

@@ -2,8 +2,8 @@
 """
 One cell of a study: a run of the example script in a process of its own.
 
-The processes are forked by a server that has imported what they need: importing it would take each of them longer than a
-small training.
+The processes are forked by a server that has imported what they need: importing it would take each of them longer than
+a small training.
 """
 
 import multiprocessing

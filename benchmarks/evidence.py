@@ -1,11 +1,11 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Bring the tables of docs/results into the texts that show them.
+Writes the tables of docs/results into the pages that show them.
 
     python -m benchmarks.evidence
 
-In docs/evidence.md and README.md, what stands between `<!-- results: NAME -->` and `<!-- end of results -->` becomes the
-table of docs/results/NAME.md.
+In README.md, docs/evidence.md and docs/evidence/, the text between `<!-- results: NAME -->` and
+`<!-- end of results -->` becomes the table of docs/results/NAME.md.
 """
 
 import re
@@ -14,7 +14,8 @@ from pathlib import Path
 from .common import ROOT
 
 
-TEXTS = ("README.md", "docs/evidence.md")
+PAGES = sorted((ROOT / "docs" / "evidence").glob("*.md"))
+TEXTS = ("README.md", "docs/evidence.md", *(f"docs/evidence/{page.name}" for page in PAGES))
 PLACE = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 

@@ -6,9 +6,9 @@ All that is worth measuring on a GPU, in a given time: tests, time and memory of
     python -m benchmarks.gpu --minutes 5 --output outputs/gpu --only steps graphs
     python -m benchmarks.gpu --minutes 9 --output outputs/gpu --only study --study digits --jobs 4
 
-Each part is a process with a time limit: its share of the time that is left. The parts run one after the other. Each has a
-log, and a line in results.jsonl as soon as it ends; steps and cells are written one by one meanwhile. The last thing printed
-is a table of all results. `--smoke` is a dry run, which needs no GPU.
+Each part is a process with a time limit: its share of the time that is left. The parts run one after the other. Each
+has a log, and a line in results.jsonl as soon as it ends; steps and cells are written one by one meanwhile. The last
+thing printed is a table of all results. `--smoke` is a dry run, which needs no GPU.
 
 Parts:
 

@@ -145,8 +145,8 @@ class Grid:
 
     def choose(self, dataset: str) -> dict[str, dict[str, Any]]:
         """
-        By arm, the settings of the candidate with the best mean on a data set; the first of equal ones. With `enough`, of
-        the first that the next one is ahead of by less, or of the last.
+        By arm, the settings of the candidate with the best mean on a data set; the first of equal ones. With `enough`,
+        of the first that the next one is ahead of by less, or of the last.
         """
         chosen = {}
         for arm, candidates in self.arms[dataset].items():

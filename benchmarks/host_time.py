@@ -1,21 +1,23 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Host time of a sub-network's pass relative to a plain pass: what Python and the launching of kernels take, without arithmetic.
+Host time of a sub-network's pass relative to a plain pass: what Python and the launching of kernels take, without
+arithmetic.
 
-The networks have the depth of ResNet-50, ConvNeXt-T and ViT-S, few channels and small images, so that computing takes next
-to nothing. A pass is one forward and backward. Plain passes and passes of sub-networks take turns, and each figure is the
-median over the repetitions and the widths:
+The networks have the depth of ResNet-50, ConvNeXt-T and ViT-S, few channels and small images, so that computing takes
+next to nothing. A pass is one forward and backward. Plain passes and passes of sub-networks take turns, and each
+figure is the median over the repetitions and the widths:
 
 - plain: the full network without GradAug, with no gradients yet, as in an optimizer step;
 - detached: a sub-network on detached copies of the weights, the default in training, which adds to the gradients;
 - views: a sub-network on slices of the weights that autograd sees, as in the pass that synchronizes processes.
 
-Then whole steps through `GradAug.passes`, without the optimizer: the full network and three sub-networks, at the images' own
-size, relative to a plain step. With several processes (DistributedDataParallel over gloo) all passes but the last run without
-synchronization, and only the steps are measured. A sub-network's own share of a step is `pass_ratio`.
+Then whole steps through `GradAug.passes`, without the optimizer: the full network and three sub-networks, at the
+images' own size, relative to a plain step. With several processes (DistributedDataParallel over gloo) all passes but
+the last run without synchronization, and only the steps are measured. A sub-network's own share of a step is
+`pass_ratio`.
 
-Each process has one thread. On a busy machine, `--clock cpu` leaves out what other programs take. On a GPU, the clock stops when the last kernel is launched; the GPU is waited for between the
-measurements only.
+Each process has one thread. On a busy machine, `--clock cpu` leaves out what other programs take. On a GPU, the clock
+stops when the last kernel is launched; the GPU is waited for between the measurements only.
 
 Command:
 

@@ -5,10 +5,10 @@ One training, many models: sub-networks of one network, beside networks of their
     python -m benchmarks.accuracy benchmarks/studies/digits-one-training.yaml --jobs 2
     python -m benchmarks.one_training benchmarks/studies/digits-one-training.yaml
 
-The study has the arms `one training`, of GradAug, `width W`, of a network of that width, and `width W, shared compute`, the
-same, where all widths together have the compute of the one training. Sub-networks are exported from the study's models,
-their BatchNorm is recalibrated on training images, and they are measured on the study's split. The results are
-docs/results/STUDY-widths.json, with a table and a picture beside it.
+The study has the arms `one training`, of GradAug, `width W`, of a network of that width, and
+`width W, shared compute`, the same, where all widths together have the compute of the one training. Sub-networks are
+exported from the study's models, their BatchNorm is recalibrated on training images, and they are measured on the
+study's split. The results are docs/results/STUDY-widths.json, with a table and a picture beside it.
 """
 
 import re

@@ -6,15 +6,16 @@ Time and peak memory of one optimizer step, in turns:
 - gradaug: GradAug as it is by default;
 - views: the authors' way, sub-networks of which each weight is a slice that autograd sees;
 - naive: the same with one joint backward;
-- separate: each sub-network a model with weights of its own. It trains nothing useful: it takes what the arithmetic of the
-  step takes on this machine, and the difference to it is GradAug's own work.
+- separate: each sub-network a model with weights of its own. It trains nothing useful: it takes what the arithmetic of
+  the step takes on this machine, and the difference to it is GradAug's own work.
 
-The arms take turns in one run, so that whatever else the machine does meets all of them. Each figure is the median of the
-repetitions. On a GPU the clock stops when the GPU is done. The networks have random weights. The sub-networks have the same
-widths and sizes in every step, so that each step is the same amount of work. Loading of data is not measured; transforming
-the batch for the sub-networks is.
+The arms take turns in one run, so that whatever else the machine does meets all of them. Each figure is the median of
+the repetitions. On a GPU the clock stops when the GPU is done. The networks have random weights. The sub-networks have
+the same widths and sizes in every step, so that each step is the same amount of work. Loading of data is not measured;
+transforming the batch for the sub-networks is.
 
-bfloat16 and float16 are by autocast. float16 has a `GradScaler`, as training does, which waits for the GPU once a step.
+bfloat16 and float16 are by autocast. float16 has a `GradScaler`, as training does, which waits for the GPU once a
+step.
 
 Command:
 
@@ -24,10 +25,10 @@ Command:
 `python -m benchmarks.step_grid` runs it for a list of settings, and draws the picture.
 
 Peak memory on CUDA is the most that PyTorch's allocator had handed out at a time (weights, gradients, momentum,
-activations). On the CPU it is the same, from the events of `torch.profiler`, each arm in a process of its own. The system's
-figure is the reserved memory on CUDA, and on Linux the growth of the peak resident size. The second includes the buffers of
-oneDNN, and freed memory that the C library keeps: it moves by run, and falls with `MALLOC_MMAP_THRESHOLD_=131072` in the
-environment.
+activations). On the CPU it is the same, from the events of `torch.profiler`, each arm in a process of its own. The
+system's figure is the reserved memory on CUDA, and on Linux the growth of the peak resident size. The second includes
+the buffers of oneDNN, and freed memory that the C library keeps: it moves by run, and falls with
+`MALLOC_MMAP_THRESHOLD_=131072` in the environment.
 """
 
 import copy
@@ -185,8 +186,8 @@ def make_settings(args: BenchmarkArguments, arm: str) -> GradAugSettings:
 
 def build_step(args: BenchmarkArguments, arm: str, passes: list[dict[str, Any]]) -> Callable[[], None]:
     """
-    A function that runs one optimizer step of an arm, with a network, optimizer and batch of its own. It appends width and
-    size of each pass of GradAug to `passes`.
+    A function that runs one optimizer step of an arm, with a network, optimizer and batch of its own. It appends width
+    and size of each pass of GradAug to `passes`.
     """
     set_seed(0)
     device = torch.device(args.device)

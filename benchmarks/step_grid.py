@@ -1,8 +1,10 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Runs `benchmarks.step` for a list of settings, each a change of the one before it that matters for speed, and draws a picture.
+Runs `benchmarks.step` for a list of settings, each a change of the one before it that matters for speed, and draws a
+picture.
 
-The overhead is what a step of ResNet-50 takes beyond its arithmetic: GradAug against separate models of the same widths.
+The overhead is what a step of ResNet-50 takes beyond its arithmetic: GradAug against separate models of the same
+widths.
 
     python -m benchmarks.step_grid --output docs/results/step-grid.json --plot docs/step-grid.png
 

@@ -2,17 +2,18 @@
 """
 Whether streamed JPEG shards keep the model busy: training from them, against training from tensors in memory.
 
-Photo-like JPEG images (500 x 375 pixels) are made from a seed and stored as Parquet and as WebDataset shards. Then each model
-is trained by `GradAugTrainer`, with no sub-networks unless asked for: plain training takes the most images a second, so it is
-the harder test. The arms take turns:
+Photo-like JPEG images (500 x 375 pixels) are made from a seed and stored as Parquet and as WebDataset shards. Then
+each model is trained by `GradAugTrainer`, with no sub-networks unless asked for: plain training takes the most images
+a second, so it is the harder test. The arms take turns:
 
 - memory: from tensors in memory, no workers;
 - parquet and tar: from the shards, through the way that the example script takes, with each number of workers;
 - loader: the loader of that way alone, without a model;
 - raw: decoding and augmenting images in memory alone, in as many processes as there are workers, each with one thread.
 
-Of each run the first steps don't count: workers start then. `waiting` is the share of the time that the training loop waits
-for a batch. The parts of an image's way (reading, decoding, augmenting, collating) are timed one by one in one process.
+Of each run the first steps don't count: workers start then. `waiting` is the share of the time that the training loop
+waits for a batch. The parts of an image's way (reading, decoding, augmenting, collating) are timed one by one in one
+process.
 
 `resnet-50` takes so long that decoding isn't the limit; `tiny`, a ConvNeXt of one layer, takes so little that it is.
 

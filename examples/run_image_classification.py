@@ -14,7 +14,8 @@ On your own images, from a pretrained model:
 
 With a teacher, an earlier model of the same data, as a baseline instead of GradAug:
 
-    accelerate launch examples/run_image_classification.py --teacher out/plain --output_dir out/distilled --do_train --do_eval
+    accelerate launch examples/run_image_classification.py --teacher out/plain --output_dir out/distilled --do_train
+    --do_eval
 
 From a recipe (.yaml or .json); flags after it override its values:
 
@@ -270,7 +271,8 @@ def build_model(args: ModelArguments, data: str, class_names: list[str], by_numb
 
 def synchronize_batchnorm(model: torch.nn.Module, device: torch.device):
     """
-    The model, with BatchNorm over the images of all processes, and the function that builds its sub-networks in the same way.
+    The model, with BatchNorm over the images of all processes, and the function that builds its sub-networks in the
+    same way.
 
     Names, weights and checkpoints stay those of the plain model. Every process draws the same widths, so that the
     statistics of a sub-network have the same channels in all of them.
@@ -296,8 +298,8 @@ def top_classes(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tenso
 
 def calibration_error(confidence: np.ndarray, hits: np.ndarray, num_bins: int = 15) -> float:
     """
-    The expected calibration error (Guo et al. 2017, arXiv 1706.04599, equation 5): over bins of equal width, how far the
-    mean confidence is from the accuracy, weighted by the share of images in the bin.
+    The expected calibration error (Guo et al. 2017, arXiv 1706.04599, equation 5): over bins of equal width, how far
+    the mean confidence is from the accuracy, weighted by the share of images in the bin.
     """
     bins = np.clip(np.ceil(confidence * num_bins) - 1, 0, num_bins - 1).astype(int)
     return float(np.abs(np.bincount(bins, weights=confidence - hits)).sum() / len(hits))

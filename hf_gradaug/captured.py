@@ -2,11 +2,11 @@
 """
 Passes as CUDA graphs: the option `cuda_graphs`.
 
-A pass of a small network, or of a small batch, takes the host longer to launch than the GPU to run. A captured pass is two
-launches: its forward with the loss, and its backward, which adds to the gradients.
+The host takes longer to launch a pass of a small network or batch than the GPU takes to run it. A captured pass
+needs two launches. One is its forward with the loss. The other is its backward, which adds to the gradients.
 
-`torch.cuda.make_graphed_callables` doesn't fit: it takes no keyword arguments and one size a module, and hands its own
-static gradients to the parameters, where a second micro-batch overwrites the first one's.
+`torch.cuda.make_graphed_callables` doesn't fit. It takes no keyword arguments and one size per module. It also gives
+the parameters its own static gradients, so a second micro-batch overwrites the first one's.
 """
 
 import logging
@@ -27,10 +27,11 @@ class Capture:
     One pass as two graphs.
 
     Args:
-        forward (`Callable[[dict], tuple[torch.Tensor, torch.Tensor]]`): from the inputs to loss and logits.
-        backward (`Callable[[torch.Tensor, torch.Tensor], None]`): of the loss and its gradient; adds to the gradients.
-        inputs (`dict[str, torch.Tensor]`): of this pass; their copies are the graphs' own.
-        pool: memory that captures share, since one at a time is between its forward and its backward.
+        forward (`Callable[[dict], tuple[torch.Tensor, torch.Tensor]]`): Maps the inputs to loss and logits.
+        backward (`Callable[[torch.Tensor, torch.Tensor], None]`): Takes the loss and its gradient; adds to the
+            gradients.
+        inputs (`dict[str, torch.Tensor]`): Inputs of this pass. The graphs read copies of them.
+        pool: Memory that captures share. Only one capture at a time is between its forward and its backward.
     """
 
     def __init__(self, forward: Callable, backward: Callable, inputs: dict[str, Tensor], pool: Any):
@@ -71,14 +72,14 @@ class _Replay(torch.autograd.Function):
 
 class CapturedPasses:
     """
-    Runs passes, captured where they can be.
+    Runs passes as CUDA graphs where possible.
 
-    A pass is captured once for each network, shape of the batch, precision and modes of the modules, up to `limit` of them.
-    The gradients of all trained parameters then lie in tensors of our own, at the same addresses in every step.
+    A pass is captured once for each network, batch shape, precision and module mode, up to `limit` captures. The
+    gradients of all trained parameters then lie in tensors of our own, at the same addresses in every step.
 
     Args:
-        model (`nn.Module`): the full network, on a GPU.
-        limit (`int`, *optional*, defaults to `64`): how many captures there may be; passes beyond run eagerly.
+        model (`nn.Module`): The full network, on a GPU.
+        limit (`int`, *optional*, defaults to `64`): Largest number of captures. Further passes run eagerly.
     """
 
     def __init__(self, model: nn.Module, limit: int = 64):
@@ -97,10 +98,11 @@ class CapturedPasses:
         Loss and logits of a pass, or `None` if it has to run eagerly.
 
         Args:
-            network: what tells networks apart.
-            inputs (`dict[str, torch.Tensor]`): images, and labels or targets.
-            compute (`Callable[[dict], tuple[torch.Tensor, torch.Tensor]]`): from them to loss and logits, without a wait.
-            is_full (`bool`): whether gradients go to the parameters themselves, as the full network's do.
+            network: Identifies the network.
+            inputs (`dict[str, torch.Tensor]`): Images, and labels or targets.
+            compute (`Callable[[dict], tuple[torch.Tensor, torch.Tensor]]`): Maps the inputs to loss and logits,
+                without waiting for the device.
+            is_full (`bool`): Whether this is the full network's pass, whose gradients go to the parameters directly.
 
         Raises:
             `RuntimeError`: If the pass can't be captured.

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Distillation from a separately trained network: what GradAug's soft targets are compared with."""
+"""Distillation from a separately trained network, as a baseline for GradAug's soft targets."""
 
 import math
 from typing import Any
@@ -20,25 +20,27 @@ from .training.step_log import LossParts
 
 class DistillationTrainer(ModelCardMixin, DurableTrainerMixin, Trainer):
     """
-    Trains a model on its labels and on the soft predictions of a teacher, a network that was trained before.
+    Trains a model on its labels and on the soft predictions of a separately trained teacher.
 
-    The loss is that of the labels plus `teacher_weight` times the cross-entropy with the teacher's probabilities, on the
-    batch that the model sees, augmented and mixed as it is. The log lines have both parts, `loss_labels` and, before its
-    weight, `loss_teacher`. Evaluation has the loss of the labels alone. The teacher is frozen and in eval mode, runs under
-    the model's autocast, and is not saved; its forward counts in `total_flos`.
+    The loss is the label loss plus `teacher_weight` times the cross-entropy with the teacher's probabilities. The
+    teacher sees the model's own batch, with its augmentation and mixing. The log has both parts: `loss_labels`, and
+    `loss_teacher` before its weight. Evaluation uses the label loss alone.
+
+    The teacher is frozen, runs in eval mode and under the model's autocast, and is not saved. Its forward counts in
+    `total_flos`.
 
     Args:
         *args, **kwargs:
             The Trainer's. `args` may be a [`GradAugConfig`] with 0 sub-networks.
         teacher (`PreTrainedModel`):
-            An image classifier with the model's classes, which are matched by name. It is changed in place: frozen, and
-            moved to the device that trains.
+            An image classifier with the model's classes, matched by name. It is frozen in place and moved to the
+            training device.
         teacher_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the teacher's part, 0 or more. With 0 the teacher isn't run: this is plain training then, exactly.
+            Weight of the teacher's part, 0 or more. With 0 the teacher isn't run, and this is exactly plain training.
 
     Raises:
-        `ValueError`: If there are sub-networks, a loss function of one's own, a negative weight, a model that is no image
-            classifier, or a teacher with other classes. Nothing is written before.
+        `ValueError`: If the settings have sub-networks, a custom loss function is set, the weight is negative, the
+            model is not an image classifier, or the teacher has other classes. Nothing is written before the error.
     """
 
     def __init__(self, *args, teacher: PreTrainedModel, teacher_weight: float = 1.0, **kwargs):
@@ -56,7 +58,7 @@ class DistillationTrainer(ModelCardMixin, DurableTrainerMixin, Trainer):
 
     @property
     def gradaug_settings(self) -> GradAugSettings:
-        """Those in `args`, without sub-networks."""
+        """The settings in `args`, without sub-networks."""
         return self.args if isinstance(self.args, GradAugSettings) else GradAugSettings(num_subnetworks=0)
 
     @staticmethod
@@ -94,7 +96,7 @@ class DistillationTrainer(ModelCardMixin, DurableTrainerMixin, Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        self._step_log = self._new_step_log()  # without what an earlier training left
+        self._step_log = self._new_step_log()  # without what an earlier run left
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def compute_loss(

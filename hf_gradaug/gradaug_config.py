@@ -22,11 +22,11 @@ class GradAugConfig(GradAugSettings, TrainingArguments):
         subnetwork_batch_fraction, subnetwork_every, nonfinite_loss:
             See [`GradAugSettings`].
         lr_milestones (`list[float]`, *optional*):
-            Shares of the training, each in (0, 1): after each of them the learning rate is a tenth of what it was before. They
-            go with `lr_scheduler_type="constant"`. Of transformers' own schedules none falls in steps.
+            Shares of the run, each in (0, 1). After each, the learning rate is divided by 10. Needs
+            `lr_scheduler_type="constant"`, because no schedule of transformers falls in steps.
         logging_nan_inf_filter (`bool`, *optional*):
-            As in `TrainingArguments`, where it is `True`: the Trainer waits for the device in each step then. Not given:
-            `True` without sub-networks and with `nonfinite_loss="skip"`, else `False`.
+            As in `TrainingArguments`, where it is `True` and makes the Trainer wait for the device in each step. If
+            not given, it is `True` without sub-networks or with `nonfinite_loss="skip"`, else `False`.
         output_dir (`str`) and all others:
             See `TrainingArguments`.
 
@@ -37,16 +37,16 @@ class GradAugConfig(GradAugSettings, TrainingArguments):
     lr_milestones: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Shares of the training, each in (0, 1), after which the learning rate is a tenth of what it was before. "
-            "They go with lr_scheduler_type constant."
+            "help": "Shares of the run, each in (0, 1). After each, the learning rate is divided by 10. "
+            "Needs lr_scheduler_type constant."
         },
     )
 
     logging_nan_inf_filter: bool | None = field(
         default=None,
         metadata={
-            "help": "Leave losses that are NaN or infinite out of the logged loss, for which the Trainer waits for the device in "
-            "each step. Not given: where there are no sub-networks, as in TrainingArguments, and with nonfinite_loss skip."
+            "help": "Leave NaN and infinite losses out of the logged loss. The Trainer then waits for the device in "
+            "each step. If not given, this is on without sub-networks or with nonfinite_loss skip."
         },
     )
 

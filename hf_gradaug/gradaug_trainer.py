@@ -28,31 +28,35 @@ class GradAugMixin:
     """
     Adds GradAug to any Trainer: `class MyTrainer(GradAugMixin, SomeTrainer)`.
 
-    Each batch takes one pass of the full network, with the loss that the Trainer computes, and one of each sub-network,
-    which learns from the full network's soft targets on a transformation of the batch, or, with
-    `subnetwork_targets="labels"`, from the batch's labels with the same loss as the full network. Evaluation and
-    prediction run the full network alone.
+    Each batch takes one pass of the full network, with the loss that the Trainer computes. Each sub-network then takes
+    one pass on a transformation of the batch. It learns from the full network's soft targets, or from the labels with
+    `subnetwork_targets="labels"`. Evaluation and prediction run the full network alone.
 
-    With `num_subnetworks=0` everything is as with `SomeTrainer`, with two corrections for image classifiers, so that a
-    comparison is fair: the loss has the same size whatever the gradient accumulation and the number of processes
-    (transformers issue 47688), and floating-point labels of shape `(batch_size, num_labels)` are class probabilities where
-    the model's `config.problem_type` is `"single_label_classification"`. With `subnetwork_targets="labels"` the first
-    correction is there for every model.
+    With `num_subnetworks=0` the Trainer behaves as `SomeTrainer`, with two corrections for image classifiers. They
+    make a comparison fair:
 
-    Wherever the model is saved, its settings are beside it: see [`~hf_gradaug.settings.save_settings`]. Model cards and
-    durable runs, `lr_milestones` among them, are mixins of their own: see [`GradAugTrainer`].
+    - The size of the loss doesn't depend on gradient accumulation or the number of processes (transformers issue
+      47688). With `subnetwork_targets="labels"` this holds for every model.
+    - Floating-point labels of shape `(batch_size, num_labels)` are class probabilities if the model's
+      `config.problem_type` is `"single_label_classification"`.
+
+    The settings are saved beside the model: see [`~hf_gradaug.settings.save_settings`]. Model cards, durable runs and
+    `lr_milestones` are separate mixins: see [`GradAugTrainer`].
 
     Args:
         *args, **kwargs:
-            The Trainer's. `args` may be a [`GradAugConfig`], or plain `TrainingArguments`, which mean the default settings.
+            The Trainer's arguments. `args` may be a [`GradAugConfig`]. With plain `TrainingArguments`, the settings
+            have their defaults.
         transform (`Callable[[torch.Tensor, torch.Generator], torch.Tensor]`, *optional*):
-            Transformation of the images for a sub-network, in the place of `scales` and `rotations`. See [`GradAug`].
+            Transformation of the images for a sub-network, instead of `scales` and `rotations`. See [`GradAug`].
         build (`Callable[[PreTrainedConfig], nn.Module]`, *optional*):
-            Builds a model from a config, for models that class and config alone don't give. See [`make_slimmable`].
+            Builds a model from a config. Needed if class and config alone don't give the model. See
+            [`make_slimmable`].
 
     Raises:
-        `TypeError`, `ValueError`: If the model can't have sub-networks or soft targets, or an argument can't go with
-        several backwards in a step. Nothing is written before.
+        `TypeError`: If the model can't have sub-networks.
+        `ValueError`: If the model can't have the chosen targets, or an argument doesn't allow several backwards in a
+            step. Nothing is written before the error.
     """
 
     def __init_subclass__(cls, **kwargs):
@@ -80,7 +84,7 @@ class GradAugMixin:
 
     @property
     def gradaug_settings(self) -> GradAugSettings:
-        """The settings in `args`, or the default ones if those are plain `TrainingArguments`."""
+        """The settings in `args`, or the defaults if `args` are plain `TrainingArguments`."""
         return self.args if isinstance(self.args, GradAugSettings) else GradAugSettings()
 
     @property
@@ -90,7 +94,7 @@ class GradAugMixin:
         return settings.num_subnetworks > 0 or settings.subnetwork_targets == "labels" or is_classifier
 
     def _new_step_log(self) -> StepLog | LossParts:
-        """What adds up the steps for the Trainer's next log line."""
+        """A fresh sum of the steps until the Trainer's next log line."""
         return StepLog()
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -229,8 +233,10 @@ class GradAugMixin:
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """
-        The Trainer's loss, for class probabilities among the labels too. A subclass may override it: in training its loss is
-        the full network's, and the sub-networks' where they learn from labels.
+        The Trainer's loss, which also takes class probabilities as labels.
+
+        A subclass may override it. In training its loss is then the full network's. Sub-networks use it too if they
+        learn from labels.
         """
         labels, trainer_loss = get_float_labels(inputs), super().compute_loss
         is_single_label = (
@@ -298,7 +304,7 @@ class GradAugMixin:
 def _with_labels(
     gradaug_pass: GradAugPass, num_items_in_batch: Tensor | int | None
 ) -> tuple[dict[str, Tensor | Any], Tensor | float | None]:
-    """What the Trainer's step takes: the inputs of a pass, soft labels too, and the number of items among the labels."""
+    """The inputs of a pass with their labels, and the number of items among the labels, for the Trainer's step."""
     inputs = dict(gradaug_pass.inputs)
     if gradaug_pass.soft_labels is not None:
         inputs["labels"] = gradaug_pass.soft_labels
@@ -309,7 +315,7 @@ def _with_labels(
 
 
 def _accepted(function: Callable, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that a `compute_loss` takes: older ones know no `num_items_in_batch`."""
+    """The arguments that this `compute_loss` takes. Older ones don't take `num_items_in_batch`."""
     parameters = inspect.signature(function).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return kwargs if takes_all else {name: value for name, value in kwargs.items() if name in parameters}
@@ -319,8 +325,8 @@ class GradAugTrainer(GradAugMixin, ModelCardMixin, DurableTrainerMixin, Trainer)
     """
     The Trainer of transformers with GradAug (Yang, Zhu and Chen, NeurIPS 2020, arXiv 2006.07989).
 
-    Takes what `Trainer` takes, and a [`TrainingStream`] as training data. [`GradAugMixin`] has the method,
-    [`~hf_gradaug.training.DurableTrainerMixin`] makes long runs durable, and
+    Takes the arguments of `Trainer`, and a [`TrainingStream`] as training data. [`GradAugMixin`] has the method.
+    [`~hf_gradaug.training.DurableTrainerMixin`] makes long runs durable.
     [`~hf_gradaug.reporting.ModelCardMixin`] writes the model card.
 
     Example:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-# Where there are no such logits as soft targets need.
+# Advice for models without logits for soft targets.
 _ADVICE = " Sub-networks of other models learn from labels: set `subnetwork_targets` to 'labels'."
 
 
@@ -21,7 +21,7 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 def soft_targets(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """
-    The full network's predictions, which the sub-networks learn from (paper, section 3).
+    The full network's predictions as the sub-networks' targets (paper, section 3).
 
     Args:
         logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
@@ -56,7 +56,7 @@ def soft_target_loss(logits: Tensor, targets: Tensor, temperature: float = 1.0) 
 
 def binary_soft_targets(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """
-    [`soft_targets`] of a multi-label model: a probability of each label by itself. Ours, not the paper's.
+    [`soft_targets`] for a multi-label model: one probability per label. Ours, not the paper's.
 
     Args:
         logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
@@ -71,15 +71,17 @@ def binary_soft_targets(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def bernoulli_kl(logits: Tensor, targets: Tensor) -> Tensor:
-    """`KL(targets || sigmoid(logits))` of each entry, in nats; zero where they agree."""
+    """`KL(targets || sigmoid(logits))` of each entry in nats; 0 if both are equal."""
     entropy = -torch.xlogy(targets, targets) - torch.xlogy(1 - targets, 1 - targets)
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none") - entropy
 
 
 def binary_soft_target_loss(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
     """
-    [`soft_target_loss`] of a multi-label model: the mean over batch and labels of `KL(targets || sigmoid(logits /
-    temperature))`, as the heads of `transformers` average their loss over both. Ours, not the paper's.
+    [`soft_target_loss`] for a multi-label model. Ours, not the paper's.
+
+    This is `KL(targets || sigmoid(logits / temperature))`, averaged over batch and labels as in the heads of
+    `transformers`.
 
     Args:
         logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
@@ -97,9 +99,9 @@ def binary_soft_target_loss(logits: Tensor, targets: Tensor, temperature: float 
 
 def soft_label_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """
-    Cross-entropy with class probabilities, such as CutMix and MixUp make.
+    Cross-entropy with class probabilities as labels, such as CutMix and MixUp make.
 
-    The heads of `transformers` take floating-point labels for multi-label ones and use binary cross-entropy.
+    The heads of `transformers` treat floating-point labels as multi-label and use binary cross-entropy.
 
     Args:
         logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
@@ -139,12 +141,12 @@ def are_probabilities(labels: Tensor) -> bool:
 @contextmanager
 def soft_labels_in_heads(*models: nn.Module) -> Iterator[None]:
     """
-    Has the models' own heads take class probabilities for labels.
+    Makes the models' own heads take class probabilities as labels.
 
-    They take floating-point labels for multi-label ones. This is for a loss that somebody else computes by the heads.
+    The heads treat floating-point labels as multi-label. This serves a loss that other code computes by the heads.
 
     Args:
-        models (`nn.Module`): Of transformers; others are left alone.
+        models (`nn.Module`): Models of transformers. Others are unchanged.
     """
 
     def wrap(original):
@@ -170,7 +172,7 @@ def soft_labels_in_heads(*models: nn.Module) -> Iterator[None]:
 
 
 def get_logits(outputs: Any) -> Tensor:
-    """The logits, of shape `(batch_size, num_labels)`, in what a model for image classification returned."""
+    """The logits of shape `(batch_size, num_labels)` among the outputs of an image classifier."""
     if isinstance(outputs, Mapping):
         if "logits" not in outputs:
             raise ValueError(
@@ -189,7 +191,7 @@ def get_logits(outputs: Any) -> Tensor:
 
 
 def check_has_soft_targets(model: nn.Module, multi_label: bool = True) -> None:
-    """Raises a `ValueError` if the model is one whose predictions can't be soft targets. `multi_label` models may."""
+    """Raises a `ValueError` if the model's predictions can't be soft targets. `multi_label` allows multi-label models."""
     config, loss_type = model.config, getattr(model, "loss_type", None)
     problem_type = getattr(config, "problem_type", None)
     classifies = problem_type in (None, "single_label_classification") and config.num_labels > 1

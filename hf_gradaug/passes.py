@@ -8,10 +8,10 @@ One optimizer step on a batch (x, y), by section 3 of the paper:
 2. Each sub-network of width w, on a transformation T of the batch: KL(q || softmax(f_w(T(x)))).
 3. All gradients add up, and the optimizer steps once.
 
-With `subnetwork_targets="labels"` a sub-network's loss is the model's own, on the labels, which are transformed too;
-with "queries" each query of a detector or segmenter has a soft target.
+With `subnetwork_targets="labels"` a sub-network's loss is the model's own, on the transformed labels. With "queries" each
+query of a detector or segmenter has a soft target.
 
-Each pass runs its backward before the next one starts, so that the activations of one network are in memory at a time.
+Each pass runs its backward before the next pass starts. So only one network's activations are in memory at a time.
 """
 
 import itertools
@@ -42,35 +42,35 @@ logger = logging.getLogger(__name__)
 
 class GradAugPass:
     """
-    One forward and backward of one network. As a context manager it makes the network the active one of the model.
+    One forward and backward of one network. The `with` block makes this network the active one of the model.
 
     Attributes:
         inputs (`dict`):
-            What to call the model with: for the full network the batch, but for soft labels; for a sub-network its
-            transformation, without labels unless it learns from them.
+            Arguments for the model. For the full network, this is the batch without soft labels. For a sub-network, it
+            is the transformed batch, with labels only if the sub-network learns from them.
         width (`float`):
             Width multiplier, 1.0 for the full network.
         is_full (`bool`):
-            Whether this is the full network's pass, the first one of a step.
+            Whether this is the full network's pass, the first pass of a step.
         is_last (`bool`):
-            Whether gradients have to be synchronized between processes in this pass; in no other they have to.
+            Whether this is the last pass of a step, the only one that must synchronize gradients between processes.
         size (`tuple[int, int]`):
             Height and width of the images in pixels.
         kept_blocks (`tuple[tuple[int, ...], ...]`, *optional*):
-            For each stage, the indices of the residual blocks that a sub-network keeps, where it drops some.
+            For each stage, the indices of the residual blocks that the sub-network keeps. `None` if it keeps all.
         depth (`float`):
             Share of the residual blocks that run.
         soft_labels (`torch.Tensor`, *optional*):
-            Class probabilities of shape `(batch_size, num_labels)`, where the batch has such labels and not numbers, in
-            the passes that learn from labels.
+            Class probabilities of shape `(batch_size, num_labels)`, if the batch has them and the pass learns from
+            labels.
         rows (`torch.Tensor`, *optional*):
-            Indices of the images that a sub-network sees, where that is a share of the batch.
+            Indices of the images that the sub-network sees. `None` if it sees the whole batch.
         share (`float`):
-            That share, 1.0 for the whole batch.
+            Share of the batch that the pass sees.
         learns_from_labels (`bool`):
-            Whether the loss is that of the labels, as always for the full network, or of the full network's predictions.
+            Whether the loss uses the labels. It always does for the full network.
         network (`nn.Module`):
-            The full network; inside of the `with` block of a sub-network, a model of its narrower config without weights.
+            The full network. Inside the `with` block of a sub-network, its skeleton: a model of the narrower config.
     """
 
     is_full: bool
@@ -91,27 +91,27 @@ class GradAugPass:
 
     def loss(self, outputs: Any, label_loss: Tensor | None = None) -> Tensor:
         """
-        The pass's loss, whose gradient adds to those of the step's other passes.
+        The loss of the pass. Its gradient adds to the gradients of the step's other passes.
 
         Args:
             outputs (`ModelOutput` or `tuple`):
-                What the model returned.
+                Outputs of the model.
             label_loss (`torch.Tensor`, *optional*):
-                A loss of your own with the labels, where the pass learns from them.
+                Your own loss on the labels, for a pass that learns from them.
 
         Returns:
-            `torch.Tensor`: A scalar. For the full network `outputs.loss`, or cross-entropy with soft labels; for a
-            sub-network the same or the loss with the full network's targets, weighted.
+            `torch.Tensor`: A scalar. For the full network this is `outputs.loss`, or cross-entropy with soft labels.
+            For a sub-network it is the weighted loss on the labels or on the full network's targets.
         """
         return self._loss(outputs, label_loss)
 
     def compute(self, model: nn.Module) -> Tensor:
         """
-        Forward and loss of the pass, to be called inside of its `with` block: `loss(model(**inputs))`, or, with
-        `cuda_graphs`, the replay of a capture of it.
+        Forward and loss of the pass, to call inside the `with` block: `loss(model(**inputs))`, or a replay of a
+        capture.
 
         Args:
-            model (`nn.Module`): the model, wrapped as it is for distributed training.
+            model (`nn.Module`): The model, wrapped for distributed training if it is.
 
         Returns:
             `torch.Tensor`: A scalar.
@@ -131,7 +131,7 @@ class GradAugPass:
 
 
 class FullPass(GradAugPass):
-    """The full network's pass. Its loss is that of the labels; its predictions become the sub-networks' targets."""
+    """The full network's pass. Its loss uses the labels, and its predictions become the sub-networks' targets."""
 
     is_full = learns_from_labels = True
     targets: Any = None
@@ -168,8 +168,8 @@ class SubnetworkPass(GradAugPass):
     A sub-network's pass, on a transformation of the batch.
 
     Args:
-        full ([`FullPass`]): the pass of the step's full network, which has the targets.
-        spec ([`~hf_gradaug.slimmable.model.SubnetworkSpec`]): which sub-network.
+        full ([`FullPass`]): The full network's pass of the same step.
+        spec ([`~hf_gradaug.slimmable.model.SubnetworkSpec`]): The sub-network.
     """
 
     is_full = False
@@ -192,7 +192,7 @@ class SubnetworkPass(GradAugPass):
 
     @property
     def num_parameters(self) -> int:
-        """Of the sub-network."""
+        """Number of parameters of the sub-network."""
         return self._active.subnetwork.num_parameters
 
     @property
@@ -290,32 +290,32 @@ class GradAug:
     """
     Divides an optimizer step into the passes of GradAug.
 
-    [`GradAugTrainer`] uses it, and so can a training loop of your own, in one process or with DistributedDataParallel. FSDP2
-    and DeepSpeed need what the trainer does beside.
+    [`GradAugTrainer`] uses it. So can your own training loop, in one process or with DistributedDataParallel. FSDP2
+    and DeepSpeed need further steps of the trainer.
 
     Args:
         model (`PreTrainedModel`):
-            The model to train, before it is wrapped for distributed training. It is made slimmable.
+            The model to train, before it is wrapped for distributed training. It becomes slimmable.
         settings ([`GradAugSettings`], *optional*):
             Defaults to the paper's for ImageNet.
         seed (`int`, *optional*, defaults to `0`):
             Widths and transformations of a step are drawn from the seed and the step's index.
         transform (`Callable[[torch.Tensor, torch.Generator], torch.Tensor]`, *optional*):
-            Transformation of a batch of shape `(batch_size, num_channels, height, width)` for a sub-network, in the place
-            of those that `settings.scales` and `settings.rotations` describe. Masks are scaled to the size that it
-            returns: where labels hold masks or boxes, it may resize and recolour the images, and nothing else.
+            Transformation of a batch of shape `(batch_size, num_channels, height, width)` for a sub-network, instead
+            of `settings.scales` and `settings.rotations`. Masks are scaled to the size that it returns. If labels hold
+            masks or boxes, it may resize and recolour images, but not move their content.
         build (`Callable[[PreTrainedConfig], nn.Module]`, *optional*):
             See [`make_slimmable`].
         label_names (`list[str]`, *optional*):
-            Inputs that hold labels, which sub-networks don't get where they learn from soft targets. Defaults to the
-            arguments of the model's `forward` with "label" in their name.
+            Inputs that hold labels. Sub-networks with soft targets don't get them. Defaults to the arguments of the
+            model's `forward` with "label" in their name.
         detached (`bool`, *optional*, defaults to `True`):
-            Runs the passes that don't synchronize on detached copies of the weights (see [`~SlimmableModel.subnetwork`]),
-            which is faster. Turn it off where hooks on the parameters must see every pass.
+            Runs passes that don't synchronize gradients on detached copies of the weights, which is faster. Turn it off if
+            hooks on the parameters must see every pass. See [`~SlimmableModel.subnetwork`].
 
     Raises:
-        `TypeError`, `ValueError`: If the model can't have sub-networks (see [`make_slimmable`]), or no targets of the
-        kind `settings.subnetwork_targets`.
+        `TypeError`: If the model can't have sub-networks (see [`make_slimmable`]).
+        `ValueError`: If the model can't have sub-networks or the chosen targets.
 
     Example:
 
@@ -365,7 +365,7 @@ class GradAug:
             _check_logits(self.model.subnetwork(1.0).skeleton)
 
     def subnetwork(self, width: float, kept_blocks: KeptBlocks | None = None, *, detached: bool = False):
-        """The context manager in which the model runs the sub-network of this width multiplier, with these blocks."""
+        """A context manager in which the model runs the sub-network of this width multiplier and these blocks."""
         return self.model.subnetwork(
             width, self.settings.width_divisor, kept_blocks, detached=detached, compiled=self._compiled
         )
@@ -384,20 +384,20 @@ class GradAug:
 
     def passes(self, inputs: Mapping[str, Any], step: int) -> Iterator[GradAugPass]:
         """
-        The passes of one batch: the full network's, then those of the sub-networks, widest first.
+        The passes of one batch: the full network's pass, then the sub-networks' passes, widest first.
 
         Args:
             inputs (`Mapping[str, Any]`):
-                The batch on the model's device, images and labels included.
+                The batch on the model's device, with images and labels.
             step (`int`):
-                Index of the optimizer step. Batches of the same step, on whichever process, get the same draws.
+                Index of the optimizer step. All batches of a step get the same draws, in all processes.
 
         Yields:
-            [`GradAugPass`]: To be run, its backward included, before the next one is asked for.
+            [`GradAugPass`]: Run it with its backward before you ask for the next one.
 
         Raises:
-            `ValueError`: If there are no images, they become smaller than the model can take, or labels hold masks or
-                boxes and `settings.rotations` would turn the images.
+            `ValueError`: If the batch has no images, they become too small for the model, or `settings.rotations`
+                would turn images whose labels hold masks or boxes.
         """
         settings, name = self.settings, self.image_name
         if not isinstance(inputs, Mapping) or name not in inputs:
@@ -441,8 +441,8 @@ class GradAug:
 
     def _get_soft_labels(self, inputs: Mapping[str, Any]) -> Tensor | None:
         """
-        The batch's labels if they are class probabilities. Where the config doesn't say what floating-point labels are, the
-        first ones do: the heads would take all for multi-label ones.
+        The batch's labels if they are class probabilities, else `None`. If the config doesn't set `problem_type`, the
+        first labels decide, because heads treat all floating-point labels as multi-label.
         """
         labels, config = get_float_labels(inputs), self.model.config
         problem_type = getattr(config, "problem_type", None)
@@ -484,12 +484,11 @@ class GradAug:
         return self._trains_one_image[size]
 
     def _share_of_batch(self, images: Tensor, index: int) -> Tensor | None:
-        """Which rows of the batch sub-network `index` (from 1) sees; `None` for all."""
+        """Indices of the images that sub-network `index` (from 1) sees; `None` for all."""
         if self.settings.subnetwork_batch_fraction == 1:
             return None
         batch_size, count = len(images), self._images_of_a_subnetwork(images)
-        # Evenly spaced, so that the shares of micro-batches and of processes together are those of the whole batch,
-        # where the sizes divide.
+        # Evenly spaced, so that micro-batches and processes together see the same share as one whole batch.
         spaced = torch.arange(count, device=images.device) * batch_size // count
         return (spaced + index - 1) % batch_size
 

@@ -1,10 +1,10 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Draws of an optimizer step, and of an example's augmentation.
+Random draws for an optimizer step, and for an example's augmentation.
 
-They are functions of the seed and of the step, or of the epoch and the example, and of nothing else. So each rank and each
-micro-batch of a step draws the same, a resumed run draws what the uninterrupted one would have, with any number of
-data-loading workers, and there is no state to save.
+Each draw is a function of the seed and the step, or of the seed, the epoch and the example. So each process and each
+micro-batch of a step draws the same. A resumed run draws what the uninterrupted run draws, with any number of
+data-loading workers. No state is saved.
 """
 
 import contextlib
@@ -35,14 +35,14 @@ def step_generator(seed: int, step: int, index: int = 0) -> torch.Generator:
 
 def example_seed(*numbers: int) -> int:
     """
-    Seed of what is random about one example in one epoch, or about one batch.
+    Seed for the random parts of one example in one epoch, or of one batch.
 
     Args:
         *numbers (`int`):
-            What identifies it, each 0 or more: the run's seed, the epoch, the example's place in the data.
+            Numbers that identify it, each 0 or more: the run's seed, the epoch, the example's index.
 
     Returns:
-        `int`: In [0, 2^63), unrelated to that of any other numbers and to the draws of [`step_generator`].
+        `int`: In [0, 2^63). It is independent of the seeds of other numbers, and of [`step_generator`].
     """
     # The length too: SeedSequence pads with zeros.
     return _to_seed(np.random.SeedSequence(numbers, spawn_key=(len(numbers),)))
@@ -56,10 +56,9 @@ def _to_seed(sequence: np.random.SeedSequence) -> int:
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """
-    Inside, what draws from PyTorch's global CPU generator draws from a generator with this seed. Outside, it goes on as if
-    nothing had been drawn.
+    Seeds PyTorch's global CPU generator inside the block, and restores its state afterwards.
 
-    It is for code that takes no generator, such as torchvision's transforms.
+    This serves code that takes no generator, such as torchvision's transforms.
 
     Args:
         seed (`int`):
@@ -106,11 +105,10 @@ def draw_widths(
 
 def survival_probabilities(num_blocks: int, min_survival: float) -> list[float]:
     """
-    How likely a sub-network keeps each residual block: falling linearly from 1 for the first to `min_survival` for the
-    last.
+    Probability that a sub-network keeps each residual block. It falls linearly from 1 to `min_survival`.
 
-    So it is in the authors' code. Stochastic depth (Huang et al. 2016, arXiv 1603.09382) takes a first step down
-    before the first block.
+    This follows the authors' code. Stochastic depth (Huang et al. 2016, arXiv 1603.09382) starts one step below 1
+    instead.
 
     Args:
         num_blocks (`int`):
@@ -129,8 +127,8 @@ def draw_blocks(depths: Sequence[int], min_survival: float, generator: torch.Gen
     """
     The residual blocks that a sub-network keeps.
 
-    Each is kept with its probability of survival, by itself. The first block of a stage, which may change size and
-    channels, is kept always. There is no counterpart of the sandwich rule, as there is none in the authors' code.
+    Each block is kept independently, with its probability of survival. The first block of a stage is always kept,
+    because it may change size and channels. There is no counterpart of the sandwich rule, as in the authors' code.
 
     Args:
         depths (`Sequence[int]`):

@@ -28,60 +28,59 @@ class GradAugSettings:
     """
     The settings of GradAug. The defaults are the paper's for ResNet-50 on ImageNet.
 
-    [`GradAugConfig`] is these and `TrainingArguments` in one.
+    [`GradAugConfig`] combines them with `TrainingArguments`.
 
     Args:
         num_subnetworks (`int`, *optional*, defaults to `3`):
             Sub-networks trained in each optimizer step beside the full network. 0 turns GradAug off.
         subnetwork_kind (`str`, *optional*, defaults to `"width"`):
-            What sub-networks have less of: `"width"` channels, `"depth"` residual blocks, `"width_depth"` both. The
-            full network runs all of its blocks, in training and in evaluation, so that no output of a block is scaled
-            by its probability of survival.
+            What sub-networks drop: channels (`"width"`), residual blocks (`"depth"`) or both (`"width_depth"`). The
+            full network always runs all blocks, so no block's output is scaled by its probability of survival.
         min_survival (`float`, *optional*, defaults to `0.5`):
-            With depth: the probability with which a sub-network keeps the last residual block, in (0, 1]. It falls
-            linearly over the blocks from 1 for the first. The first block of a stage is kept always. The authors' code
-            for CIFAR has 0.8.
+            With depth: probability that a sub-network keeps the last residual block, in (0, 1]. It falls linearly from
+            1 for the first block. The first block of a stage is always kept. The authors' code for CIFAR uses 0.8.
         min_width (`float`, *optional*, defaults to `0.9`):
-            Smallest width multiplier, in (0, 1]. One sub-network of each step has it, the others are drawn uniformly from
+            Smallest width multiplier, in (0, 1]. One sub-network per step has it. The others are uniform in
             `[min_width, 1]`.
         width_choices (`list[float]`, *optional*):
-            Width multipliers to draw the others from, each in [`min_width`, 1]. With such a bounded set `torch.compile`
-            compiles the sub-networks too, if their kind is `"width"`. Not given: the whole interval.
+            Width multipliers to draw the others from, each in `[min_width, 1]`, instead of the whole interval. If
+            `subnetwork_kind` is `"width"`, `torch.compile` then compiles the sub-networks too.
         scales (`list[float]`, *optional*, defaults to `[1.0, 6 / 7, 5 / 7, 4 / 7]`):
-            Image sizes for the sub-networks, as fractions of the batch's own height and width, each in (0, 1]; 224, 192, 160
-            and 128 pixels at 224. One is drawn for each sub-network.
+            Image sizes for the sub-networks, as fractions of the batch's height and width, each in (0, 1]. At 224
+            pixels the defaults are 224, 192, 160 and 128. One is drawn for each sub-network.
         rotations (`list[float]`, *optional*):
-            Angles in degrees, counter-clockwise. One is drawn for each sub-network. Not given: no rotation.
+            Angles in degrees, counter-clockwise. One is drawn for each sub-network. If not given, images are not
+            rotated.
         subnetwork_targets (`str`, *optional*, defaults to `"soft"`):
-            What the sub-networks learn from: `"soft"` is the full network's predictions, the paper's method for
-            single-label classification. `"labels"` is the batch's labels, with the model's own loss, for every other
-            model that has one: detectors and segmenters. `"queries"` is the full network's predictions for each query,
-            for those of them whose queries are learned: DETR, Conditional DETR, Deformable DETR, MaskFormer, Mask2Former.
+            What the sub-networks learn from. `"soft"`: the full network's predictions, the paper's method for
+            single-label classification. `"labels"`: the batch's labels, with the model's own loss, for detectors,
+            segmenters and any other model. `"queries"`: the full network's prediction for each query, for models with
+            learned queries (DETR, Conditional DETR, Deformable DETR, MaskFormer, Mask2Former).
         subnetwork_loss_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of each sub-network's loss, 0 or more; the full network's is 1.
+            Weight of each sub-network's loss, 0 or more. The full network's weight is 1.
         temperature (`float`, *optional*, defaults to `1.0`):
             Temperature of the soft targets, above 0.
         width_divisor (`int`, *optional*, defaults to `1`):
-            Channel counts of the sub-networks are rounded to multiples of it, 1 or more. The inner layers of a ResNet
-            bottleneck have a quarter of its outer count, so that 32 makes them multiples of 8.
+            Rounds the sub-networks' channel counts to its multiples, 1 or more. The inner layers of a ResNet
+            bottleneck have a quarter of its outer count, so 32 makes them multiples of 8.
         subnetwork_batch_fraction (`float`, *optional*, defaults to `1.0`):
-            Share of the batch that each sub-network sees, in (0, 1]: every sub-network another one, evenly spaced in the
-            batch, with the soft targets that belong to it.
+            Share of the batch that each sub-network sees, in (0, 1]. Each sub-network sees different images, evenly
+            spaced in the batch.
         subnetwork_every (`int`, *optional*, defaults to `1`):
-            Sub-networks are trained in every so-many-th optimizer step, 1 or more, beginning with the first.
+            Trains sub-networks every k-th optimizer step, from the first step on. 1 or more.
         cuda_graphs (`bool`, *optional*, defaults to `False`):
-            Captures each pass with soft targets, and the full network's with the model's own loss, as a CUDA graph: once for
-            each width, image size and batch shape, up to 64. Faster where the host is the limit: small networks and batches.
-            For random widths set `width_choices` or a `width_divisor`. Passes that can't be captured, such as a short last
-            batch beyond the 64, run eagerly.
+            Captures the full network's passes, and sub-networks' passes with soft targets, as CUDA graphs. There is
+            one capture for each width, image size and batch shape, up to 64; further passes run eagerly. This is
+            faster for small networks and batches, where the host is the limit. With random widths, set `width_choices`
+            or `width_divisor` too.
         nonfinite_loss (`str`, *optional*, defaults to `"stop"`):
-            What [`GradAugTrainer`] does when a loss or the gradient is NaN or infinite: `"stop"` raises, before anything of the
-            step is saved, `"skip"` leaves the optimizer step out and counts it, for which it waits for the device in each
-            step. Training without sub-networks, and fp16, whose gradient scaler skips such steps, are left as they are. See
-            [`~hf_gradaug.training.nonfinite.NonFiniteLossGuard`].
+            What [`GradAugTrainer`] does if a loss or the gradient is NaN or infinite. `"stop"` raises an error before
+            anything of the step is saved. `"skip"` skips the optimizer step and counts it, and waits for the device in
+            each step. Runs without sub-networks are not checked. Nor are fp16 runs, whose gradient scaler skips such
+            steps. See [`~hf_gradaug.training.nonfinite.NonFiniteLossGuard`].
 
     Raises:
-        `ValueError`: If a setting is out of range. It names the setting, its value and what is allowed.
+        `ValueError`: If a setting is out of range. The error names the setting, its value and the allowed values.
     """
 
     num_subnetworks: int = field(
@@ -91,80 +90,83 @@ class GradAugSettings:
     subnetwork_kind: SubnetworkKind = field(
         default="width",
         metadata={
-            "help": "What sub-networks have less of: 'width' channels, 'depth' residual blocks, 'width_depth' both."
+            "help": "What sub-networks drop: channels ('width'), residual blocks ('depth') or both ('width_depth')."
         },
     )
     min_survival: float = field(
         default=0.5,
         metadata={
-            "help": "With depth: the probability with which a sub-network keeps the last residual block, in (0, 1]. "
-            "It falls linearly over the blocks from 1 for the first."
+            "help": "With depth: probability that a sub-network keeps the last residual block, in (0, 1]. "
+            "It falls linearly from 1 for the first block."
         },
     )
     min_width: float = field(
         default=0.9,
         metadata={
-            "help": "Smallest width multiplier, in (0, 1]. One sub-network of each step has it, the others are drawn "
-            "uniformly from [min_width, 1]."
+            "help": "Smallest width multiplier, in (0, 1]. One sub-network per step has it. The others are uniform in "
+            "[min_width, 1]."
         },
     )
     width_choices: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Width multipliers to draw the others from, each in [min_width, 1]. With such a bounded set torch_compile "
-            "compiles the sub-networks too. Not given: the whole interval."
+            "help": "Width multipliers to draw the others from, each in [min_width, 1], instead of the whole interval. "
+            "torch_compile then compiles the sub-networks too."
         },
     )
     scales: list[float] = field(
         default_factory=lambda: [1.0, 6 / 7, 5 / 7, 4 / 7],
         metadata={
-            "help": "Image sizes for the sub-networks, as fractions of the batch's own height and width, each in (0, 1]. "
+            "help": "Image sizes for the sub-networks, as fractions of the batch's height and width, each in (0, 1]. "
             "One is drawn for each sub-network."
         },
     )
     rotations: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Angles in degrees, counter-clockwise. One is drawn for each sub-network. Not given: no rotation."
+            "help": "Angles in degrees, counter-clockwise. One is drawn for each sub-network. If not given, images are "
+            "not rotated."
         },
     )
     subnetwork_targets: SubnetworkTargets = field(
         default="soft",
         metadata={
-            "help": "What the sub-networks learn from: 'soft' is the full network's predictions, for single-label "
-            "classification; 'labels' is the batch's labels, for every other model; 'queries' is the full network's "
-            "prediction for each query, for detectors and segmenters whose queries are learned."
+            "help": "What the sub-networks learn from. 'soft': the full network's predictions, for classification. "
+            "'labels': the batch's labels, for any model. 'queries': the full network's prediction for each "
+            "query, for detectors and segmenters with learned queries."
         },
     )
     subnetwork_loss_weight: float = field(
-        default=1.0, metadata={"help": "Weight of each sub-network's loss, 0 or more; the full network's is 1."}
+        default=1.0, metadata={"help": "Weight of each sub-network's loss, 0 or more. The full network's weight is 1."}
     )
     temperature: float = field(default=1.0, metadata={"help": "Temperature of the soft targets, above 0."})
     width_divisor: int = field(
         default=1,
         metadata={
-            "help": "Channel counts of the sub-networks are rounded to multiples of it, 1 or more. The inner layers of a "
-            "ResNet bottleneck have a quarter of its outer count, so that 32 makes them multiples of 8."
+            "help": "Rounds the sub-networks' channel counts to its multiples, 1 or more. The inner layers of a ResNet "
+            "bottleneck have a quarter of its outer count, so 32 makes them multiples of 8."
         },
     )
     subnetwork_batch_fraction: float = field(
-        default=1.0, metadata={"help": "Share of the batch that each sub-network sees, in (0, 1]; each another one."}
+        default=1.0,
+        metadata={"help": "Share of the batch that each sub-network sees, in (0, 1]. Each sees different images."},
     )
     subnetwork_every: int = field(
-        default=1, metadata={"help": "Sub-networks are trained in every so-many-th optimizer step, 1 or more."}
+        default=1, metadata={"help": "Train sub-networks every k-th optimizer step, 1 or more."}
     )
     cuda_graphs: bool = field(
         default=False,
         metadata={
-            "help": "Capture passes as CUDA graphs, up to 64, once for each width, image size and batch shape. Faster where the "
-            "host is the limit: small networks and batches. With random widths, set width_choices or width_divisor too."
+            "help": "Capture passes as CUDA graphs, one for each width, image size and batch shape, up to 64. Faster "
+            "for small networks and batches. With random widths, set width_choices or width_divisor too."
         },
     )
     nonfinite_loss: NonFiniteLoss = field(
         default="stop",
         metadata={
-            "help": "What to do when a loss or the gradient is NaN or infinite: 'stop' raises, before anything of the step is "
-            "saved; 'skip' leaves the optimizer step out and counts it, and waits for the device in each step."
+            "help": "What to do if a loss or the gradient is NaN or infinite. 'stop' raises an error before anything "
+            "of the step is saved. 'skip' skips the optimizer step and counts it, and waits for the device in "
+            "each step."
         },
     )
 
@@ -218,19 +220,19 @@ class GradAugSettings:
 
 
 def settings_as_dict(settings: GradAugSettings) -> dict[str, Any]:
-    """The settings by name; of a [`GradAugConfig`] without the Trainer's arguments."""
+    """The settings by name, without the Trainer's arguments of a [`GradAugConfig`]."""
     return {item.name: getattr(settings, item.name) for item in dataclasses.fields(GradAugSettings)}
 
 
 def save_settings(settings: GradAugSettings, folder: str | os.PathLike) -> None:
     """
-    Writes the settings into `gradaug_config.json` of a folder with a model; with 0 sub-networks there is no such file.
+    Writes the settings to `gradaug_config.json` in a model's folder. With 0 sub-networks there is no such file.
 
-    They are read back with `GradAugSettings(**json.loads(Path(folder, "gradaug_config.json").read_text()))`.
+    `GradAugSettings(**json.loads(Path(folder, "gradaug_config.json").read_text()))` reads them back.
 
     Args:
         settings ([`GradAugSettings`]):
-            The settings of the run. Of a [`GradAugConfig`] its own part is written.
+            The settings of the run. The Trainer's arguments of a [`GradAugConfig`] are not written.
         folder (`str` or `os.PathLike`):
             An existing folder.
     """

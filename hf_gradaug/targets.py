@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""What sub-networks learn from, by `GradAugSettings.subnetwork_targets`."""
+"""What sub-networks learn from: the kinds of `GradAugSettings.subnetwork_targets`."""
 
 from typing import Any
 
@@ -25,20 +25,21 @@ class LabelTargets:
         pass
 
     def of(self, outputs: Any) -> None:
-        """The full network's outputs are no targets."""
+        """Returns `None`: the labels are the targets."""
 
 
 class SoftTargets:
     """
-    The full network's predictions: class probabilities (paper, section 3), or a probability of each label where the model
-    has `problem_type` "multi_label_classification" (ours, not the paper's).
+    The full network's predictions as class probabilities (paper, section 3).
+
+    With `problem_type` "multi_label_classification", each label has a probability of its own (ours, not the paper's).
 
     Args:
-        model (`nn.Module`): the full network.
-        temperature (`float`): divides the logits.
+        model (`nn.Module`): The full network.
+        temperature (`float`): Divides the logits.
 
     Raises:
-        `ValueError`: If the model is no classifier.
+        `ValueError`: If the model is not a classifier.
     """
 
     learns_from_labels = False
@@ -54,23 +55,23 @@ class SoftTargets:
         return getattr(self.config, "problem_type", None) == "multi_label_classification"
 
     def of(self, outputs: Any) -> Tensor:
-        """Targets of shape `(batch_size, num_labels)`, detached, from what the full network returned."""
+        """Targets of shape `(batch_size, num_labels)`, detached, from the full network's outputs."""
         make = binary_soft_targets if self._is_multi_label else soft_targets
         return make(get_logits(outputs), self.temperature)
 
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:
-        """How far a sub-network's outputs are from the targets, a scalar."""
+        """Loss of a sub-network's outputs, a scalar; 0 if they equal the targets."""
         loss = binary_soft_target_loss if self._is_multi_label else soft_target_loss
         return loss(get_logits(outputs), targets, self.temperature)
 
 
 class QuerySoftTargets:
     """
-    The full network's prediction for each query of a detector or segmenter, see [`~hf_gradaug.dense.queries`].
+    The full network's prediction for each query of a detector or segmenter: see [`~hf_gradaug.dense.queries`].
 
     Args:
-        model (`nn.Module`): the full network.
-        temperature (`float`): divides the class logits.
+        model (`nn.Module`): The full network.
+        temperature (`float`): Divides the class logits.
 
     Raises:
         `ValueError`: If query i of a sub-network isn't query i of the full network.

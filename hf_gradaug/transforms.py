@@ -3,8 +3,8 @@
 Random transformations of a batch, on the batch's own device.
 
 A transformation is any callable `(images, generator) -> images` on tensors of shape
-`(batch_size, num_channels, height, width)`. `generator` is a CPU `torch.Generator`: drawing from it, and from nothing else,
-makes every rank and every micro-batch of an optimizer step transform alike.
+`(batch_size, num_channels, height, width)`. `generator` is a CPU `torch.Generator`. A transformation that draws from
+it alone is the same in every process and micro-batch of an optimizer step.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,12 +29,13 @@ def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
 
 class RandomScale:
     """
-    Resizes the batch to a size drawn from a list (paper, section 3): bilinear, corners aligned, as its authors have it.
+    Resizes the batch to a size drawn from a list (paper, section 3). Bilinear with aligned corners, as in the authors'
+    code.
 
     Args:
         scales (`Sequence[float]`):
-            Fractions of the batch's own height and width, each in (0, 1]. `(1, 6/7, 5/7, 4/7)` is 224, 192, 160 and 128
-            pixels for images of 224.
+            Fractions of the batch's height and width, each in (0, 1]. `(1, 6/7, 5/7, 4/7)` turns 224 pixels into 224,
+            192, 160 and 128.
 
     Raises:
         `ValueError`: If `scales` is empty or one of them is outside (0, 1].
@@ -59,8 +60,8 @@ class RandomRotation:
     """
     Rotates the batch, counter-clockwise, by an angle drawn from a list (the paper's random rotation).
 
-    Multiples of 90 degrees move pixels and change none; an image that is not square swaps height and width at 90 and 270.
-    Other angles keep the size, interpolate bilinearly and fill the corners with 0.
+    Multiples of 90 degrees move pixels without changing them. At 90 and 270 degrees, height and width swap. Other
+    angles keep the size, interpolate bilinearly and fill the corners with 0.
 
     Args:
         angles (`Sequence[float]`):
@@ -93,7 +94,7 @@ class Compose:
 
     Args:
         transforms (`Sequence[Callable]`):
-            Callables `(images, generator) -> images`. None at all leaves the images alone.
+            Callables `(images, generator) -> images`. An empty list changes nothing.
     """
 
     def __init__(self, transforms: Sequence[Transform]):
@@ -109,7 +110,7 @@ class Compose:
 
 
 def random_transform(scales: Sequence[float] | None = None, rotations: Sequence[float] | None = None) -> Compose:
-    """The transformation that the fields `scales` and `rotations` of [`GradAugConfig`] describe; `None` leaves one out."""
+    """The transformation for `scales` and `rotations` of [`GradAugSettings`]; `None` leaves one out."""
     parts = []
     if scales is not None:
         parts.append(RandomScale(scales))

@@ -121,8 +121,8 @@ class CocoDataset(Dataset):
         Gives the categories the numbers that classes of their names have in a model.
 
         Args:
-            class_names (`list[str]`): the model's classes, in the order of their numbers.
-            name (`str`): what an error calls these pictures.
+            class_names (`list[str]`): The model's classes, in the order of their numbers.
+            name (`str`): What an error calls these pictures.
 
         Raises:
             `ValueError`: If they are other categories.

@@ -85,13 +85,13 @@ class DenseTask:
     What differs between the scripts.
 
     Args:
-        name (`str`): the Hub's name of the task.
-        auto_class (`type`): loads and builds the models.
-        with_masks (`bool`): whether objects are masks, and not boxes.
-        new_processor (`Callable[[int], BaseImageProcessor]`): image processor of a new model, by the images' size.
-        new_backbone (`Callable[[], PreTrainedConfig]`): config of the small model's backbone.
-        new_model (`Callable[[PreTrainedConfig, dict], PreTrainedModel]`): the small model, by its backbone and labels.
-        defaults (`dict[str, Any]`): arguments for the embedded scenes, where the command doesn't give others.
+        name (`str`): The Hub's name of the task.
+        auto_class (`type`): Loads and builds the models.
+        with_masks (`bool`): Whether objects are masks, and not boxes.
+        new_processor (`Callable[[int], BaseImageProcessor]`): Image processor of a new model, by the images' size.
+        new_backbone (`Callable[[], PreTrainedConfig]`): Config of the small model's backbone.
+        new_model (`Callable[[PreTrainedConfig, dict], PreTrainedModel]`): The small model, by its backbone and labels.
+        defaults (`dict[str, Any]`): Arguments for the embedded scenes, where the command doesn't give others.
     """
 
     name: str

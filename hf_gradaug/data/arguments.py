@@ -16,7 +16,8 @@ class DataArguments:
     train_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Training data: a folder with one subfolder of images per class, or .parquet or .tar shards (a folder or a glob)."
+            "help": "Training data: a folder with one subfolder of images per class, or .parquet or .tar shards (a "
+            "folder or a glob)."
         },
     )
     validation_dir: str | None = field(default=None, metadata={"help": "Validation data, in the form of train_dir."})
@@ -49,8 +50,8 @@ class DataArguments:
     in_memory: bool = field(
         default=False,
         metadata={
-            "help": "Decode all images once, and crop and mirror them by the batch: for small images, whose decoding costs "
-            "more than the model. Needs random_crop_padding, and no color_jitter."
+            "help": "Decode all images once, and crop and mirror them by the batch: for small images, whose decoding "
+            "costs more than the model. Needs random_crop_padding, and no color_jitter."
         },
     )
     streaming: bool = field(default=False, metadata={"help": "Stream the training images instead of storing them."})

@@ -1,9 +1,10 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Unreadable images that are skipped: marked where they are decoded, left out where a batch is made, counted by the trainer.
+Unreadable images that are skipped: marked where they are decoded, left out where a batch is made, counted by the
+trainer.
 
-Data-loader workers do the first two. So the marks travel with the batch to the process that trains, which alone can name an
-image once and count all of them.
+Data-loader workers do the first two. So the marks travel with the batch to the process that trains, which alone can
+name an image once and count all of them.
 """
 
 import logging

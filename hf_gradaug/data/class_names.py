@@ -43,8 +43,8 @@ def match_classes(
         other_classes (`Sequence[str]`):
             The classes there.
         by_number (`bool`, *optional*, defaults to `False`):
-            Classes are matched by number, whatever their names. Lists of ImageNet's classes need it, in which the first is
-            `n01440764`, `tench` or `tench, Tinca tinca`.
+            Classes are matched by number, whatever their names. Lists of ImageNet's classes need it, in which the
+            first is `n01440764`, `tench` or `tench, Tinca tinca`.
 
     Returns:
         `list[int]`: By the data's number of a class, the model's.

@@ -24,11 +24,11 @@ def decode_image(value: dict[str, Any], name: str, size: tuple[int, int] | None 
             Width and height that annotations are made for. They tell whether an image that EXIF turns is to be turned.
 
     Returns:
-        `PIL.Image.Image`: the image in mode RGB, and upright (EXIF orientation applied) unless `size` says otherwise.
+        `PIL.Image.Image`: The image in mode RGB, and upright (EXIF orientation applied) unless `size` says otherwise.
 
     Raises:
-        ValueError: if the image can't be read, its pixels have no known range, or it has another size; the message names
-            it.
+        `ValueError`: If the image can't be read, its pixels have no known range, or it has another size; the message
+            names it.
     """
     try:
         image = datasets.Image().decode_example(value)
@@ -60,7 +60,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image (`PIL.Image.Image`): Pillow saturates deep ones, so that they turn white, or black if they end at 1.
 
     Raises:
-        ValueError: if the range of the pixels isn't known: integers of 32 bits, or floats beyond [0, 1].
+        `ValueError`: If the range of the pixels isn't known: integers of 32 bits, or floats beyond [0, 1].
     """
     # Pillow opens a portable pixmap of 16 bits as 32.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):

@@ -14,7 +14,7 @@ def load_digits_dataset() -> datasets.DatasetDict:
         (`Image`) and `label` (`ClassLabel`).
 
     Raises:
-        ImportError: if scikit-learn is missing.
+        `ImportError`: If scikit-learn is missing.
     """
     try:
         from sklearn.datasets import load_digits

@@ -32,11 +32,11 @@ def check_no_splits(flag: str, root: str) -> None:
     Refuses a root whose folders are splits, of which the training would mistake each for a class.
 
     Args:
-        flag (`str`): that names the root, for the error.
-        root (`str`): the folder.
+        flag (`str`): That names the root, for the error.
+        root (`str`): The folder.
 
     Raises:
-        ValueError: if folders are named after two splits or more.
+        `ValueError`: If folders are named after two splits or more.
     """
     found: dict[str, str] = {}
     for entry in sorted(entry.name for entry in os.scandir(root) if entry.is_dir()):
@@ -87,14 +87,14 @@ def load_folders(roots: dict[str, str], cache_dir: str | None = None) -> dict[st
     Read which images there are, and their classes, which are those of all splits together.
 
     Args:
-        roots (`dict[str, str]`): folders by split; flags in errors are `{split}_dir`.
-        cache_dir (`str`, *optional*): where `datasets` keeps its files.
+        roots (`dict[str, str]`): Folders by split; flags in errors are `{split}_dir`.
+        cache_dir (`str`, *optional*): Where `datasets` keeps its files.
 
     Returns:
-        `dict[str, Dataset]`: with the columns `image` and `label`; an unlabelled test split has images alone.
+        `dict[str, Dataset]`: With the columns `image` and `label`; an unlabelled test split has images alone.
 
     Raises:
-        ValueError: if a root holds splits, images beside class folders, or to train on or to evaluate with no class
+        `ValueError`: If a root holds splits, images beside class folders, or to train on or to evaluate with no class
             folders, or if there are fewer than two classes.
     """
     found = {split: _find_images(f"{split}_dir", root) for split, root in roots.items()}

@@ -2,8 +2,8 @@
 """
 What an image processor does, by what it does to images, and the image processor of a new model.
 
-Processors share no list of steps: some flip channels, resize by a share of their size or normalize twice. So an image is
-processed by calling them, and their arithmetic on pixels is measured on images of one colour.
+Processors share no list of steps: some flip channels, resize by a share of their size or normalize twice. So an image
+is processed by calling them, and their arithmetic on pixels is measured on images of one colour.
 """
 
 import hashlib
@@ -38,10 +38,10 @@ def make_image_processor(
             Mean and standard deviation of each of the three channels, of pixels in [0, 1]. Default to ImageNet's.
 
     Returns:
-        [`~transformers.ConvNextImageProcessor`]: savable with the model.
+        [`~transformers.ConvNextImageProcessor`]: Savable with the model.
 
     Raises:
-        ValueError: if a number is out of range, or there are not three.
+        `ValueError`: If a number is out of range, or there are not three.
     """
     if image_size < 1:
         raise ValueError(f"`image_size` must be 1 or more, but is {image_size}.")
@@ -72,14 +72,14 @@ def process_image(image_processor: Any, image: Image.Image) -> Tensor:
     One image as the image processor gives it to its model.
 
     Args:
-        image_processor ([`~transformers.BaseImageProcessor`]): of an image classifier.
-        image (`PIL.Image.Image`): in mode RGB.
+        image_processor ([`~transformers.BaseImageProcessor`]): Of an image classifier.
+        image (`PIL.Image.Image`): In mode RGB.
 
     Returns:
         `torch.Tensor`: (3, height, width), float32.
 
     Raises:
-        ValueError: if it gives anything but an image, or a mask beside it.
+        `ValueError`: If it gives anything but an image, or a mask beside it.
     """
     name = type(image_processor).__name__
     output = image_processor(image, return_tensors="pt")
@@ -100,13 +100,13 @@ def get_image_size(image_processor: Any) -> tuple[int, int]:
     Height and width, in pixels, of the images that an image processor gives to its model.
 
     Args:
-        image_processor ([`~transformers.BaseImageProcessor`]): of an image classifier.
+        image_processor ([`~transformers.BaseImageProcessor`]): Of an image classifier.
 
     Returns:
-        `tuple[int, int]`: height and width.
+        `tuple[int, int]`: Height and width.
 
     Raises:
-        ValueError: if they depend on the image, whose batches then can't be stacked.
+        `ValueError`: If they depend on the image, whose batches then can't be stacked.
     """
     sizes = {tuple(process_image(image_processor, Image.new("RGB", size)).shape[1:]) for size in _TRIAL_SIZES}
     if len(sizes) > 1:
@@ -147,10 +147,10 @@ def get_pixel_map(image_processor: Any) -> PixelMap:
     Measures what an image processor does to the colours of pixels.
 
     Args:
-        image_processor ([`~transformers.BaseImageProcessor`]): of an image classifier.
+        image_processor ([`~transformers.BaseImageProcessor`]): Of an image classifier.
 
     Raises:
-        ValueError: if its images have no fixed size, or its arithmetic isn't linear in the channels.
+        `ValueError`: If its images have no fixed size, or its arithmetic isn't linear in the channels.
     """
     height, width = get_image_size(image_processor)
 
@@ -178,10 +178,10 @@ class ProcessorCrop:
     Called with a PIL image, it gives one in mode RGB.
 
     Args:
-        image_processor ([`~transformers.BaseImageProcessor`]): of an image classifier.
+        image_processor ([`~transformers.BaseImageProcessor`]): Of an image classifier.
 
     Raises:
-        ValueError: if its images have no fixed size, or other colours become equal.
+        `ValueError`: If its images have no fixed size, or other colours become equal.
     """
 
     def __init__(self, image_processor: Any):

@@ -48,14 +48,14 @@ def get_train_transform(
         color_jitter (`float`, *optional*, defaults to `0.0`):
             Strength of the random change of brightness, contrast and saturation; the authors use 0.4 on ImageNet.
         random_crop_padding (`int`, *optional*):
-            In the place of a random area: the image as for evaluation, with so many pixels mirrored at each side (the authors:
-            4 on CIFAR), from which its own size is cropped at a random place.
+            In the place of a random area: the image as for evaluation, with so many pixels mirrored at each side (the
+            authors: 4 on CIFAR), from which its own size is cropped at a random place.
 
     Returns:
-        [`~torchvision.transforms.v2.Compose`]: takes a PIL image, returns a float tensor (3, height, width).
+        [`~torchvision.transforms.v2.Compose`]: Takes a PIL image, returns a float tensor (3, height, width).
 
     Raises:
-        ValueError: if a number is out of range, or the image processor's images have no fixed size.
+        `ValueError`: If a number is out of range, or the image processor's images have no fixed size.
     """
     scale, padding = random_resized_crop_scale, random_crop_padding
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
@@ -92,10 +92,10 @@ def get_eval_transform(image_processor: Any) -> Callable[[Image.Image], torch.Te
             The model's image processor.
 
     Returns:
-        `Callable`: takes a PIL image, returns a float tensor (3, height, width).
+        `Callable`: Takes a PIL image, returns a float tensor (3, height, width).
 
     Raises:
-        ValueError: if its images have no fixed size, or are none.
+        `ValueError`: If its images have no fixed size, or are none.
     """
     get_image_size(image_processor)
     return partial(process_image, image_processor)
@@ -105,16 +105,16 @@ def keep_readable(dataset: datasets.Dataset, image_column: str, split: str) -> d
     """
     A split without its unreadable images, each named in a warning.
 
-    For evaluation, where all processes need batches of equal sizes: a batch that loses an image would end them. Every image is
-    decoded once; `datasets` keeps the result for later runs.
+    For evaluation, where all processes need batches of equal sizes: a batch that loses an image would end them. Every
+    image is decoded once; `datasets` keeps the result for later runs.
 
     Args:
-        dataset ([`~datasets.Dataset`]): with undecoded images.
-        image_column (`str`): their column.
-        split (`str`): the split's name, for the warnings.
+        dataset ([`~datasets.Dataset`]): With undecoded images.
+        image_column (`str`): Their column.
+        split (`str`): The split's name, for the warnings.
 
     Raises:
-        ValueError: if no image is left.
+        `ValueError`: If no image is left.
     """
 
     def find_error(example: dict[str, Any], index: int) -> dict[str, str]:
@@ -139,8 +139,8 @@ class ExampleTransform:
 
     Args:
         transform (`Callable`):
-            From a PIL image to a tensor (3, height, width). It may draw from PyTorch's global generator, which is seeded
-            for each example.
+            From a PIL image to a tensor (3, height, width). It may draw from PyTorch's global generator, which is
+            seeded for each example.
         image_column (`str`):
             Name of the column of undecoded images.
         label_column (`str`, *optional*):
@@ -150,9 +150,9 @@ class ExampleTransform:
         split (`str`):
             Name of the split, for errors.
         mix (`bool`, *optional*, defaults to `False`):
-            Marks the examples for [`ImageCollator`], which mixes marked examples only: their `"mix"` is their seed, that
-            of others `None`. The Trainer has one collator for training and evaluation, so the examples have to carry the
-            difference.
+            Marks the examples for [`ImageCollator`], which mixes marked examples only: their `"mix"` is their seed,
+            that of others `None`. The Trainer has one collator for training and evaluation, so the examples have to
+            carry the difference.
         skip_bad_images (`bool`, *optional*, defaults to `False`):
             Marks an image that can't be read, for [`ImageCollator`] to leave it out, instead of raising.
         numbers (`Sequence[int]`, *optional*):
@@ -207,7 +207,8 @@ class ImageCollator:
     """
     Stacks examples into a batch, and mixes training batches with CutMix or MixUp.
 
-    Images that are marked as unreadable are left out, so that a batch may be smaller; [`GradAugTrainer`] names and counts them.
+    Images that are marked as unreadable are left out, so that a batch may be smaller; [`GradAugTrainer`] names and
+    counts them.
 
     How a batch is mixed depends on the seeds of its examples alone.
 
@@ -226,7 +227,7 @@ class ImageCollator:
         class probabilities (batch, num_labels) in every training batch if CutMix or MixUp is on.
 
     Raises:
-        ValueError: if an argument is out of range, or no image of a batch can be read.
+        `ValueError`: If an argument is out of range, or no image of a batch can be read.
     """
 
     def __init__(self, num_labels: int, cutmix_alpha: float = 0.0, mixup_alpha: float = 0.0, mix_prob: float = 1.0):

@@ -21,8 +21,8 @@ class InMemoryDataset(TransformedDataset):
 
     On CIFAR-10 a batch of 128 takes a tenth of the time. The images are those of
     [`~image_transforms.get_eval_transform`]; with augmentation they are cropped and mirrored as by
-    [`~image_transforms.get_train_transform`], with other draws: they depend on the seed, the epoch and the example's index
-    alone, too.
+    [`~image_transforms.get_train_transform`], with other draws: they depend on the seed, the epoch and the example's
+    index alone, too.
 
     Args:
         dataset ([`TransformedDataset`]):

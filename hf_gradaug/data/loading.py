@@ -78,11 +78,11 @@ class ImageData:
         The same data with the classes of a model, in their order.
 
         Args:
-            model (`str`): name of the model, for messages.
-            classes (`Sequence[str]`): its classes, in the order of their numbers.
+            model (`str`): Name of the model, for messages.
+            classes (`Sequence[str]`): Its classes, in the order of their numbers.
 
         Raises:
-            ValueError: if they are other classes.
+            `ValueError`: If they are other classes.
         """
         matched = self.match_classes(model, classes)
         numbers = [matched[number] for number in self.numbers or range(len(matched))]
@@ -101,17 +101,18 @@ class ImageData:
         """
         One split, its images decoded and transformed as they are read.
 
-        A stream goes on without end, one epoch after the other (see [`TrainingStream`]): `max_steps` ends the training.
+        A stream goes on without end, one epoch after the other (see [`TrainingStream`]): `max_steps` ends the
+        training.
 
         Args:
             split (`str`): `"train"`, `"validation"` or `"test"`.
-            transform (`Callable`): from a PIL image to a tensor.
-            mix (`bool`, *optional*, defaults to `False`): mark the examples for CutMix or MixUp.
-            seed (`int`, *optional*, defaults to `42`): seeds the transform, and the shuffling of a stream.
-            buffer_size (`int`, *optional*, defaults to `10000`): images of a stream in memory, undecoded, to shuffle.
+            transform (`Callable`): From a PIL image to a tensor.
+            mix (`bool`, *optional*, defaults to `False`): Mark the examples for CutMix or MixUp.
+            seed (`int`, *optional*, defaults to `42`): Seeds the transform, and the shuffling of a stream.
+            buffer_size (`int`, *optional*, defaults to `10000`): Images of a stream in memory, undecoded, to shuffle.
 
         Raises:
-            ValueError: if the split is missing.
+            `ValueError`: If the split is missing.
         """
         if split not in self.splits:
             raise ValueError(f"There is no {split} split; the splits of {self.name} are {list(self.splits)}.")
@@ -143,15 +144,15 @@ def find_columns(
     Find the columns of images and labels by their feature types.
 
     Args:
-        features ([`~datasets.Features`]): of the dataset.
-        image_column_name (`str`, *optional*): overrides the search for an `Image` column.
-        label_column_name (`str`, *optional*): overrides the search for a `ClassLabel`, else an integer column.
+        features ([`~datasets.Features`]): Of the dataset.
+        image_column_name (`str`, *optional*): Overrides the search for an `Image` column.
+        label_column_name (`str`, *optional*): Overrides the search for a `ClassLabel`, else an integer column.
 
     Returns:
-        `tuple[str, str | None]`: both names; the label's is `None` if no column can be one.
+        `tuple[str, str | None]`: Both names; the label's is `None` if no column can be one.
 
     Raises:
-        ValueError: if a given name is no column, there is no image column, or several fit equally well.
+        `ValueError`: If a given name is no column, there is no image column, or several fit equally well.
     """
     for flag, name in (("image_column_name", image_column_name), ("label_column_name", label_column_name)):
         if name is not None and name not in features:
@@ -314,16 +315,16 @@ def load_image_data(
     disk: an evaluation then sees every image exactly once with any number of workers and processes.
 
     Args:
-        args ([`DataArguments`]): the data and its columns.
-        seed (`int`, *optional*, defaults to `42`): for the held-out part and for `max_train_samples`.
-        cache_dir (`str`, *optional*): where `datasets` keeps its files.
-        token (`str`, *optional*): for private Hub datasets.
+        args ([`DataArguments`]): The data and its columns.
+        seed (`int`, *optional*, defaults to `42`): For the held-out part and for `max_train_samples`.
+        cache_dir (`str`, *optional*): Where `datasets` keeps its files.
+        token (`str`, *optional*): For private Hub datasets.
 
     Returns:
-        [`ImageData`]: the splits, undecoded.
+        [`ImageData`]: The splits, undecoded.
 
     Raises:
-        ValueError: if a folder holds no images, a column is wrong or missing, a label is out of range, training and
+        `ValueError`: If a folder holds no images, a column is wrong or missing, a label is out of range, training and
             validation images don't have the same classes, or a stream has no validation split.
     """
     roots = {split: path for split in _SPLITS if (path := getattr(args, f"{split}_dir"))}

@@ -22,10 +22,10 @@ def store_stream(
     Read a stream once into a map-style dataset on disk, images undecoded.
 
     Args:
-        stream ([`~datasets.IterableDataset`]): with known features.
-        key (`list`): identifies the content; a later run with an equal key finds the stored dataset.
-        max_samples (`int`, *optional*): read so many examples at most.
-        cache_dir (`str`, *optional*): where `datasets` keeps its files.
+        stream ([`~datasets.IterableDataset`]): With known features.
+        key (`list`): Identifies the content; a later run with an equal key finds the stored dataset.
+        max_samples (`int`, *optional*): Read so many examples at most.
+        cache_dir (`str`, *optional*): Where `datasets` keeps its files.
     """
     if max_samples is not None:
         stream = stream.take(max_samples)
@@ -39,9 +39,9 @@ def count_stream(stream: datasets.IterableDataset, split_name: str, files: list[
     Number of examples of a stream, if its dataset states it or its files are local Parquet files.
 
     Args:
-        stream ([`~datasets.IterableDataset`]): as loaded.
-        split_name (`str`): the split's name in the dataset.
-        files (`list[str]`, *optional*): the split's data files.
+        stream ([`~datasets.IterableDataset`]): As loaded.
+        split_name (`str`): The split's name in the dataset.
+        files (`list[str]`, *optional*): The split's data files.
     """
     info = (stream.info.splits or {}).get(split_name)
     if info is not None and info.num_examples:
@@ -62,15 +62,15 @@ def get_streaming_arguments(
     - Strategies by epoch become strategies by steps, because the stream has no end.
 
     Args:
-        args ([`~transformers.TrainingArguments`]): read, not changed.
-        stream ([`TrainingStream`] or [`~datasets.IterableDataset`]): the training split.
-        num_train_examples (`int`, *optional*): its number of examples.
+        args ([`~transformers.TrainingArguments`]): Read, not changed.
+        stream ([`TrainingStream`] or [`~datasets.IterableDataset`]): The training split.
+        num_train_examples (`int`, *optional*): Its number of examples.
 
     Returns:
-        `dict[str, Any]`: values by the names of the arguments.
+        `dict[str, Any]`: Values by the names of the arguments.
 
     Raises:
-        ValueError: if neither the number of examples nor `max_steps` is known.
+        `ValueError`: If neither the number of examples nor `max_steps` is known.
     """
     values: dict[str, Any] = {}
     steps_per_epoch = None

@@ -2,8 +2,8 @@
 """
 A stream of training examples without end, whose position can be saved.
 
-Words: a *reader* is one data-loading worker of one process; a *row* is a stored example, its image undecoded; a *window* is
-what a reader has in memory to shuffle.
+Words: a *reader* is one data-loading worker of one process; a *row* is a stored example, its image undecoded; a
+*window* is what a reader has in memory to shuffle.
 """
 
 from __future__ import annotations
@@ -33,17 +33,19 @@ class TrainingStream(IterableDataset):
     """
     The examples of a `datasets.IterableDataset`, transformed, epoch after epoch, without end.
 
-    Each epoch holds each example once, over all processes and data-loading workers together. Shards are shuffled in each
-    epoch and dealt to the readers. If there are fewer shards than readers, each reader walks through all shards and keeps its
-    share of the rows. A reader with fewer rows than others begins its next epoch sooner.
+    Each epoch holds each example once, over all processes and data-loading workers together. Shards are shuffled in
+    each epoch and dealt to the readers. If there are fewer shards than readers, each reader walks through all shards
+    and keeps its share of the rows. A reader with fewer rows than others begins its next epoch sooner.
 
-    A reader shuffles window by window: while it gives out one window in random order, it reads the next. Memory never holds
-    more rows than one window. A window holds rows of one epoch only.
+    A reader shuffles window by window: while it gives out one window in random order, it reads the next. Memory never
+    holds more rows than one window. A window holds rows of one epoch only.
 
-    Randomness depends on the seed, the epoch and the example alone, transforms included. Equal seeds give equal streams.
+    Randomness depends on the seed, the epoch and the example alone, transforms included. Equal seeds give equal
+    streams.
 
-    `iter(stream)` has a `state_dict` and a `load_state_dict` (see [`StreamReader`]), which torchdata's `StatefulDataLoader`
-    collects from its workers. [`StreamMixin`] makes that loader, and saves and restores its state.
+    `iter(stream)` has a `state_dict` and a `load_state_dict` (see [`StreamReader`]), which torchdata's
+    `StatefulDataLoader` collects from its workers. [`StreamMixin`] makes that loader, and saves and restores its
+    state.
 
     Args:
         stream ([`~datasets.IterableDataset`]):
@@ -114,9 +116,9 @@ class StreamReader(Iterator):
     """
     Iterates over one reader's part of a [`TrainingStream`].
 
-    Its state is where the window begins that is being given out, by the state of `datasets` itself, and how much of it was
-    given out. Loading it reads that window, and as much of the next one as had been read: never more than two. Shards
-    that are done aren't opened; in the one where the window begins, `datasets` skips rows undecoded.
+    Its state is where the window begins that is being given out, by the state of `datasets` itself, and how much of it
+    was given out. Loading it reads that window, and as much of the next one as had been read: never more than two.
+    Shards that are done aren't opened; in the one where the window begins, `datasets` skips rows undecoded.
     """
 
     def __init__(self, stream: TrainingStream, reader: int, num_readers: int, window_size: int):

@@ -7,8 +7,8 @@ mask. No labels are matched. That makes sense where query i is the same in both 
 share; where a network picks its queries from the image, they stand for other places in each.
 
 Each loss takes the model's own with soft targets instead of labels, with the weights of its config, and is zero with
-a zero gradient where the sub-network agrees. Left out are focal weights, which tell easy labels from hard ones, and the
-auxiliary losses of earlier decoder layers. Box and mask of a query count as much as it is sure of an object.
+a zero gradient where the sub-network agrees. Left out are focal weights, which tell easy labels from hard ones, and
+the auxiliary losses of earlier decoder layers. Box and mask of a query count as much as it is sure of an object.
 """
 
 from collections.abc import Callable
@@ -30,10 +30,10 @@ class QueryWeights:
     How a model weighs the parts of its loss.
 
     Args:
-        classes (`float`): of the classes.
-        places (`tuple[float, float]`): of a box, distance and overlap; or of a mask, cross-entropy and dice.
-        no_object (`float`, *optional*): of a query without an object among the classes. `None`: there is no such class,
-            and each class has a probability of its own, by the sigmoid.
+        classes (`float`): Of the classes.
+        places (`tuple[float, float]`): Of a box, distance and overlap; or of a mask, cross-entropy and dice.
+        no_object (`float`, *optional*): Of a query without an object among the classes. `None`: there is no such
+            class, and each class has a probability of its own, by the sigmoid.
     """
 
     classes: float
@@ -123,9 +123,9 @@ def query_loss(model: nn.Module, outputs: Any, targets: QueryTargets, temperatur
     - Classes by the softmax: `KL(targets || softmax(logits))`, averaged over all queries; each has the weight that the
       model gives to the classes it may hold.
     - Classes by the sigmoid: the sum of every class's own KL, divided by the number of objects.
-    - Boxes: L1 and 1 - generalized IoU. Masks, of which the targets are resized to the sub-network's: KL of the pixels, and
-      `sum (p - q)^2 / (sum p^2 + sum q^2 + 1)`, which is dice for probabilities. Both are summed over the queries,
-      weighted by their probability of an object, and divided by the number of objects.
+    - Boxes: L1 and 1 - generalized IoU. Masks, of which the targets are resized to the sub-network's: KL of the
+      pixels, and `sum (p - q)^2 / (sum p^2 + sum q^2 + 1)`, which is dice for probabilities. Both are summed over the
+      queries, weighted by their probability of an object, and divided by the number of objects.
 
     The number of objects is the sum of these probabilities, at least 1.
 
@@ -172,8 +172,8 @@ def _box_distances(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """
     Of each query: L1 distance, and 1 - generalized IoU.
 
-    torchvision's loss for pairs of boxes adds a constant to areas, which is not small against those of relative boxes: boxes
-    that agree would have a loss.
+    torchvision's loss for pairs of boxes adds a constant to areas, which is not small against those of relative boxes:
+    boxes that agree would have a loss.
     """
     corners, target_corners = center_to_corners_format(boxes), center_to_corners_format(targets)
     shared = _area(

@@ -23,9 +23,9 @@ def read_images(batch: Any, model: PreTrainedModel, name: str) -> Tensor:
     The images of a batch, on the model's device and in its dtype.
 
     Args:
-        batch (`Mapping[str, torch.Tensor]`): with `pixel_values` (batch, channels, height, width).
-        model (`PreTrainedModel`): for which the images are.
-        name (`str`): the argument that the batch comes from, for the error.
+        batch (`Mapping[str, torch.Tensor]`): With `pixel_values` (batch, channels, height, width).
+        model (`PreTrainedModel`): For which the images are.
+        name (`str`): The argument that the batch comes from, for the error.
 
     Raises:
         `ValueError`: If there are no images in the batch.
@@ -46,9 +46,9 @@ def recalibrate_batchnorm(model: PreTrainedModel, calibration_data: Iterable[Map
     """
     Recomputes BatchNorm's running statistics in place, as US-Nets do for each width (Yu and Huang, ICCV 2019).
 
-    Only the BatchNorm layers run in train mode, so dropout and drop path are off and weights don't change. Each running
-    statistic becomes the mean of the batches' statistics, weighted by their numbers of images. Variances are those within
-    the batches, so use large batches in random order, not sorted by class.
+    Only the BatchNorm layers run in train mode, so dropout and drop path are off and weights don't change. Each
+    running statistic becomes the mean of the batches' statistics, weighted by their numbers of images. Variances are
+    those within the batches, so use large batches in random order, not sorted by class.
 
     Args:
         model (`PreTrainedModel`):

@@ -55,11 +55,11 @@ def convert_authors_checkpoint(
             A `.pth.tar` or `.pth` file.
 
     Returns:
-        `tuple[ResNetForImageClassification, ConvNextImageProcessor]`: the model, in float32 and in eval mode, and its
+        `tuple[ResNetForImageClassification, ConvNextImageProcessor]`: The model, in float32 and in eval mode, and its
         image processor. A model of 1,000 classes has the names of ImageNet's.
 
     Raises:
-        ValueError: if the file can't be read as tensors, or they are not those of such a network.
+        `ValueError`: If the file can't be read as tensors, or they are not those of such a network.
     """
     state = _read_state_dict(path)
     head = state.get("classifier.0.weight")
@@ -97,11 +97,11 @@ def to_authors_state_dict(model: ResNetForImageClassification) -> dict[str, torc
             A bottleneck ResNet of the standard widths, with the stride in the 3x3 convolutions.
 
     Returns:
-        `dict[str, torch.Tensor]`: the tensors of `model.state_dict()`, not copied, by the authors' names.
+        `dict[str, torch.Tensor]`: The tensors of `model.state_dict()`, not copied, by the authors' names.
 
     Raises:
-        TypeError: if the model is of another class.
-        ValueError: if a setting of its config, a name or a shape is none of the authors' layout.
+        `TypeError`: If the model is of another class.
+        `ValueError`: If a setting of its config, a name or a shape is none of the authors' layout.
     """
     if not isinstance(model, ResNetForImageClassification):
         raise TypeError(f"`model` must be a ResNetForImageClassification, but is a {type(model).__name__}.")

@@ -39,8 +39,8 @@ def export_subnetwork(
     The model has the parent's plain class, device, dtype and labels, and is in eval mode. `from_pretrained` loads its
     checkpoint without this package. The parent doesn't change.
 
-    A sub-network needs BatchNorm statistics of its own. Without calibration data it keeps the full network's leading ones,
-    and its accuracy drops. Models without BatchNorm, such as ConvNeXt, need none.
+    A sub-network needs BatchNorm statistics of its own. Without calibration data it keeps the full network's leading
+    ones, and its accuracy drops. Models without BatchNorm, such as ConvNeXt, need none.
 
     Args:
         model (`PreTrainedModel`):

@@ -8,7 +8,8 @@ from transformers import PreTrainedConfig
 @strict
 class PyramidNetConfig(PreTrainedConfig):
     """
-    The config of a [`PyramidNetForImageClassification`] of bottlenecks (Han, Kim and Kim, CVPR 2017, arXiv 1610.02915).
+    The config of a [`PyramidNetForImageClassification`] of bottlenecks (Han, Kim and Kim, CVPR 2017, arXiv
+    1610.02915).
 
     The defaults are PyramidNet-200 with alpha 240: `depths` of n layers make 9 n + 2 convolutions.
 
@@ -18,16 +19,17 @@ class PyramidNetConfig(PreTrainedConfig):
         embedding_size (`int`, *optional*, defaults to `16`):
             Channels of the first convolution.
         alpha (`float`, *optional*, defaults to `240`):
-            How many channels the inner convolutions of the last layer have more than the first convolution; the others are
-            evenly spaced between. The outer convolution of each layer has four times as many.
+            How many channels the inner convolutions of the last layer have more than the first convolution; the others
+            are evenly spaced between. The outer convolution of each layer has four times as many.
         depths (`list[int]`, *optional*, defaults to `[22, 22, 22]`):
             Layers of each stage, of three convolutions each. Every stage but the first halves height and width.
         inner_sizes, outer_sizes (`list[int]`, *optional*):
-            Channels of the inner and of the outer convolutions of every layer, in the place of those that `alpha` gives. A
-            sub-network has them, since each of its counts is rounded by itself.
+            Channels of the inner and of the outer convolutions of every layer, in the place of those that `alpha`
+            gives. A sub-network has them, since each of its counts is rounded by itself.
 
     Raises:
-        `huggingface_hub.errors.StrictDataclassError`: If a number is out of range, or there are not as many sizes as layers.
+        `huggingface_hub.errors.StrictDataclassError`: If a number is out of range, or there are not as many sizes as
+            layers.
 
     Example:
 

@@ -24,8 +24,8 @@ class WideResNetConfig(PreTrainedConfig):
             Layers of each stage, of two convolutions each.
 
     Raises:
-        `huggingface_hub.errors.StrictDataclassError`: If `hidden_sizes` and `depths` have not the same length, or a number
-            is below 1.
+        `huggingface_hub.errors.StrictDataclassError`: If `hidden_sizes` and `depths` have not the same length, or a
+            number is below 1.
 
     Example:
 

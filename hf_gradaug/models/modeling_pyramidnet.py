@@ -156,8 +156,8 @@ class PyramidNetForImageClassification(PyramidNetPreTrainedModel):
                 For the loss, such as the Trainer's `num_items_in_batch`.
 
         Returns:
-            `ImageClassifierOutputWithNoAttention`: `logits` of shape `(batch_size, num_labels)`, and the loss if there are
-            labels.
+            `ImageClassifierOutputWithNoAttention`: `logits` of shape `(batch_size, num_labels)`, and the loss if there
+            are labels.
         """
         outputs = self.pyramidnet(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         logits = self.classifier(outputs.pooler_output)

@@ -95,8 +95,8 @@ class WideResNetModel(WideResNetPreTrainedModel):
 
         Returns:
             `BaseModelOutputWithPoolingAndNoAttention`: `last_hidden_state` of shape
-            `(batch_size, hidden_sizes[-1], height, width)`, after the last normalization and ReLU, and `pooler_output`,
-            its mean over height and width.
+            `(batch_size, hidden_sizes[-1], height, width)`, after the last normalization and ReLU, and
+            `pooler_output`, its mean over height and width.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -149,8 +149,8 @@ class WideResNetForImageClassification(WideResNetPreTrainedModel):
                 For the loss, such as the Trainer's `num_items_in_batch`.
 
         Returns:
-            `ImageClassifierOutputWithNoAttention`: `logits` of shape `(batch_size, num_labels)`, and the loss if there are
-            labels.
+            `ImageClassifierOutputWithNoAttention`: `logits` of shape `(batch_size, num_labels)`, and the loss if there
+            are labels.
         """
         outputs = self.wide_resnet(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         logits = self.classifier(outputs.pooler_output)

@@ -20,10 +20,10 @@ def new_figure(width: float, height: float) -> "Figure":
     An empty figure of its own with the Agg canvas: works without a display and leaves the user's pyplot alone.
 
     Args:
-        width, height (`float`): in inches.
+        width, height (`float`): In inches.
 
     Raises:
-        ImportError: if matplotlib is missing.
+        `ImportError`: If matplotlib is missing.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

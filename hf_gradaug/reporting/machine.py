@@ -20,9 +20,9 @@ def describe_machine(device: str) -> dict[str, Any]:
             The type of device that does the work, such as `"cuda"` or `"cpu"`.
 
     Returns:
-        `dict[str, Any]`: `device`, `gpu` (name, or `None`), `cpu`, `cpu_capability` (the instructions that PyTorch uses),
-        `cores` (that this process may use), `threads` (of PyTorch), and `load_average` (of the last minute; `None` where
-        the system has none).
+        `dict[str, Any]`: `device`, `gpu` (name, or `None`), `cpu`, `cpu_capability` (the instructions that PyTorch
+        uses), `cores` (that this process may use), `threads` (of PyTorch), and `load_average` (of the last minute;
+        `None` where the system has none).
     """
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):

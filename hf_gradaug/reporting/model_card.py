@@ -62,8 +62,8 @@ _NO_METRICS = re.compile(r"(\w+_)?(loss|runtime|\w+_per_second|model_preparation
 
 class ModelCardMixin:
     """
-    Gives a Trainer with `gradaug_settings` its model card. The licence of a base model is looked up once; if the model is to be
-    pushed, before the training.
+    Gives a Trainer with `gradaug_settings` its model card. The licence of a base model is looked up once; if the model
+    is to be pushed, before the training.
     """
 
     def __init__(self, *args, **kwargs):
@@ -97,7 +97,8 @@ class ModelCardMixin:
         data_settings: dict[str, Any] | None = None,
     ) -> None:
         """
-        Writes the model card, `README.md`, and the training curves that it shows, `training_curves.png`, into the output folder.
+        Writes the model card, `README.md`, and the training curves that it shows, `training_curves.png`, into the
+        output folder.
 
         Args:
             language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args:
@@ -154,8 +155,8 @@ def write_model_card(
         curves (`str`, *optional*):
             Name of the picture of the training curves, relative to the card.
         data_settings (`Mapping[str, Any]`, *optional*):
-            What was done to the training images, by name, as far as the caller knows. Values that are `None` or `False` are
-            left out.
+            What was done to the training images, by name, as far as the caller knows. Values that are `None` or
+            `False` are left out.
     """
     is_gradaug = settings.num_subnetworks > 0
     metrics, step = _last_evaluation(trainer)

@@ -32,8 +32,8 @@ def plot_training_curves(log_history: list[dict[str, Any]], path: str | os.PathL
             The file to write; its ending chooses the format.
 
     Raises:
-        ImportError: if matplotlib is missing.
-        ValueError: if the history holds nothing to draw.
+        `ImportError`: If matplotlib is missing.
+        `ValueError`: If the history holds nothing to draw.
     """
     losses = {
         "full network, augmented images": ("loss_full", _FULL, "-"),

@@ -59,8 +59,8 @@ def corrupt_image(image: np.ndarray, corruption: str, severity: int, seed: int) 
         `np.ndarray`: uint8, of the shape of `image`.
 
     Raises:
-        ImportError: if imagecorruptions-imaug is missing.
-        ValueError: if the corruption or the severity is unknown, or the image is too small or of another form.
+        `ImportError`: If imagecorruptions-imaug is missing.
+        `ValueError`: If the corruption or the severity is unknown, or the image is too small or of another form.
     """
     RobustnessSettings(corruptions=[corruption], severities=[severity])  # checks both
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < _MIN_CORRUPTED_SIZE:
@@ -113,11 +113,11 @@ def evaluate_robustness(
     """
     Accuracy of classifiers on the images of a split: unchanged, under FGSM, and corrupted.
 
-    Corruptions depend on the seed, the image's place in the data, the corruption and the severity alone. All classifiers of
-    one image size see the same images, with any batch size and number of workers.
+    Corruptions depend on the seed, the image's place in the data, the corruption and the severity alone. All
+    classifiers of one image size see the same images, with any batch size and number of workers.
 
-    Images are corrupted after resizing and cropping. Figures differ slightly from those on the published ImageNet-C files,
-    which are stored as JPEG.
+    Images are corrupted after resizing and cropping. Figures differ slightly from those on the published ImageNet-C
+    files, which are stored as JPEG.
 
     Args:
         classifiers (`Mapping[str, PixelClassifier]`):
@@ -140,12 +140,12 @@ def evaluate_robustness(
             A JSON file, written after each condition. Conditions that it holds are not measured again.
 
     Returns:
-        [`RobustnessResults`]: the accuracies, and what follows from them.
+        [`RobustnessResults`]: The accuracies, and what follows from them.
 
     Raises:
-        ImportError: if foolbox or imagecorruptions-imaug is missing.
-        ValueError: if there is no classifier, one and the data don't have the same classes, images are too small to be
-            corrupted, the baseline is no classifier, the split is missing or unlabelled, or `path` holds results of
+        `ImportError`: If foolbox or imagecorruptions-imaug is missing.
+        `ValueError`: If there is no classifier, one and the data don't have the same classes, images are too small to
+            be corrupted, the baseline is no classifier, the split is missing or unlabelled, or `path` holds results of
             something else.
     """
     settings = settings or RobustnessSettings()

@@ -55,7 +55,7 @@ class PixelClassifier:
             The device of the model.
 
     Raises:
-        ImportError: if foolbox is missing.
+        `ImportError`: If foolbox is missing.
     """
 
     def __init__(self, model: PreTrainedModel, image_processor: Any, device: str | torch.device = "cpu"):
@@ -75,11 +75,11 @@ class PixelClassifier:
         Load a model (see [`load_classifier`]) and its image processor.
 
         Args:
-            name_or_path (`str`): a Hub name or a folder.
-            device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): where the model runs.
+            name_or_path (`str`): A Hub name or a folder.
+            device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Where the model runs.
 
         Raises:
-            ValueError: if it is no whole image-classification model with an image processor.
+            `ValueError`: If it is no whole image-classification model with an image processor.
         """
         model = load_classifier(name_or_path)
         try:
@@ -115,10 +115,10 @@ class PixelClassifier:
         Args:
             images (`torch.Tensor`): (batch, 3, height, width), float32 in [0, 1].
             labels (`torch.Tensor`): (batch,), the true classes.
-            epsilon (`float`): the largest change of a pixel, of 255.
+            epsilon (`float`): The largest change of a pixel, of 255.
 
         Returns:
-            `torch.Tensor`: the attacked images.
+            `torch.Tensor`: The attacked images.
         """
         return self._attack.run(self._foolbox_model, images, labels, epsilon=epsilon / 255)
 
@@ -127,10 +127,10 @@ class PixelClassifier:
         Args:
             images (`torch.Tensor`): (batch, 3, height, width), uint8.
             labels (`torch.Tensor`): (batch,), the true classes.
-            epsilon (`float`, *optional*): attack the images first, by so much.
+            epsilon (`float`, *optional*): Attack the images first, by so much.
 
         Returns:
-            `int`: how many of them are classified rightly.
+            `int`: How many of them are classified rightly.
         """
         images = v2.functional.to_dtype(images.to(self.device), torch.float32, scale=True)
         labels = labels.to(self.device)

@@ -37,8 +37,8 @@ def plot_robustness(
             The file to write; its ending chooses the format.
 
     Raises:
-        ImportError: if matplotlib is missing.
-        ValueError: if there are no epsilons and no corruptions, so that there is nothing to draw.
+        `ImportError`: If matplotlib is missing.
+        `ValueError`: If there are no epsilons and no corruptions, so that there is nothing to draw.
     """
     runs = {label: [runs] if isinstance(runs, Mapping) else list(runs) for label, runs in accuracies.items()}
     epsilons, corruptions = sorted(settings.epsilons), settings.corruptions

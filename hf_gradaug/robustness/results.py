@@ -26,8 +26,8 @@ def mean_corruption_error(
 
     With a baseline, this is the mCE: the errors of each corruption, summed over its severities, are divided by the
     baseline's, and the ratios are averaged. Published figures use AlexNet as baseline. Without a baseline, this is the
-    unnormalized mCE: the mean of the errors. The two can't be compared. For the relative mCE, subtract each model's error
-    on clean images from its errors first.
+    unnormalized mCE: the mean of the errors. The two can't be compared. For the relative mCE, subtract each model's
+    error on clean images from its errors first.
 
     Args:
         errors (`Mapping[str, Sequence[float]]`):
@@ -36,7 +36,7 @@ def mean_corruption_error(
             The same for the baseline.
 
     Returns:
-        `float`, *optional*: the error, 1 being the baseline's, if there is one; `None` where the ratio has no meaning,
+        `float`, *optional*: The error, 1 being the baseline's, if there is one; `None` where the ratio has no meaning,
         because the baseline's sum for some corruption is not above 0.
     """
     sums = {name: sum(values) for name, values in errors.items()}
@@ -62,8 +62,8 @@ class RobustnessResults:
         baseline (`str`, *optional*):
             The model by whose errors all errors are divided.
         path (`str` or `os.PathLike`, *optional*):
-            A JSON file, written after each condition. Accuracies that it already holds are reused. It keeps other models,
-            but its summary covers the models of this run alone.
+            A JSON file, written after each condition. Accuracies that it already holds are reused. It keeps other
+            models, but its summary covers the models of this run alone.
         device (`str`, *optional*, defaults to `"cpu"`):
             The type of device that computes, for the file.
 
@@ -72,7 +72,7 @@ class RobustnessResults:
             By model and by [`Condition.key`], the share of images that are classified correctly.
 
     Raises:
-        ValueError: if the file is damaged, or holds results of other images, or of other weights of a model.
+        `ValueError`: If the file is damaged, or holds results of other images, or of other weights of a model.
     """
 
     def __init__(
@@ -126,8 +126,8 @@ class RobustnessResults:
         Take in the accuracies under a condition, and write the file.
 
         Args:
-            condition ([`Condition`]): the condition.
-            accuracies (`Mapping[str, float]`): by model.
+            condition ([`Condition`]): The condition.
+            accuracies (`Mapping[str, float]`): By model.
         """
         for name, accuracy in accuracies.items():
             self.accuracy[name][condition.key] = accuracy
@@ -185,7 +185,7 @@ class RobustnessResults:
         What follows from the accuracies.
 
         Returns:
-            `dict[str, dict[str, float | None]]`: by model, `clean_accuracy`; with corruptions,
+            `dict[str, dict[str, float | None]]`: By model, `clean_accuracy`; with corruptions,
             `unnormalized_mce`; and with a baseline besides, `mce` and `relative_mce`, ratios to the baseline (see
             [`mean_corruption_error`]). Empty until every model was measured under every condition.
         """

@@ -66,7 +66,7 @@ class RobustnessSettings:
             Their strengths.
 
     Raises:
-        ValueError: if a value is out of range, unknown or given twice, or there are corruptions without a severity.
+        `ValueError`: If a value is out of range, unknown or given twice, or there are corruptions without a severity.
     """
 
     epsilons: list[float] = field(

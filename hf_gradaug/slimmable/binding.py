@@ -42,8 +42,8 @@ class FullNetwork:
     The full network's modules and parameters by their place, so that no pass looks them up by name.
 
     Args:
-        model (`nn.Module`): the full network. Its inner modules are held, not the model itself: this is part of the model's
-            state, and a cycle would keep the weights until a garbage collection.
+        model (`nn.Module`): The full network. Its inner modules are held, not the model itself: this is part of the
+            model's state, and a cycle would keep the weights until a garbage collection.
     """
 
     def __init__(self, model: nn.Module):
@@ -287,8 +287,8 @@ class _Plan:
     How detached tensors are made from the parameters, pass by pass, as long as those stay where they are.
 
     Args:
-        weights (`Iterable`): of a module of the skeleton, entries, and the parameter that they are of.
-        cast_dtype (`torch.dtype`, *optional*): what autocast casts the weights of convolutions and linear layers to.
+        weights (`Iterable`): Of a module of the skeleton, entries, and the parameter that they are of.
+        cast_dtype (`torch.dtype`, *optional*): What autocast casts the weights of convolutions and linear layers to.
     """
 
     def __init__(self, weights: Iterable[tuple[_Target, _Entries, nn.Parameter]], cast_dtype: torch.dtype | None):
@@ -357,8 +357,8 @@ class _AddGradients(torch.autograd.Function):
     """
     The node behind all trained weights of a forward. Its backward runs once all of their gradients are there.
 
-    A node, and not a hook on the outputs, because it runs wherever a backward reaches the weights: whatever the outputs are
-    made of, in a joint backward, and before FSDP2 reduces, which does so in a callback at the end.
+    A node, and not a hook on the outputs, because it runs wherever a backward reaches the weights: whatever the
+    outputs are made of, in a joint backward, and before FSDP2 reduces, which does so in a callback at the end.
     """
 
     @staticmethod

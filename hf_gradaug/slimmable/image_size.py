@@ -58,11 +58,11 @@ def can_train_on(
     Whether layers of BatchNorm have statistics of so few images.
 
     Args:
-        skeleton (`nn.Module`): a network on the meta device.
-        network (`nn.Module`): the same with weights, for the modes of its modules.
-        count (`int`): number of images.
-        size (`tuple[int, int]`): their height and width in pixels.
-        num_channels (`int`, *optional*, defaults to `3`): their channels.
+        skeleton (`nn.Module`): A network on the meta device.
+        network (`nn.Module`): The same with weights, for the modes of its modules.
+        count (`int`): Number of images.
+        size (`tuple[int, int]`): Their height and width in pixels.
+        num_channels (`int`, *optional*, defaults to `3`): Their channels.
     """
     skeleton = copy.deepcopy(skeleton)
     for module, full in zip(skeleton.modules(), network.modules(), strict=True):

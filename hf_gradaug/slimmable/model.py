@@ -38,9 +38,9 @@ class SubnetworkSpec:
     What a sub-network is.
 
     Args:
-        width (`float`, *optional*, defaults to `1.0`): width multiplier, in (0, 1].
-        divisor (`int`, *optional*, defaults to `1`): channel counts are rounded to multiples of it.
-        kept_blocks (`tuple[tuple[int, ...], ...]`, *optional*): for each stage, the indices of the blocks that run.
+        width (`float`, *optional*, defaults to `1.0`): Width multiplier, in (0, 1].
+        divisor (`int`, *optional*, defaults to `1`): Channel counts are rounded to multiples of it.
+        kept_blocks (`tuple[tuple[int, ...], ...]`, *optional*): For each stage, the indices of the blocks that run.
     """
 
     width: float = 1.0

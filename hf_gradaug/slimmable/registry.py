@@ -76,8 +76,8 @@ class Depth:
     Where the residual blocks of a family are.
 
     Args:
-        field (`str`): field of the config with the number of blocks, one number or one for each stage.
-        blocks (`str`): pattern for the names of the blocks. Its last group is the index of the block, the one before,
+        field (`str`): Field of the config with the number of blocks, one number or one for each stage.
+        blocks (`str`): Pattern for the names of the blocks. Its last group is the index of the block, the one before,
             if there are stages, that of the stage.
     """
 

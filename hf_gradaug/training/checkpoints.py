@@ -52,9 +52,9 @@ def find_damage(folder: str | os.PathLike) -> CheckpointDamage | None:
     """
     The first thing that makes a checkpoint unusable.
 
-    No Python object of a checkpoint is built here: a file of the Trainer's that holds more than tensors, numbers and their
-    containers counts as damaged, for such a pickle could run code. What DeepSpeed and FSDP2's sharded format store for
-    themselves is only seen to be there.
+    No Python object of a checkpoint is built here: a file of the Trainer's that holds more than tensors, numbers and
+    their containers counts as damaged, for such a pickle could run code. What DeepSpeed and FSDP2's sharded format
+    store for themselves is only seen to be there.
 
     Args:
         folder (`str` or `os.PathLike`):

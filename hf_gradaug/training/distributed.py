@@ -20,9 +20,9 @@ def check_can_train(trainer: Trainer, model: nn.Module | None, settings: GradAug
     Raises a `ValueError` if GradAug can't train so.
 
     Args:
-        trainer ([`~transformers.Trainer`]): with its accelerator and arguments.
-        model (`nn.Module`, *optional*): the model to train, where it is known.
-        settings ([`GradAugSettings`]): with 1 sub-network or more.
+        trainer ([`~transformers.Trainer`]): With its accelerator and arguments.
+        model (`nn.Module`, *optional*): The model to train, where it is known.
+        settings ([`GradAugSettings`]): With 1 sub-network or more.
     """
     args, optim = trainer.args, OptimizerNames(trainer.args.optim)
     is_deepspeed, is_fsdp = trainer.is_deepspeed_enabled, trainer.is_fsdp_enabled
@@ -71,10 +71,11 @@ def check_can_train(trainer: Trainer, model: nn.Module | None, settings: GradAug
 
 def shard_as_one_unit(model: nn.Module, plugin: FullyShardedDataParallelPlugin) -> None:
     """
-    Shards a model's parameters, gradients and optimizer states over the processes, in place, as a single unit of FSDP2.
+    Shards a model's parameters, gradients and optimizer states over the processes, in place, as a single unit of
+    FSDP2.
 
-    A sub-network slices the parameters inside of the model's forward, where all of them have to be whole. Accelerate makes
-    units of their own of embeddings, final norm and head, but leaves a model alone that is sharded already.
+    A sub-network slices the parameters inside of the model's forward, where all of them have to be whole. Accelerate
+    makes units of their own of embeddings, final norm and head, but leaves a model alone that is sharded already.
 
     Args:
         model (`nn.Module`):
@@ -83,8 +84,8 @@ def shard_as_one_unit(model: nn.Module, plugin: FullyShardedDataParallelPlugin) 
             Its mixed precision and offloading.
 
     Raises:
-        `ValueError`: If a part of the model is a unit of its own, the plugin asks for what only Accelerate's own units have,
-            or there are more processes than a parameter has rows.
+        `ValueError`: If a part of the model is a unit of its own, the plugin asks for what only Accelerate's own units
+            have, or there are more processes than a parameter has rows.
     """
     units = [name for name, module in model.named_modules() if isinstance(module, FSDPModule)]
     if any(units):
@@ -119,8 +120,8 @@ def no_sync(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
     """
     Leaves out the synchronization of gradients in a pass's backward, and the step that DeepSpeed takes there.
 
-    [`~accelerate.Accelerator.no_sync`] doesn't know DeepSpeed, and in FSDP2 it turns synchronization on at its end, in a
-    micro-batch that doesn't synchronize too.
+    [`~accelerate.Accelerator.no_sync`] doesn't know DeepSpeed, and in FSDP2 it turns synchronization on at its end, in
+    a micro-batch that doesn't synchronize too.
 
     Args:
         accelerator ([`~accelerate.Accelerator`]):

@@ -19,14 +19,16 @@ from .stream import StreamMixin
 
 class DurableTrainerMixin(HubMixin, FaultToleranceMixin, StreamMixin):
     """
-    Makes the runs of any Trainer durable: `class MyTrainer(DurableTrainerMixin, SomeTrainer)`. [`GradAugTrainer`] does.
+    Makes the runs of any Trainer durable: `class MyTrainer(DurableTrainerMixin, SomeTrainer)`. [`GradAugTrainer`]
+    does.
 
     - Pushes to the Hub are complete: see [`HubMixin`].
     - A run that was killed resumes from its newest complete checkpoint: see [`FaultToleranceMixin`].
     - A [`TrainingStream`] can be the training data: see [`StreamMixin`].
-    - `dataloader_drop_last` is for training alone: evaluation and prediction see every image. An error is raised if it would
-      leave nothing to train on.
-    - With `bf16_full_eval` or `fp16_full_eval`, images are converted as the model is, and the model is as before afterwards.
+    - `dataloader_drop_last` is for training alone: evaluation and prediction see every image. An error is raised if it
+      would leave nothing to train on.
+    - With `bf16_full_eval` or `fp16_full_eval`, images are converted as the model is, and the model is as before
+      afterwards.
     - The learning rate falls at `lr_milestones` of [`GradAugConfig`], if they are set.
     """
 

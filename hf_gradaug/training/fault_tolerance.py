@@ -21,13 +21,15 @@ logger = logging.getLogger(__name__)
 
 class FaultToleranceMixin:
     """
-    Makes any Trainer survive kills, full disks and unreadable images: `class MyTrainer(FaultToleranceMixin, SomeTrainer)`.
+    Makes any Trainer survive kills, full disks and unreadable images:
+    `class MyTrainer(FaultToleranceMixin, SomeTrainer)`.
 
-    - `train(resume_from_checkpoint=True)` resumes from the newest complete checkpoint. A warning names the faults of newer
-      ones. If all are corrupt, an error names them. A run killed in its first save starts from the beginning.
+    - `train(resume_from_checkpoint=True)` resumes from the newest complete checkpoint. A warning names the faults of
+      newer ones. If all are corrupt, an error names them. A run killed in its first save starts from the beginning.
     - `train(resume_from_checkpoint=folder)` raises an error that names the corrupt file.
-    - A failed save is logged, leaves nothing of the checkpoint behind and keeps the older checkpoints. These are deleted only
-      when the new checkpoint is complete, with the files of all processes. Your own files in the folder stay.
+    - A failed save is logged, leaves nothing of the checkpoint behind and keeps the older checkpoints. These are
+      deleted only when the new checkpoint is complete, with the files of all processes. Your own files in the folder
+      stay.
     - A run killed after its last step trains no further step when resumed.
     - Hub tokens stay out of `training_args.bin`.
     - Images that [`~hf_gradaug.data.ImageCollator`] skipped are named and counted.

@@ -98,16 +98,17 @@ class HubMixin:
     """
     Makes the pushes of any Trainer complete: `class MyTrainer(HubMixin, SomeTrainer)`. [`GradAugTrainer`] has it.
 
-    - If the token can't write to the repository, the constructor raises an error. It creates the branch `hub_revision` if
-      it is missing.
+    - If the token can't write to the repository, the constructor raises an error. It creates the branch `hub_revision`
+      if it is missing.
     - All files, the model card included, are on disk before a push begins.
     - Transient errors of the server or the connection are retried; only missing files are uploaded again.
     - A failed push in the background is logged as an error and retried at the end of `train()`. If files are still
       missing, `train()` raises [`HubPushError`]. The trained model is then in `output_dir`.
-    - `push_to_hub` also uploads the missing files of earlier pushes. An error in the main process, which uploads, is raised
-      in all processes. They wait for it at most `ddp_timeout` seconds. With `blocking=False`, the future's result raises it.
-    - While one push is running, the next is left out, as in the Trainer. With `hub_always_push`, or where checkpoints are
-      pushed and `save_total_limit` deletes some, training waits for the running push instead.
+    - `push_to_hub` also uploads the missing files of earlier pushes. An error in the main process, which uploads, is
+      raised in all processes. They wait for it at most `ddp_timeout` seconds. With `blocking=False`, the future's
+      result raises it.
+    - While one push is running, the next is left out, as in the Trainer. With `hub_always_push`, or where checkpoints
+      are pushed and `save_total_limit` deletes some, training waits for the running push instead.
 
     Raises:
         [`HubPushError`]: If the repository can't be written to, or a push fails for good.
@@ -189,7 +190,8 @@ class HubMixin:
         **kwargs,
     ) -> CommitInfo | Future[CommitInfo] | None:
         """
-        Saves the model and its card, and uploads what the Hub doesn't have yet, with what is missing of earlier pushes.
+        Saves the model and its card, and uploads what the Hub doesn't have yet, with what is missing of earlier
+        pushes.
 
         Args:
             commit_message, blocking, token, revision, private, **kwargs:

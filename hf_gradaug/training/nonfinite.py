@@ -21,10 +21,10 @@ class _Look:
     What to look at once the device has it.
 
     Args:
-        flags (`torch.Tensor`): on the CPU, above 0 for each of `what` that is not finite.
-        what (`list[str]`): their descriptions.
-        step (`int`): number of the optimizer step.
-        copied (`torch.cuda.Event`, *optional*): recorded after the copy of the flags. `None`: they are there.
+        flags (`torch.Tensor`): On the CPU, above 0 for each of `what` that is not finite.
+        what (`list[str]`): Their descriptions.
+        step (`int`): Number of the optimizer step.
+        copied (`torch.cuda.Event`, *optional*): Recorded after the copy of the flags. `None`: they are there.
     """
 
     flags: Tensor
@@ -46,14 +46,14 @@ class NonFiniteLossGuard:
 
     All processes decide alike, by a reduction of a few numbers.
 
-    With `"stop"` a number that is NaN or infinite raises. On the CPU that is before the weights change. A GPU is not waited
-    for: the flags of a step are copied beside its work, and looked at when the next step has been launched, and in
-    [`settle`], which the trainer calls before each save, evaluation and log line and at the end. So no checkpoint has weights
-    of a step that failed, and the error names that step.
+    With `"stop"` a number that is NaN or infinite raises. On the CPU that is before the weights change. A GPU is not
+    waited for: the flags of a step are copied beside its work, and looked at when the next step has been launched, and
+    in [`settle`], which the trainer calls before each save, evaluation and log line and at the end. So no checkpoint
+    has weights of a step that failed, and the error names that step.
 
-    With `"skip"` the step is dropped, for which the device is waited for once a step: no weight changes, no momentum or other
-    state of the optimizer, no BatchNorm statistic, nor any other buffer. What goes on is the count of steps and with it the
-    learning rate's schedule, the position in the data, and the random numbers that the step has drawn.
+    With `"skip"` the step is dropped, for which the device is waited for once a step: no weight changes, no momentum
+    or other state of the optimizer, no BatchNorm statistic, nor any other buffer. What goes on is the count of steps
+    and with it the learning rate's schedule, the position in the data, and the random numbers that the step has drawn.
 
     With fp16 the guard does nothing: the gradient scaler skips steps whose gradient overflows, and lowers its scale.
 
@@ -115,8 +115,8 @@ class NonFiniteLossGuard:
 
     def check_gradients(self, norm: Tensor | float) -> None:
         """
-        Call before the weights change, with the gradient's norm, equal in all processes: a finite loss can have gradients
-        that aren't.
+        Call before the weights change, with the gradient's norm, equal in all processes: a finite loss can have
+        gradients that aren't.
 
         Raises:
             `FloatingPointError`: See [`finish`].

@@ -26,9 +26,9 @@ def end_with_launcher() -> None:
     """
     Sends this process SIGTERM when the `accelerate launch` that started it ends. Call it first in a training script.
 
-    With one process, `accelerate launch` doesn't pass signals on: at SIGTERM it ends, and the script runs on without it.
-    With this call, [`StopOnSignal`] then saves a checkpoint and stops. The launcher itself doesn't wait for that: where the
-    machine goes away with it, as in a container, start one process with `python` instead.
+    With one process, `accelerate launch` doesn't pass signals on: at SIGTERM it ends, and the script runs on without
+    it. With this call, [`StopOnSignal`] then saves a checkpoint and stops. The launcher itself doesn't wait for that:
+    where the machine goes away with it, as in a container, start one process with `python` instead.
 
     Changes nothing if another program started the process, and on other systems than Linux.
     """
@@ -59,14 +59,15 @@ class StopOnSignal(TrainerCallback):
     """
     On a signal, saves a checkpoint after the current optimizer step and stops; with several GPUs, one step later.
 
-    Batch schedulers and cloud machines send SIGTERM some time before they kill a job. The checkpoint is complete: it is saved
-    between steps. With several processes, one signal to one of them is enough. The same signal again changes nothing, except
-    a second SIGINT (Ctrl-C) after a second or more, which interrupts at once. An evaluation due at the same step is skipped.
+    Batch schedulers and cloud machines send SIGTERM some time before they kill a job. The checkpoint is complete: it
+    is saved between steps. With several processes, one signal to one of them is enough. The same signal again changes
+    nothing, except a second SIGINT (Ctrl-C) after a second or more, which interrupts at once. An evaluation due at the
+    same step is skipped.
 
-    A step and a save must fit into the time before the kill: `torchrun` and `accelerate launch` with several processes kill
-    30 seconds after they passed the signal on. For `accelerate launch` with one process, see
-    [`~hf_gradaug.training.end_with_launcher`]. Workers that load training images ignore the signals, because the current step
-    needs them; they end with their process.
+    A step and a save must fit into the time before the kill: `torchrun` and `accelerate launch` with several processes
+    kill 30 seconds after they passed the signal on. For `accelerate launch` with one process, see
+    [`~hf_gradaug.training.end_with_launcher`]. Workers that load training images ignore the signals, because the
+    current step needs them; they end with their process.
 
     Args:
         signals (`Sequence[signal.Signals]`, *optional*, defaults to `(signal.SIGTERM,)`):

@@ -13,7 +13,7 @@ class LossParts:
     Means, over the steps since the last log line, of the parts that a loss adds up from.
 
     Args:
-        *names (`str`): of the parts.
+        *names (`str`): Of the parts.
     """
 
     def __init__(self, *names: str):

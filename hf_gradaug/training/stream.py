@@ -19,19 +19,19 @@ class StreamMixin:
     Trains any Trainer on a [`TrainingStream`]: `class MyTrainer(StreamMixin, Trainer)`. [`GradAugTrainer`] has it.
 
     - Each process reads its own part of the stream, through torchdata's `StatefulDataLoader`.
-    - Each checkpoint holds the stream's position in every process, `stream_state_{rank}.json`: the place after the last
-      example that was trained on. Examples that workers read ahead don't count.
+    - Each checkpoint holds the stream's position in every process, `stream_state_{rank}.json`: the place after the
+      last example that was trained on. Examples that workers read ahead don't count.
     - A resumed run continues there. It needs the same number of processes and workers. With `ignore_data_skip` in the
       training arguments, the stream restarts instead.
-    - The epoch in the logs is the data's if the stream's `num_examples` is known. Otherwise it is the finished share of
-      `max_steps`, as in the Trainer.
+    - The epoch in the logs is the data's if the stream's `num_examples` is known. Otherwise it is the finished share
+      of `max_steps`, as in the Trainer.
 
     It also passes the epoch to a [`TransformedDataset`]. With other training data it changes nothing.
 
     Raises:
         `ImportError`: If there is a stream and torchdata is missing.
-        `ValueError`: If `dataloader_in_order` is off, or a checkpoint that is resumed has no position of the stream, or one
-            of another number of processes or workers, another seed or other data.
+        `ValueError`: If `dataloader_in_order` is off, or a checkpoint that is resumed has no position of the stream,
+            or one of another number of processes or workers, another seed or other data.
     """
 
     _stream_loader: DataLoader | None = None
@@ -131,8 +131,8 @@ class StreamMixin:
 
 class _EpochCallback(TrainerCallback):
     """
-    Tells the data the epoch, and the Trainer the epoch of a stream. It knows the loader alone: one that held the Trainer
-    would keep it, and the model, in memory after `del trainer`.
+    Tells the data the epoch, and the Trainer the epoch of a stream. It knows the loader alone: one that held the
+    Trainer would keep it, and the model, in memory after `del trainer`.
     """
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):

@@ -21,8 +21,8 @@ def hide_from_pickle(token: str | None) -> str | None:
     """
     A token that is the same string for all uses, but `None` in whatever is pickled with it.
 
-    The Trainer pickles its arguments into `training_args.bin`, beside the model and into the Hub repository, and masks the
-    token in text only.
+    The Trainer pickles its arguments into `training_args.bin`, beside the model and into the Hub repository, and masks
+    the token in text only.
 
     Args:
         token (`str`, *optional*):

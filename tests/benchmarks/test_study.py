@@ -393,6 +393,8 @@ def test_texts_show_the_tables_of_the_results(root, tmp_path):
     (tmp_path / "one.md").write_text("| a |\n")
     text = "before\n<!-- results: one -->\nold\n<!-- end of results -->\nafter\n"
     assert evidence.fill(text, tmp_path) == text.replace("old\n", "\n| a |\n\n")
+    pages = {path.relative_to(root).as_posix() for path in (root / "docs").glob("evidence*/**/*.md")}
+    assert len(pages) > 3 and {"README.md", "docs/evidence.md", *pages} == set(evidence.TEXTS)
     for name in evidence.TEXTS:
         text = (root / name).read_text("utf-8")
         assert evidence.fill(text, root / "docs" / "results") == text, f"run python -m benchmarks.evidence for {name}"
