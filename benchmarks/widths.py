@@ -60,12 +60,12 @@ def run(args: WidthsArguments, arm: str, seed: int) -> dict[str, Any]:
     """What the export of one trained network reports."""
     with temporary_folder() as folder:
         train = [*ARMS[arm][0], "--do_train", "--output_dir", folder, "--num_train_epochs", str(args.epochs)]
-        train += ["--disable_tqdm", "True", "--log_level", "error", "--eval_strategy", "no", "--use_cpu"]
+        train += ["--log_level", "error", "--eval_strategy", "no", "--use_cpu"]
         export = [folder, "--widths", *map(str, args.widths), "--output_dir", folder, "--device", "cpu"]
         for script, flags in (("run_image_classification.py", train), ("export_subnetworks.py", export)):
             print(f"{arm}, seed {seed}: {script}", file=sys.stderr, flush=True)
             command = [sys.executable, str(EXAMPLES / script), *flags, "--seed", str(seed)]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         report = json.loads(Path(folder, "widths.json").read_text())
     return {"arm": arm, "seed": seed, **report, "model": arm}
 

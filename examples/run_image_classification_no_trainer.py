@@ -100,7 +100,7 @@ def evaluate(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoade
     """Top-1 accuracy of the full network over all processes."""
     model.eval()
     correct = total = 0
-    for batch in loader:
+    for batch in tqdm(loader, "evaluation", disable=not accelerator.is_local_main_process):
         hits = model(pixel_values=batch["pixel_values"]).logits.argmax(-1) == batch["labels"]
         hits = accelerator.gather_for_metrics(hits)
         correct, total = correct + hits.sum().item(), total + len(hits)
