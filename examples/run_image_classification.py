@@ -72,6 +72,7 @@ from hf_gradaug.data import (
     get_train_transform,
     load_image_data,
     make_image_processor,
+    shorten,
 )
 from hf_gradaug.slimmable import check_image_size, narrow_config
 from hf_gradaug.transforms import scaled_size
@@ -167,7 +168,7 @@ def read_recipe(path: str | Path) -> dict:
     classes = (ModelArguments, DataArguments, GradAugConfig)
     known = {item.name for arguments in classes for item in dataclasses.fields(arguments) if item.init}
     if unknown := sorted(set(recipe) - known):
-        raise ValueError(f"{path} has unknown keys {unknown}. See --help for the known ones.")
+        raise ValueError(f"{path} has unknown keys {shorten(unknown)}. See --help for the known ones.")
     return recipe
 
 
@@ -228,7 +229,9 @@ def build_model(args: ModelArguments, data: str, class_names: list[str], by_numb
         )
     base = AutoConfig.from_pretrained(source, **hub) if source else AutoConfig.for_model(args.model_type)
     if unknown := [name for name in overrides if not hasattr(base, name)]:
-        raise ValueError(f"`config_overrides` must name settings of {type(base).__name__}, but has {unknown}.")
+        raise ValueError(
+            f"`config_overrides` must name settings of {type(base).__name__}, but has {shorten(unknown)}."
+        )
     try:
         if source:
             config = AutoConfig.from_pretrained(source, **overrides, **labels, **hub)
