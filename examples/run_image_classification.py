@@ -41,6 +41,7 @@ import torch
 import yaml
 from common import (
     CommonModelArguments,
+    check_has_subnetworks,
     label_names,
     launch,
     load_pretrained,
@@ -74,7 +75,7 @@ from hf_gradaug.data import (
     make_image_processor,
     shorten,
 )
-from hf_gradaug.slimmable import check_image_size, narrow_config
+from hf_gradaug.slimmable import check_image_size
 from hf_gradaug.transforms import scaled_size
 
 
@@ -327,8 +328,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
         if model_args.channels_last:
             teacher.to(memory_format=torch.channels_last)
         trainer_class = partial(DistillationTrainer, teacher=teacher, teacher_weight=model_args.teacher_weight)
-    if training_args.num_subnetworks:  # before the sizes of the images, which depend on the family
-        narrow_config(model.config, training_args.min_width, training_args.width_divisor)
+    check_has_subnetworks(model.config, training_args)  # before the sizes of the images, which depend on the family
     size = get_image_size(image_processor)
     scales = training_args.scales if training_args.num_subnetworks else []
     with torch.device("meta"):
