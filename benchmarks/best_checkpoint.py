@@ -65,7 +65,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "test_dir" not in flags:
         raise ValueError(f"study is {args.study}, but its data set '{best.dataset}' has no test_dir.")
     # The card shows the evaluation, which takes no part in the training. Here it is of the test images.
-    flags |= {"validation_dir": flags["test_dir"], "do_predict": False, "output_dir": str(args.output_dir)}
+    flags |= {
+        "validation_dir": flags["test_dir"],
+        "do_predict": False,
+        "disable_tqdm": False,
+        "output_dir": str(args.output_dir),
+    }
     run_example("run_image_classification", as_argv(flags))
     card = ModelCard.load(args.output_dir / "README.md")
     card.text = card.text.replace(LOAD, f"\n{describe_choice(grid, best)}\n{LOAD}", 1)

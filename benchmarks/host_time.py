@@ -43,6 +43,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 from transformers import HfArgumentParser, PreTrainedModel, set_seed
 
 from hf_gradaug import GradAug, GradAugSettings, make_slimmable
@@ -172,19 +173,23 @@ def measure(args: HostTimeArguments, rendezvous: str | None = None, rank: int = 
             "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=args.processes
         )
     try:
-        return {name: measure_model(args, name) for name in args.models}
+        return {name: measure_model(args, name, shown=rank == 0) for name in args.models}
     finally:
         if args.processes > 1:
             torch.distributed.destroy_process_group()
 
 
-def measure_model(args: HostTimeArguments, name: str) -> dict[str, Any]:
+def measure_model(args: HostTimeArguments, name: str, shown: bool) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     bench = Bench(args, name)
     if args.processes == 1:
-        figures["passes"] = summarize(repeat(args, bench.time_passes))
+        figures["passes"] = summarize(repeat(args, bench.time_passes, f"{name}, passes", shown))
     steps = bench.build_steps(args.processes)
-    figures["steps"] = summarize(repeat(args, lambda: {arm: [bench.time(step)] for arm, step in steps.items()}))
+
+    def time_steps() -> dict[str, list[float]]:
+        return {arm: [bench.time(step)] for arm, step in steps.items()}
+
+    figures["steps"] = summarize(repeat(args, time_steps, f"{name}, steps", shown))
     plain = figures["steps"]["plain"]["microseconds"]
     for mode in MODES:
         of_mode = figures["steps"][mode]
@@ -192,10 +197,11 @@ def measure_model(args: HostTimeArguments, name: str) -> dict[str, Any]:
     return figures
 
 
-def repeat(args: HostTimeArguments, measure_round: Callable[[], dict[str, list[float]]]) -> dict[str, list[float]]:
-    for _ in range(args.warmup):
-        measure_round()
-    rounds = [measure_round() for _ in range(args.repetitions)]
+def repeat(
+    args: HostTimeArguments, measure_round: Callable[[], dict[str, list[float]]], what: str, shown: bool
+) -> dict[str, list[float]]:
+    numbers = tqdm(range(args.warmup + args.repetitions), what, unit=" rounds", disable=not shown)
+    rounds = [measure_round() for _ in numbers][args.warmup :]
     return {arm: [value for times in rounds for value in times[arm]] for arm in rounds[0]}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from hf_gradaug.data import DataArguments, ImageData, load_image_data
 
@@ -37,7 +38,7 @@ def make_jpegs(count: int) -> Iterator[bytes]:
 def make_shards(folder: Path, num_images: int, num_shards: int) -> float:
     """Shards of each kind under `folder`; returns the mean size of an image in bytes."""
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=NUM_LABELS)})
-    jpegs = list(make_jpegs(num_images))
+    jpegs = list(tqdm(make_jpegs(num_images), "shards", num_images, unit=" images"))
     for kind in KINDS:
         (folder / kind).mkdir()
     for shard in range(num_shards):

@@ -136,7 +136,7 @@ def train(args: RobustnessBenchmarkArguments, folder: str) -> tuple[dict[tuple[s
     runs = []
     for (arm, seed), path in models.items():
         flags = [*ARMS[arm], "--do_train", "--do_eval", "--seed", str(seed), "--output_dir", path]
-        flags += ["--disable_tqdm", "True", "--log_level", "error", *args.train_flags.split()]
+        flags += ["--log_level", "error", *args.train_flags.split()]
         runs.append(("run_image_classification", flags))
     return models, runs
 

@@ -52,6 +52,7 @@ import transformers
 from torch import Tensor
 from torch.profiler import ProfilerActivity
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 from transformers import HfArgumentParser, PreTrainedConfig, PreTrainedModel, set_seed
 
 from hf_gradaug import (
@@ -268,14 +269,18 @@ def time_steps(args: BenchmarkArguments) -> tuple[dict[str, list[float]], dict[s
     synchronize = torch.cuda.synchronize if args.on_cuda else lambda: None
     seconds: dict[str, list[float]] = {arm: [] for arm in args.arms}
     steps = {arm: build_step(args, arm, passes[arm]) for arm in args.arms}
-    for repetition in range(-args.warmup, args.repetitions):
-        for arm, step in steps.items():
-            synchronize()
-            start = time.perf_counter()
-            step()
-            synchronize()
-            if repetition >= 0:
-                seconds[arm].append(time.perf_counter() - start)
+    rounds = range(-args.warmup, args.repetitions)
+    with tqdm(total=len(rounds) * len(steps), unit=" steps") as progress:
+        for repetition in rounds:
+            for arm, step in steps.items():
+                progress.set_description(f"time, {arm}")
+                synchronize()
+                start = time.perf_counter()
+                step()
+                synchronize()
+                if repetition >= 0:
+                    seconds[arm].append(time.perf_counter() - start)
+                progress.update()
     return seconds, {arm: ran[: len(WIDTHS) + 1] for arm, ran in passes.items() if ran}
 
 
@@ -381,7 +386,12 @@ def measure(argv: Sequence[str], memory: bool = True) -> dict[str, Any]:
     peak_of = (
         functools.partial(measure_memory, args) if args.on_cuda else functools.partial(measure_memory_apart, argv)
     )
-    peaks = {arm: peak_of(arm) for arm in args.arms} if args.memory and memory else {}
+    peaks = {}
+    if args.memory and memory:
+        with tqdm(args.arms, unit=" arms") as progress:
+            for arm in progress:
+                progress.set_description(f"memory, {arm}")
+                peaks[arm] = peak_of(arm)
     seconds, passes = time_steps(args)
     ratio = flop_ratio(args.model, args.image_size, args.width_divisor)
     return {

@@ -22,6 +22,7 @@ Command:
     python -m benchmarks.streaming --output docs/results/streaming.json --plot docs/results/streaming.png
 """
 
+import contextlib
 import itertools
 import multiprocessing
 import statistics
@@ -38,7 +39,8 @@ import torch
 import transformers
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
-from transformers import HfArgumentParser, PrinterCallback, TrainerCallback
+from tqdm import tqdm
+from transformers import HfArgumentParser, TrainerCallback
 
 from hf_gradaug import GradAugConfig, GradAugTrainer
 from hf_gradaug.data import ImageCollator, ImageData, decode_image, get_train_transform
@@ -146,13 +148,13 @@ def train(args: BenchmarkArguments, model: str, dataset: Any, workers: int) -> d
         config = GradAugConfig(
             output_dir=output, max_steps=args.warmup + steps, per_device_train_batch_size=batch_size,
             dataloader_num_workers=workers, num_subnetworks=args.num_subnetworks, optim="sgd", learning_rate=1e-3,
-            save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True, remove_unused_columns=False,
+            save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=False, remove_unused_columns=False,
             seed=0,
         )  # fmt: skip
         trainer = TimedTrainer(MODELS[model](), config, ImageCollator(NUM_LABELS), dataset, callbacks=[watch])
         watch.trainer = trainer
-        trainer.pop_callback(PrinterCallback)
-        trainer.train()
+        with contextlib.redirect_stdout(sys.stderr):  # stdout has the table alone
+            trainer.train()
     torch.set_num_threads(threads)
     return {"images_per_second": steps * batch_size / watch.seconds, "waiting": watch.waited / watch.seconds}
 
@@ -165,7 +167,7 @@ def measure_loader(args: BenchmarkArguments, stream: Any, workers: int) -> dict[
     for _ in range(args.warmup):
         next(batches)
     start = time.perf_counter()
-    for _ in range(steps):
+    for _ in tqdm(range(steps), f"loader, {workers} workers", unit=" batches"):
         next(batches)
     return {"images_per_second": steps * batch_size / (time.perf_counter() - start)}
 

@@ -21,7 +21,7 @@ from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineMo
 from transformers import HfArgumentParser, PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_gradaug import GradAugConfig, HubPushError, StopOnSignal
+from hf_gradaug import GradAugConfig, GradAugSettings, HubPushError, StopOnSignal, narrow_config
 from hf_gradaug.data import get_class_names, match_classes
 from hf_gradaug.training import end_with_launcher
 
@@ -184,6 +184,12 @@ def find_head(model: PreTrainedModel) -> set[str]:
     with torch.device("meta"):
         others = type(model)(larger).state_dict()
     return {name for name, tensor in model.state_dict().items() if others[name].shape != tensor.shape}
+
+
+def check_has_subnetworks(config: PreTrainedConfig, settings: GradAugSettings) -> None:
+    """Raises a `TypeError` or `ValueError` if the model's family, or its backbone's, can't have these sub-networks."""
+    if settings.num_subnetworks:
+        narrow_config(config, settings.min_width, settings.width_divisor)
 
 
 def label_names(class_names: Sequence[str]) -> dict[str, dict]:

@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoImageProcessor, HfArgumentParser, PreTrainedModel
 from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
 
 from hf_gradaug import (
     create_subnetwork_card,
@@ -125,7 +126,8 @@ def measure_latency(models: list[PreTrainedModel], images: torch.Tensor, repetit
     """Median seconds of a forward of each model. They take turns: what else the machine does meets all of them."""
     seconds: list[list[float]] = [[] for _ in models]
     warmup = 3
-    for repetition in range(warmup + repetitions):
+    what = "latency, 1 image" if len(images) == 1 else f"latency, {len(images)} images"
+    for repetition in transformers_logging.tqdm(range(warmup + repetitions), desc=what):
         for model, times in zip(models, seconds):
             start = time.perf_counter()
             model(pixel_values=images)

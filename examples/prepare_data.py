@@ -175,7 +175,7 @@ def load_digits(args: PrepareArguments) -> Loaded:
     pictures = [
         Picture(scale(row["image"], args.image_size), row["label"], row["label"], testable=split == "train")
         for split, rows in old.items()
-        for row in rows
+        for row in tqdm(rows, f"encode {split}", unit=" images")
     ]
     return old["train"].features["label"].names, pictures, {}
 
@@ -196,7 +196,8 @@ def load_solar_cells(args: PrepareArguments, binary: bool) -> Loaded:
         raise ImportError("The solar cells need a package with their images: pip install elpv-dataset.") from error
     images, probabilities, kinds = load_dataset(args.source)
     pictures = []
-    for image, grade, kind in zip(images, (probabilities * 3).round().astype(int).tolist(), kinds):
+    grades = (probabilities * 3).round().astype(int).tolist()
+    for image, grade, kind in tqdm(zip(images, grades, kinds), "encode", len(images), unit=" images"):
         label = int(grade > 0) if binary else grade
         pictures.append(Picture(scale(Image.fromarray(image), args.image_size), label, (grade, str(kind))))
     names = (

@@ -42,6 +42,7 @@ import torch
 import yaml
 from common import (
     CommonModelArguments,
+    check_has_subnetworks,
     label_names,
     launch,
     load_pretrained,
@@ -73,8 +74,9 @@ from hf_gradaug.data import (
     get_train_transform,
     load_image_data,
     make_image_processor,
+    shorten,
 )
-from hf_gradaug.slimmable import check_image_size, narrow_config
+from hf_gradaug.slimmable import check_image_size
 from hf_gradaug.transforms import scaled_size
 
 
@@ -168,7 +170,7 @@ def read_recipe(path: str | Path) -> dict:
     classes = (ModelArguments, DataArguments, GradAugConfig)
     known = {item.name for arguments in classes for item in dataclasses.fields(arguments) if item.init}
     if unknown := sorted(set(recipe) - known):
-        raise ValueError(f"{path} has unknown keys {unknown}. See --help for the known ones.")
+        raise ValueError(f"{path} has unknown keys {shorten(unknown)}. See --help for the known ones.")
     return recipe
 
 
@@ -229,7 +231,9 @@ def build_model(args: ModelArguments, data: str, class_names: list[str], by_numb
         )
     base = AutoConfig.from_pretrained(source, **hub) if source else AutoConfig.for_model(args.model_type)
     if unknown := [name for name in overrides if not hasattr(base, name)]:
-        raise ValueError(f"`config_overrides` must name settings of {type(base).__name__}, but has {unknown}.")
+        raise ValueError(
+            f"`config_overrides` must name settings of {type(base).__name__}, but has {shorten(unknown)}."
+        )
     try:
         if source:
             config = AutoConfig.from_pretrained(source, **overrides, **labels, **hub)
@@ -326,8 +330,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
         if model_args.channels_last:
             teacher.to(memory_format=torch.channels_last)
         trainer_class = partial(DistillationTrainer, teacher=teacher, teacher_weight=model_args.teacher_weight)
-    if training_args.num_subnetworks:  # before the sizes of the images, which depend on the family
-        narrow_config(model.config, training_args.min_width, training_args.width_divisor)
+    check_has_subnetworks(model.config, training_args)  # before the sizes of the images, which depend on the family
     size = get_image_size(image_processor)
     scales = training_args.scales if training_args.num_subnetworks else []
     with torch.device("meta"):

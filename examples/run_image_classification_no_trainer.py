@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import set_seed
-from common import label_names, load_pretrained, naming_unreachable_hub
+from common import check_has_subnetworks, label_names, load_pretrained, naming_unreachable_hub
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import (
@@ -100,7 +100,7 @@ def evaluate(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoade
     """Top-1 accuracy of the full network over all processes."""
     model.eval()
     correct = total = 0
-    for batch in loader:
+    for batch in tqdm(loader, "evaluation", disable=not accelerator.is_local_main_process):
         hits = model(pixel_values=batch["pixel_values"]).logits.argmax(-1) == batch["labels"]
         hits = accelerator.gather_for_metrics(hits)
         correct, total = correct + hits.sum().item(), total + len(hits)
@@ -135,6 +135,8 @@ def run(args: LoopArguments, data_args: DataArguments, settings: GradAugSettings
         )
     set_seed(args.seed)
 
+    if name := args.model_name_or_path:  # before the data are read
+        check_has_subnetworks(AutoConfig.from_pretrained(name, trust_remote_code=False), settings)
     with accelerator.main_process_first():
         data = load_image_data(data_args, args.seed)
     model, image_processor = build_model(args, data)

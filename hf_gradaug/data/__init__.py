@@ -1,8 +1,9 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """Images and labels for classifiers: read from folders, files or the Hub, transformed, mixed, and streamed."""
 
+from ..messages import shorten
 from .arguments import DataArguments
-from .class_names import get_class_names, match_classes, shorten
+from .class_names import get_class_names, match_classes
 from .decoding import decode_image, to_rgb
 from .digits import load_digits_dataset
 from .folders import check_no_splits, is_image

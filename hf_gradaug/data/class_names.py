@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedConfig
 
+from ..messages import shorten
+
 
 logger = logging.getLogger(__name__)
 
@@ -17,12 +19,6 @@ def get_class_names(config: PreTrainedConfig) -> list[str]:
     if names.keys() != set(range(len(names))):
         raise ValueError(f"The keys of `id2label` must be 0..{len(names) - 1}, but are {shorten(sorted(names))}.")
     return [names[number] for number in range(len(names))]
-
-
-def shorten(items: Sequence, count: int = 10) -> str:
-    """A list for a message: at most so many items, and how many there are."""
-    items = list(items)
-    return str(items) if len(items) <= count else f"{str(items[:count])[:-1]}, ...] ({len(items)} in all)"
 
 
 def match_classes(

@@ -9,7 +9,7 @@ import datasets
 from datasets.fingerprint import Hasher
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from .class_names import shorten
+from ..messages import shorten
 
 
 logger = logging.getLogger(__name__)

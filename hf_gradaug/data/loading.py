@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
+from ..messages import shorten
 from .arguments import DataArguments
-from .class_names import match_classes, shorten
+from .class_names import match_classes
 from .digits import load_digits_dataset
 from .folders import is_image, load_folders
 from .image_transforms import ExampleTransform, keep_readable
@@ -115,7 +116,7 @@ class ImageData:
             `ValueError`: If the split is missing.
         """
         if split not in self.splits:
-            raise ValueError(f"There is no {split} split; the splits of {self.name} are {list(self.splits)}.")
+            raise ValueError(f"There is no {split} split; the splits of {self.name} are {shorten(self.splits)}.")
         dataset = self.splits[split]
         label_column = self.label_column if self.label_column in dataset.column_names else None
         if split == "test" and label_column and (_get_labels(dataset, label_column) == -1).all():
@@ -358,7 +359,9 @@ def load_image_data(
         wanted = {split: split for split in wanted}
     splits = {split: loaded[hub_name] for split, hub_name in wanted.items() if hub_name in loaded}
     if not splits:
-        raise ValueError(f"The splits of {name} are {list(loaded)}, but looked for were {list(wanted.values())}.")
+        raise ValueError(
+            f"The splits of {name} are {shorten(loaded)}, but looked for were {shorten(wanted.values())}."
+        )
 
     first = next(iter(splits.values()))
     features = dict(first.features)

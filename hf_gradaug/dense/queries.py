@@ -22,6 +22,7 @@ from transformers import PreTrainedConfig
 from transformers.image_transforms import center_to_corners_format
 
 from ..losses import at_least_float32, bernoulli_kl
+from ..messages import shorten
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def check_has_query_targets(model: nn.Module) -> None:
     """Raises a `ValueError` if query i of a sub-network isn't query i of the full network."""
     name = type(model).__name__
     if name not in _MODELS:
-        reason = f"this is a {name}, not one of {sorted(_MODELS)}"
+        reason = f"this is a {name}, not one of {shorten(sorted(_MODELS))}"
     elif getattr(model.config, "two_stage", False):
         reason = "`config.two_stage` is True, so that each network picks its own queries from the image"
     else:

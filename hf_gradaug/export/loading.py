@@ -6,7 +6,7 @@ import os
 import torch
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
-from ..data.class_names import shorten
+from ..messages import shorten
 
 
 def load_classifier(name_or_path: str | os.PathLike, trust_remote_code: bool = False) -> PreTrainedModel:

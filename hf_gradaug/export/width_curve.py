@@ -12,6 +12,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from ..reporting.figures import COLORS, MARKERS, new_figure, show_percent, style_axes
 from ..slimmable.depth import KeptBlocks
@@ -94,13 +95,18 @@ def export_widths(
             "kept_blocks": None if kept_blocks is None else [list(blocks) for blocks in kept_blocks],
             "parameters": subnetwork.num_parameters(),
             "channels": {name: value for name, (_, value) in narrowed_fields(model.config, subnetwork.config).items()},
-            _KEPT: measure_accuracy(subnetwork, eval_data),
+            _KEPT: measure_accuracy(subnetwork, _shown(eval_data, f"width {width:g}")),
             _RECALIBRATED: None,
         }
         if calibration_data is not None and batchnorm_layers(subnetwork):
-            recalibrate_batchnorm(subnetwork, calibration_data)
-            row[_RECALIBRATED] = measure_accuracy(subnetwork, eval_data)
+            recalibrate_batchnorm(subnetwork, _shown(calibration_data, f"width {width:g}, calibration"))
+            row[_RECALIBRATED] = measure_accuracy(subnetwork, _shown(eval_data, f"width {width:g}, recalibrated"))
         yield subnetwork, row
+
+
+def _shown(data: Iterable, what: str) -> Iterable:
+    """The batches with a progress bar, unless those of transformers are off."""
+    return transformers_logging.tqdm(data, desc=what, unit="batch")
 
 
 def evaluate_widths(

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from ..data.image_processors import ProcessorCrop
 from ..data.image_transforms import ImageCollator
 from ..data.loading import ImageData
+from ..messages import shorten
 from ..sampling import example_seed
 from .pixel_classifier import PixelClassifier, import_library
 from .results import RobustnessResults
@@ -158,7 +159,7 @@ def evaluate_robustness(
         for name, classifier in classifiers.items()
     }
     if baseline is not None and baseline not in classifiers:
-        raise ValueError(f"`baseline` must be one of the models {list(classifiers)}, but is '{baseline}'.")
+        raise ValueError(f"`baseline` must be one of the models {shorten(classifiers)}, but is '{baseline}'.")
     if split not in ("validation", "test"):
         raise ValueError(f"`split` must be 'validation' or 'test', but is '{split}'.")
     if settings.corruptions:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedConfig
 
+from ..messages import shorten
 from .registry import FAMILIES, STAGES, Narrow, register_family
 
 
@@ -64,8 +65,8 @@ def _narrow_backbone(config: PreTrainedConfig, narrow: Narrow) -> None:
     if backbone.model_type not in FAMILIES:
         raise TypeError(
             f"The backbone of this {config.model_type} can't be narrowed: `config.backbone_config` is of model type "
-            f"{backbone.model_type!r}, but must be of one with a narrowing, {sorted(FAMILIES)}. In the place of a "
-            "timm backbone, give the config a `backbone_config` of transformers, such as `ResNetConfig`."
+            f"{backbone.model_type!r}, but must be of one with a narrowing, {shorten(sorted(FAMILIES))}; docs/models.md has "
+            "the list. In the place of a timm backbone, give the config a `backbone_config` of transformers, such as `ResNetConfig`."
         )
     FAMILIES[backbone.model_type].narrowing(backbone, narrow)
 

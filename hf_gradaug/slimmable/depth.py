@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..messages import shorten
 from .registry import FAMILIES, Depth
 
 
@@ -60,8 +61,8 @@ def depths_of(config: PreTrainedConfig) -> list[int]:
     if depth is None:
         raise TypeError(
             f"It isn't known which blocks of model type {config.model_type!r} can be dropped. `subnetwork_kind` "
-            f"'depth' and 'width_depth', and `kept_blocks`, are for: {droppable_model_types()}. To add yours, see "
-            "`hf_gradaug.register_depth`."
+            f"'depth' and 'width_depth', and `kept_blocks`, are for: {shorten(droppable_model_types())}; docs/models.md has the list. "
+            "To add yours, see `hf_gradaug.register_depth`."
         )
     depths = getattr(config, depth.field)
     return [depths] if isinstance(depths, int) else list(depths)

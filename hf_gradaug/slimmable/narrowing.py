@@ -5,6 +5,7 @@ import copy
 
 from transformers import PreTrainedConfig
 
+from ..messages import shorten
 from .registry import FAMILIES, Narrow
 
 
@@ -44,8 +45,8 @@ def narrow_config(config: PreTrainedConfig, width: float, divisor: int = 1) -> P
     family = FAMILIES.get(config.model_type)
     if family is None or family.narrowing is None:
         raise TypeError(
-            f"GradAug has no sub-networks for model type {config.model_type!r}. Supported: {supported_model_types()}, all "
-            "for images. Set `num_subnetworks=0` to train without GradAug. To add an image model of yours, say which config "
+            f"GradAug has no sub-networks for model type {config.model_type!r}. Supported: "
+            f"{shorten(supported_model_types())}, all for images; docs/models.md has the list. Set `num_subnetworks=0` to train without GradAug. To add an image model of yours, say which config "
             "fields scale with the width:\n\n"
             f'    @hf_gradaug.register_narrowing("{config.model_type}")\n'
             "    def _(config, narrow):\n"

@@ -64,11 +64,14 @@ def test_host_times_are_of_narrower_networks():
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.distributed)])
-def test_host_times_of_every_mode(processes, tmp_path):
+def test_host_times_of_every_mode(processes, tmp_path, capfd):
     argv = ["--smoke", "--models", "vit-small", "--processes", str(processes), "--output", str(tmp_path / "a.json")]
     host_time.main(argv)
     results = json.loads((tmp_path / "a.json").read_text())
     assert len(results["processes"]) == processes
+    progress = capfd.readouterr().err
+    assert "vit-small, steps: 100%" in progress
+    assert ("vit-small, passes: 100%" in progress) == (processes == 1)
     for of_process in results["processes"]:
         measured = of_process["vit-small"]
         assert [*measured] == (["passes", "steps"] if processes == 1 else ["steps"])
@@ -86,10 +89,11 @@ def test_flop_ratio_of_the_papers_configuration():
 
 
 @pytest.mark.slow
-def test_results_of_every_arm(tmp_path):
+def test_results_of_every_arm(tmp_path, capsys):
     output = tmp_path / "folder" / "results.json"
     command = "--batch_size 2 --image_size 32 --repetitions 1 --device cpu --memory False --output"
     step.main([*command.split(), str(output)])
+    assert "time, separate: 100%" in capsys.readouterr().err
     results = json.loads(output.read_text())
 
     assert [*results["arms"]] == ["plain", "gradaug", "views", "naive", "separate"]
@@ -117,6 +121,13 @@ def test_compiled_sub_networks_have_the_same_widths():
             gradaug_pass.loss(gradaug.model(**gradaug_pass.inputs)).backward()
         drawn.append((gradaug_pass.width, gradaug_pass.size[0]))
     assert drawn == [(1.0, 28), (0.97, 24), (0.93, 20), (0.9, 16)]
+
+
+def test_memory_of_each_arm_shows_progress(monkeypatch, capsys):
+    monkeypatch.setattr(step, "measure_memory_apart", lambda argv, arm: {"peak_memory_bytes": 1})
+    results = step.measure(["--smoke", "--device", "cpu"])
+    assert [figures["peak_memory_bytes"] for figures in results["arms"].values()] == [1, 1]
+    assert "memory, gradaug: 100%" in capsys.readouterr().err
 
 
 def test_float16_trains_with_a_scaler():
@@ -162,10 +173,20 @@ def test_streaming_measures_each_arm(tmp_path, capsys):
     for parts in results["milliseconds_per_image"].values():
         assert [*parts] == ["reading", "decoding", "augmenting", "collating"] and min(parts.values()) > 0
     assert {"command", "hardware", "versions", "settings"} <= results.keys()
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in results["arms"])
+    printed, progress = capsys.readouterr()
+    assert all(name in printed for name in results["arms"]) and "train_runtime" not in printed
+    assert "shards: 100%" in progress and "loader, 1 workers: 100%" in progress
+    assert progress.count("5/5 [") >= 3  # the steps of each training
     with pytest.raises(ValueError, match="`workers` must be in 1..num_shards"):
         streaming.main(["--workers", "9"])
+
+
+@pytest.mark.slow
+def test_widths_show_the_progress_of_each_script(capfd):
+    widths.main(["--smoke"])
+    printed, progress = capfd.readouterr()
+    assert "1/1 [" in progress and "width 0.5, recalibrated: 100%" in progress
+    assert "%|" not in printed
 
 
 def test_accuracies_by_width_are_averaged_over_seeds():
@@ -199,11 +220,13 @@ def test_accuracies_by_width_are_averaged_over_seeds():
 
 
 @pytest.mark.slow
-def test_robustness_of_both_arms(tmp_path):
+def test_robustness_of_both_arms(tmp_path, capsys):
     train = "--max_steps 2 --max_train_samples 64 --max_eval_samples 20 --use_cpu"
     measure = "--max_samples 20 --epsilons 8 --corruptions fog contrast --severities 2 --device cpu"
     files = ["--output", f"{tmp_path}/a.json", "--plot", f"{tmp_path}/a.png"]
     results = robustness.main(["--seeds", "1", "2", "--train_flags", train, "--eval_flags", measure, *files])
+    progress = capsys.readouterr().err
+    assert progress.count("2/2 [") >= 4 and "contrast/2: 100%" in progress  # trainings, and conditions
     assert json.loads((tmp_path / "a.json").read_text()) == results
     assert (tmp_path / "a.png").stat().st_size > 10_000
     assert len(results["commands"]) == 5 and "--gradaug" in results["commands"][1]

@@ -54,6 +54,22 @@ def test_grammar_is_told_apart():
         assert breaks_grammar(message)
 
 
+# Lists that have fewer than ten items.
+SHORT = ("list(SEVERITIES)", "list(scale)", "list(batch)", "list(found.values())", "[*outputs]", "sorted(lacking)[:5]")
+
+
+def test_messages_list_ten_things_at_most():
+    """A list that may be long goes through `shorten`."""
+    long = []
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Raise):
+                shown = [ast.unparse(part.value) for part in ast.walk(node) if isinstance(part, ast.FormattedValue)]
+                lists = re.compile(r"(sorted|list)\(|\[\*|unknown$|\w+_types\(\)$")
+                long += [f"{file.name}: {text}" for text in shown if lists.match(text) and text not in SHORT]
+    assert long == []
+
+
 def test_there_are_messages():
     assert sum(len(messages(file)) for file in FILES) > 100
 

@@ -15,6 +15,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForObjectDetection,
     AutoModelForUniversalSegmentation,
+    CLIPConfig,
     Mask2FormerImageProcessor,
     ResNetConfig,
     RTDetrImageProcessor,
@@ -218,3 +219,15 @@ def test_the_small_segmenter_takes_backbones_of_other_depths(tasks, stages):
     outputs = model.eval()(pixel_values=torch.zeros(1, 3, 64, 64))
     assert outputs.masks_queries_logits.shape == (1, 20, 16, 16)  # a quarter of the image
     assert model.config.feature_strides == [4, 8, 16, 32][:stages]
+
+
+@pytest.mark.parametrize("flag", ["model_name_or_path", "config_name", "backbone"])
+@pytest.mark.parametrize("name", ["object_detection", "instance_segmentation"])
+def test_a_model_without_sub_networks_is_named_before_the_data_are_read(tasks, name, flag, tmp_path):
+    CLIPConfig().save_pretrained(tmp_path)
+    nowhere = ["--train_dir", "nowhere", "--train_annotations", "nowhere.json", "--output_dir", str(tmp_path / "out")]
+    words = [*QUIET, "--do_train", "--gradaug", *nowhere, f"--{flag}", str(tmp_path)]
+    with pytest.raises(
+        TypeError, match="no sub-networks for model type 'clip'. Supported: .* Set `num_subnetworks=0`"
+    ):
+        main(tasks[name], words)

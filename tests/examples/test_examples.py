@@ -19,7 +19,14 @@ from helpers import images
 from huggingface_hub.errors import HTTPError
 from sklearn.metrics import f1_score
 from torch.utils.data import DataLoader
-from transformers import AutoImageProcessor, AutoModelForImageClassification, BertConfig, ResNetConfig, pipeline
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BertConfig,
+    CLIPConfig,
+    ResNetConfig,
+    pipeline,
+)
 
 from hf_gradaug import plot_training_curves
 from hf_gradaug.data import DataArguments, ImageCollator, get_eval_transform, load_image_data
@@ -446,3 +453,13 @@ def test_a_model_without_sub_networks_is_named_before_its_sizes(run):
         TypeError, match="no sub-networks for model type 'clip'. Supported: .* Set `num_subnetworks=0`"
     ):
         run(*words, model=["--model_type", "clip", "--config_overrides", config, "--image_size", "48"])
+
+
+def test_own_loop_names_a_model_without_sub_networks_before_the_data_are_read(tmp_path):
+    CLIPConfig().save_pretrained(tmp_path)
+    words = ["--train_dir", "nowhere", "--validation_dir", "nowhere", "--output_dir", str(tmp_path / "out")]
+    script = images.load_script("run_image_classification_no_trainer")
+    with pytest.raises(
+        TypeError, match="no sub-networks for model type 'clip'. Supported: .* Set `num_subnetworks=0`"
+    ):
+        script.main([*words, "--model_name_or_path", str(tmp_path)])

@@ -66,8 +66,9 @@ def make_clip_art(root):
     return root
 
 
-def test_digits_are_tested_on_images_that_no_earlier_run_was_evaluated_on(prepare, tmp_path):
+def test_digits_are_tested_on_images_that_no_earlier_run_was_evaluated_on(prepare, tmp_path, capsys):
     facts = prepare("digits")
+    assert "encode validation: 100%" in capsys.readouterr().err
     names, splits = read(tmp_path / "out", tmp_path)
     assert names == [str(digit) for digit in range(10)]
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 1079, "validation": 359, "test": 359}
@@ -82,7 +83,7 @@ def test_digits_are_tested_on_images_that_no_earlier_run_was_evaluated_on(prepar
     assert json.loads((tmp_path / "out" / "data.json").read_text()) == facts
 
 
-def test_solar_cells_have_the_same_splits_in_both_forms(script, tmp_path):
+def test_solar_cells_have_the_same_splits_in_both_forms(script, tmp_path, capsys):
     labels = make_cells(tmp_path / "cells")
     read_splits = {}
     for name in ("solar-cells", "solar-cells-binary"):
@@ -94,6 +95,7 @@ def test_solar_cells_have_the_same_splits_in_both_forms(script, tmp_path):
         (tmp_path / "again").rename(tmp_path / f"again-{name}")
         read_splits[name] = read(tmp_path / name, tmp_path)
         assert "NC" in facts["licence"]
+        assert capsys.readouterr().err.count("encode: 100%") == 2
     names, grades = read_splits["solar-cells"]
     assert names == ["functional", "maybe_defective", "likely_defective", "defective"]
     two_names, two = read_splits["solar-cells-binary"]

@@ -184,7 +184,12 @@ def test_script(script, flags, tmp_path, capsys):
     report = json.loads((out / "widths.json").read_text())
     assert report["rows"] == rows and [row["width"] for row in rows] == [0.5, 0.9, 1.0]
     assert (report["evaluation_images"], report["calibration_images"]) == (9, 8)  # in whole batches of 4
-    assert (out / "widths.md").read_text() == format_widths(rows) + "\n" == capsys.readouterr().out
+    printed, progress = capsys.readouterr()
+    assert (out / "widths.md").read_text() == format_widths(rows) + "\n" == printed
+    of_widths = [f"width {width}{what}" for width in (0.5, 0.9, 1) for what in ("", ", calibration", ", recalibrated")]
+    assert [
+        what for what in (*of_widths, "latency, 1 image", "latency, 4 images") if f"{what}: 100%" not in progress
+    ] == []
     assert min(row[key] for row in rows for key in ("latency_1", "latency_batch")) > 0
 
     for row in rows:
