@@ -39,7 +39,7 @@ import yaml
 
 SPLITS = {"validation": "eval", "test": "predict"}
 METRICS = ("accuracy", "macro_f1", "top5_accuracy")
-# Of an arm's keys, those that name another arm of the study, and are no flags.
+# Keys of an arm that name another arm of the study. They are not flags.
 REFERENCES = ("compute_of", "together", "teacher_arm", "against")
 
 

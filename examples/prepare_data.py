@@ -187,9 +187,9 @@ def load_solar_cells(args: PrepareArguments, binary: bool) -> Loaded:
     2,624 solar cells of 44 modules by electroluminescence, in grey.
 
     The grades are what an expert called the cell, and whether they were sure: probabilities of a defect of 0, 1/3, 2/3
-    and 1. The binary form is that of Deitsch et al. (Solar Energy 185, 2019): functional is a probability of 0,
+    and 1. The binary form follows Deitsch et al. (Solar Energy 185, 2019): functional is a probability of 0,
     defective is any other. Both forms have the same splits, stratified by grade and by type of cell (mono- or
-    polycrystalline). The package doesn't tell which module a cell is of, so that cells of one module may be in several
+    polycrystalline). The package doesn't name the module of a cell, so cells of one module may be in several
     splits.
     """
     try:

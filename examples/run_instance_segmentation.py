@@ -40,7 +40,7 @@ DEFAULTS = {
     "lr_scheduler_type": "cosine",
     "num_subnetworks": 1,
     "min_width": 0.8,
-    "scales": [1.0, 6 / 7],  # on fewer pixels nobody could tell the smallest digits
+    "scales": [1.0, 6 / 7],  # on fewer pixels the smallest digits are unreadable
     "save_strategy": "no",
     "logging_steps": 20,
 }

@@ -148,7 +148,7 @@ def _read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 
 def _find_depths(state: dict[str, torch.Tensor], path: str | os.PathLike) -> tuple[int, ...]:
     parts = [match.groups() for name in state if (match := re.match(r"features\.(\d+)\.(body|shortcut)\.", name))]
-    if not parts:  # another architecture: what is missing of the smallest network tells
+    if not parts:  # another architecture: the error names what the smallest network lacks
         return _DEPTHS["ResNet-50"]
     blocks = [int(number) for number, _ in parts]
     firsts = sorted({int(number) for number, part in parts if part == "shortcut"})  # each stage begins with a shortcut

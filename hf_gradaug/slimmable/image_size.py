@@ -74,7 +74,7 @@ def can_train_on(
             skeleton(**inputs, **size_arguments(skeleton, **inputs))
     except ValueError as error:
         return "more than 1 value per channel" not in str(error)
-    except Exception:  # it has no forward on the meta device, and nothing can be told
+    except Exception:  # no forward on the meta device, so the answer is unknown
         return True
     return True
 

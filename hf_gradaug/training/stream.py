@@ -108,7 +108,7 @@ class StreamMixin:
 
     def _read_stream_state(self, checkpoint: str) -> dict[str, Any]:
         file, anew = self._stream_file(checkpoint), "or set `ignore_data_skip` to restart the stream."
-        # The first process wrote one in any case: of fewer processes than there are now, it tells how many.
+        # The first process always wrote one. It has the number of processes, if that was smaller.
         first = file.with_name("stream_state_0.json")
         if not first.is_file():
             raise ValueError(
