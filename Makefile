@@ -47,7 +47,7 @@ $(VENV)/.installed-ruff: setup.py | $(BIN)/python
 	@touch $@
 
 # With one process, one GPU is left visible, because Trainer would otherwise split batches over all (nn.DataParallel), and
-# there is no launcher: that of Accelerate would end at a signal and leave the training alone. Make waits for its checkpoint.
+# there is no launcher: Accelerate's would end at a signal and leave the run alone. Make waits for its checkpoint.
 # The settings are spelled out, because `accelerate launch` warns about each that it has to choose itself, and would
 # give work on CPUs a single thread.
 ifeq ($(PROCESSES),1)
@@ -64,7 +64,7 @@ train: $(VENV)/.installed-examples  ## Train with GradAug on the embedded digits
 	exec $(LAUNCH) examples/run_image_classification.py --gradaug --output_dir outputs/digits --do_train --do_eval $(ARGS)
 
 # pytest exits with 5 when it ran no test, which fails the target.
-# A file's tests share what it trained, so that one process runs them; in their order, because those that take long
+# A file's tests share what it trained, so that one process runs them; in their order, because long tests
 # (benchmarks, distributed, examples, faults) come first.
 PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --durations=20
 

@@ -1,16 +1,15 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Accuracy of arms on data sets over seeds: a study (see study.py) is run cell by cell, and its table and picture
-written.
+Runs a study (see study.py) cell by cell and writes its table and plot: accuracy of arms on data sets over seeds.
 
     python examples/prepare_data.py digits --output_dir data/digits
     python -m benchmarks.accuracy benchmarks/studies/digits-search.yaml --jobs 2
     python -m benchmarks.accuracy benchmarks/studies/digits.yaml --jobs 2
 
 Each cell is one run of `examples/run_image_classification.py`, on a GPU if there is one, and one line of
-docs/results/STUDY.jsonl with its command. The same command after a stop, or after the time that `--minutes` gives it,
-runs what is missing; a cell whose settings, teacher or data have changed is run again. Models and logs are kept in
-outputs/accuracy/STUDY. Run it in the repository's root.
+docs/results/STUDY.jsonl with its command. The same command after a stop, or
+after the time of `--minutes`, runs the missing cells. A cell is run again if its settings, teacher or data have
+changed. Models and logs are kept in outputs/accuracy/STUDY. Run it in the repository's root.
 """
 
 import datetime
@@ -49,13 +48,15 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 class AccuracyArguments:
     """Options of the runner."""
 
-    jobs: int = field(default=1, metadata={"help": "Cells at a time, which share the cores."})
-    max_cells: int | None = field(default=None, metadata={"help": "Stop after so many cells; the rest another time."})
+    jobs: int = field(default=1, metadata={"help": "Number of cells that run at a time."})
+    max_cells: int | None = field(
+        default=None, metadata={"help": "Stop after this many cells; a later run does the rest."}
+    )
     minutes: float | None = field(
         default=None,
-        metadata={"help": "Stop after so many minutes; cells that have not ended begin again another time."},
+        metadata={"help": "Stop after this many minutes; a later run restarts unfinished cells."},
     )
-    arms: list[str] | None = field(default=None, metadata={"help": "Run these arms alone; the rest another time."})
+    arms: list[str] | None = field(default=None, metadata={"help": "Run only these arms; a later run does the rest."})
     results_dir: str = field(
         default="docs/results", metadata={"help": "Folder of the lines of results, tables and pictures."}
     )
@@ -81,7 +82,7 @@ def describe_commit() -> str:
 
 
 class Runner:
-    """Runs the cells of a study that have no line of results, or one of other origin."""
+    """Runs the cells of a study that have no line of results, or an outdated one."""
 
     def __init__(self, study: Study, args: AccuracyArguments):
         self.args = args
@@ -103,7 +104,7 @@ class Runner:
         return None if math.isinf(self.end) else max(0.0, self.end - time.monotonic())
 
     def run(self) -> None:
-        """Arms that build on others come after those."""
+        """Runs the missing cells. An arm that builds on another arm runs after it."""
         grid = self.grid
         if grid.results.exists() and not grid.results.read_bytes().endswith(b"\n"):
             self._rewrite()  # so that the next line begins one
@@ -187,7 +188,7 @@ class Runner:
             file.write(json.dumps(record) + "\n")
 
     def _rewrite(self) -> None:
-        """All lines anew, at once: a stop leaves the old file or the new one."""
+        """Rewrites all lines atomically: a stop leaves the old file or the new one."""
         path = self.grid.results
         new = path.with_suffix(".new")
         new.write_text("".join(json.dumps(line) + "\n" for line in self.grid.lines.values()), "utf-8")

@@ -1,11 +1,11 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-The best checkpoint of a study, and its card: the model that was best on the validation images is trained once more,
-and measured on the test images, which played no part in the choice.
+Writes the best checkpoint of a study, with its card. The best model on the validation images is trained once more. It
+is then measured on the test images, which played no part in the choice.
 
     python -m benchmarks.best_checkpoint benchmarks/studies/solar-cells.yaml --output_dir outputs/solar-cells
 
-Models that learned from a teacher are left out, since they can't be trained from their own command alone.
+Models with a teacher are left out, because their own command alone can't train them.
 """
 
 import argparse
@@ -25,10 +25,10 @@ LOAD = "\n## How to load\n"
 
 def find_best(grid: Grid) -> Cell:
     """
-    The cell with the highest metric on the validation images; of equal ones the first.
+    The cell with the highest metric on the validation images; the first of equal cells.
 
     Raises:
-        `ValueError`: If the study was not measured on the test images, or has not run whole.
+        `ValueError`: If the study was not measured on the test images, or is unfinished.
     """
     study = grid.study
     missing = sum(grid.record(cell) is None for cell in grid.cells)

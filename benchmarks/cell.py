@@ -2,8 +2,7 @@
 """
 One cell of a study: a run of the example script in a process of its own.
 
-The processes are forked by a server that has imported what they need: importing it would take each of them longer than
-a small training.
+A server forks the processes after it has imported their modules. The imports would take longer than a small run.
 """
 
 import multiprocessing
@@ -30,9 +29,9 @@ def _end_with_the_runner() -> None:
 
 def train(argv: Sequence[str], log: str, threads: int) -> None:
     """
-    Runs the script; what it prints goes into the file `log`.
+    Runs the script, with its output in the file `log`.
 
-    It ends when the runner does, however that was stopped: the next runner writes into the same folder.
+    It ends when the runner ends, however the runner was stopped: the next runner writes to the same folder.
     """
     threading.Thread(target=_end_with_the_runner, daemon=True).start()
     with open(log, "w", encoding="utf-8") as file:

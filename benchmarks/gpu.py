@@ -72,7 +72,7 @@ END = 5.0  # seconds between the signal to end and the one that ends
 
 
 def find_tests() -> tuple[list[str], list[str]]:
-    """The test files to run, and those that are left out, since a package is missing."""
+    """The test files to run, and the files left out because a package is missing."""
     paths = [
         path
         for path in sorted((ROOT / "tests").rglob("test_*.py"))

@@ -16,7 +16,7 @@ from .study import REFERENCES, Study, as_list
 # Of every cell. The model is measured once, after the last step.
 FLAGS = {"do_train": True, "do_eval": True, "eval_strategy": "no", "save_strategy": "no", "report_to": "none"}
 FLAGS |= {"disable_tqdm": True, "log_level": "error"}
-# A forward is a third of a training step: what a teacher adds to it.
+# A teacher adds a forward, a third of a training step.
 TEACHER_FORWARD = 1 / 3
 
 
@@ -105,7 +105,7 @@ class Grid:
         study ([`Study`]):
             What is to be run.
         results_dir (`str` or `Path`):
-            The folder of the lines of this study and of those that it builds on.
+            The folder of the lines of this study and of the studies it builds on.
         work_dir (`str` or `Path`, *optional*):
             The folder of the models.
 
@@ -132,7 +132,7 @@ class Grid:
         ]
 
     def _resolve(self, dataset: str, search: "Grid | None") -> dict[str, list[dict[str, Any]]]:
-        """The arms on a data set, with what a search chose in the place of `tuned`."""
+        """The arms on a data set, with the settings that a search chose for `tuned`."""
         chosen: dict[str, dict[str, Any]] = {}
         if search is not None:
             chosen = search.choose(dataset if dataset in search.arms else next(iter(search.arms)))
@@ -175,7 +175,7 @@ class Grid:
         return arm and replace(cell, arm=arm, candidate=0)
 
     def level(self, dataset: str, arm: str) -> int:
-        """0 for arms that build on no other, and one more than those that they build on for the rest."""
+        """Order of an arm: 0 if it builds on no other arm, else one more than the arms it builds on."""
         others = []
         for settings in self.arms[dataset][arm]:
             others += [settings[name] for name in ("compute_of", "teacher_arm") if name in settings]
@@ -203,7 +203,7 @@ class Grid:
         return line if all(line.get(name) == value for name, value in known.items()) else None
 
     def flops(self, dataset: str, arm: str, candidate: int = 0) -> float | None:
-        """Mean FLOPs of a candidate's trainings, with those of its teachers; `None` if not all seeds have run."""
+        """Mean FLOPs of a candidate's runs, with its teachers'; `None` if not all seeds have run."""
         records = [self.record(Cell(dataset, arm, candidate, seed)) for seed in self.study.seeds]
         if None in records:
             return None

@@ -76,7 +76,7 @@ def get_accuracy(row: Mapping[str, Any]) -> float:
 def make_curves(
     grid: Grid, dataset: str, runs: Mapping[int, Sequence[Mapping[str, Any]]]
 ) -> dict[str, list[list[float]]]:
-    """By the name of a way to train, for each width the accuracies of the seeds."""
+    """By the name of a method, the compute of all its widths, relative to one run of the full width."""
     widths, seeds = find_widths(grid.study), list(runs)
     curves = {ONE: [[get_accuracy(runs[seed][i]) for seed in seeds] for i in range(len(widths))]}
     for ending, name in ALONE.items():
@@ -86,7 +86,7 @@ def make_curves(
 
 
 def get_compute(grid: Grid, dataset: str) -> dict[str, float]:
-    """By the name of a way to train, what all its widths cost, in trainings of the full width."""
+    """By method, the compute of all its widths, relative to one run of the full width."""
     widths, unit = find_widths(grid.study), grid.flops(dataset, grid.study.baseline)
     arms = {name: [f"width {width:g}{ending}" for width in widths] for ending, name in ALONE.items()}
     return {name: sum(grid.flops(dataset, arm) for arm in of) / unit for name, of in {ONE: [ONE], **arms}.items()}

@@ -44,7 +44,7 @@ ARMS = {"plain": [], "GradAug": ["--gradaug"]}
 class RobustnessBenchmarkArguments:
     """What is trained and measured."""
 
-    seeds: list[int] | None = field(default=None, metadata={"help": "Seeds of the trainings; 1 to 5, if not given."})
+    seeds: list[int] | None = field(default=None, metadata={"help": "Seeds of the runs. Defaults to 1 to 5."})
     study: str | None = field(
         default=None,
         metadata={
@@ -60,7 +60,7 @@ class RobustnessBenchmarkArguments:
     smoke: bool = field(default=False, metadata={"help": "The smallest settings, to see that it runs."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
     plot: str | None = field(
-        default=None, metadata={"help": "PNG file for the picture. That of a study lies beside the output."}
+        default=None, metadata={"help": "PNG file for the plot. The plot of a study is written beside the output."}
     )
 
     def __post_init__(self):

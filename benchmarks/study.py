@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-A study: a grid of data sets x arms x seeds, read from YAML, each cell of which is one run of the example script.
+A study is a grid of data sets x arms x seeds, read from YAML. Each cell is one run of the example script.
 
     flags: {model_type: resnet, num_train_epochs: 40}   # of examples/run_image_classification.py, for all cells
     datasets:                                           # by name, the flags of each
@@ -13,20 +13,20 @@ A study: a grid of data sets x arms x seeds, read from YAML, each cell of which 
       plain, as much compute: {compute_of: GradAug}
       distillation: {teacher_arm: plain, compute_of: GradAug}
 
-Beside flags an arm may have these, each naming an arm before it:
+Beside flags an arm may have these keys, each naming an arm before it:
 
-- `compute_of`: the arm whose FLOPs its own training shall have. Its epochs, or steps, are those of the baseline times
-  the ratio of both arms' measured FLOPs.
-- `together`, with `compute_of`: a list of arms, which shall have these FLOPs together, in place of the arm alone. Its
-  epochs, or steps, are then its own times the ratio of that arm's FLOPs to the sum of theirs.
-- `teacher_arm`: the baseline, whose model of the same seed, and so of the same training images, is the `teacher`. The
-  teacher's training counts as the student's compute.
-- `against`: an arm to be compared with beside the baseline, or a list of them.
+- `compute_of`: the arm whose FLOPs this arm's run has. Its epochs, or steps, are the baseline's times the ratio of
+  both arms' measured FLOPs.
+- `together`, with `compute_of`: a list of arms that share these FLOPs. This arm's epochs, or steps, are multiplied by
+  the ratio of the FLOPs of `compute_of` to the sum of theirs.
+- `teacher_arm`: the baseline. Its model of the same seed, and so of the same training images, is the `teacher`. The
+  teacher's run counts as the student's compute.
+- `against`: an arm, or a list of arms, to compare with beside the baseline.
 
-And `tuned`: an arm of the study that `tuned_by` names, whose best candidate's settings come before the arm's own.
-`enough`, in a search whose candidates get dearer one by one, chooses the first that the next is ahead of by less than
-that, in place of the best. `baseline` is the arm that others are compared with, by default `plain`. `axis` names what
-the numbers in the names of the data sets are, for a picture with curves.
+Further keys: `tuned` names an arm of the study in `tuned_by`; the settings of its best candidate come before the arm's
+own. `enough` is for a search whose candidates get dearer. It chooses the first candidate that the next one beats by
+less than `enough`, instead of the best. `baseline` is the arm that others are compared with, by default `plain`.
+`axis` names the numbers in the data sets' names, for a plot with curves.
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ import yaml
 
 SPLITS = {"validation": "eval", "test": "predict"}
 METRICS = ("accuracy", "macro_f1", "top5_accuracy")
-# Of an arm's keys, those that name another arm of the study, and are no flags.
+# Keys of an arm that name another arm of the study. They are not flags.
 REFERENCES = ("compute_of", "together", "teacher_arm", "against")
 
 
@@ -140,7 +140,7 @@ class Study:
             )
 
     def smallest(self) -> "Study":
-        """The baseline and one more arm, with one step on the first data set and seed, and a search's first candidates."""
+        """A study to try the code: one step of the baseline and one more arm, on the first data set and seed."""
 
         def shrink(settings: Mapping[str, Any]) -> dict[str, Any]:
             found = self.tuned_by.arms[settings["tuned"]][0] if "tuned" in settings else {}

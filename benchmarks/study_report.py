@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""The table and the picture of a study, from its lines of results."""
+"""The table and the plot of a study, from its lines of results."""
 
 import functools
 import math
@@ -20,7 +20,7 @@ from .study import Study, as_list
 
 @dataclass
 class Mean:
-    """A mean over seeds, and how far its 95 % interval by Student's t reaches to both sides (infinite for one seed)."""
+    """A mean over seeds, and half its 95 % interval by Student's t (infinite for one seed)."""
 
     mean: float
     half: float
@@ -44,9 +44,11 @@ PROBABILITIES = {"loss": ("loss", 1), "expected_calibration_error": ("calibratio
 @dataclass
 class Row:
     """
-    One candidate of an arm on a data set. Differences are over the seeds that both arms have: to the baseline, and by
-    name to the arms that are its counterparts (`against`). `probabilities` has mean and difference of each measure.
-    Compute is in trainings of the baseline, and has the training of a teacher in it.
+    One candidate of an arm on a data set.
+
+    Differences are over the seeds that both arms have. They are to the baseline, and by name to the arm's counterparts
+    (`against`). `probabilities` has the mean and difference of each measure. Compute is relative to one run of the
+    baseline, and includes a teacher's run.
     """
 
     arm: str
@@ -146,8 +148,8 @@ def _finite(half: float) -> float:
 
 def plot_points(tables: Mapping[str, Sequence[Row]], measured: str, path: Path) -> None:
     """
-    A panel a data set, or a figure of one, two in a row, and a line an arm: mean and 95 % interval, and the baseline's
-    mean as a dashed line.
+    One panel per data set, two in a row, with one line per arm: mean and 95 % interval. A dashed line is the
+    baseline's mean.
     """
     several = any(row.seeds > 1 for rows in tables.values() for row in rows)
     spread = "mean and 95 % interval" if several else "one run each"
@@ -180,7 +182,7 @@ def plot_points(tables: Mapping[str, Sequence[Row]], measured: str, path: Path) 
 
 
 def plot_curves(tables: Mapping[str, Sequence[Row]], measured: str, path: Path, study: Study) -> None:
-    """A line an arm against the number in the data sets' names: accuracy, and the difference to the baseline."""
+    """One line per arm against the number in the data sets' names: accuracy, and the difference to the baseline."""
     figure = new_figure(9.6, 4.2)
     left, right = figure.subplots(1, 2)
     places = {dataset: place for dataset, place in study.get_places().items() if dataset in tables}

@@ -1,10 +1,10 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Accuracy against width on the embedded digits: of sub-networks of a network that was trained plainly, with GradAug, and
-with GradAug down to half the width.
+Accuracy against width on the embedded digits: sub-networks of a network trained plainly, with GradAug, and with
+GradAug down to half the width.
 
-Each run is `examples/run_image_classification.py` with its defaults for the digits, and
-`examples/export_subnetworks.py` on what it leaves. The held-out images are the same in all.
+Each run is `examples/run_image_classification.py` with its defaults for the digits, then
+`examples/export_subnetworks.py` on its result. The held-out images are the same in all runs.
 
 Command:
 
@@ -43,7 +43,7 @@ class WidthsArguments:
     widths: list[float] = field(
         default_factory=lambda: [0.5, 0.6, 0.7, 0.8, 0.9, 0.95], metadata={"help": "Width multipliers below 1."}
     )
-    epochs: float = field(default=10, metadata={"help": "Epochs of each training."})
+    epochs: float = field(default=10, metadata={"help": "Epochs of each run."})
     smoke: bool = field(default=False, metadata={"help": "The smallest settings, to see that it runs."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
     plot: str | None = field(default=None, metadata={"help": "File for the picture."})

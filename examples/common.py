@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""What the example scripts share: arguments, the course of a run from a checkpoint to the card, and logging."""
+"""Shared by the example scripts: arguments, training, evaluation, model card and logging."""
 
 import argparse
 import contextlib
@@ -56,7 +56,7 @@ class CommonModelArguments:
 
     @property
     def hub(self) -> dict[str, Any]:
-        """What `from_pretrained` takes of them."""
+        """The arguments of `from_pretrained`."""
         return {"cache_dir": self.cache_dir, "revision": self.model_revision, "token": self.token}
 
 
@@ -76,7 +76,7 @@ class MeasuringArguments:
     )
 
     def check_at_least(self, **least: int) -> None:
-        """Raises a `ValueError` if a value that is given is less than its least one."""
+        """Raises a `ValueError` if a given value is below its minimum."""
         for name, minimum in {"num_workers": 0, "seed": 0, **least}.items():
             value = getattr(self, name)
             if value is not None and value < minimum:
@@ -137,20 +137,20 @@ def load_pretrained(
     **hub: Any,
 ) -> PreTrainedModel:
     """
-    Loads a model for the classes of some data. A head of the same classes is kept, and their order with it.
+    Loads a model for the classes of some data. If the head has the same classes, it is kept with their order.
 
     Args:
-        auto_class (`type`): That loads it.
+        auto_class (`type`): Class that loads the model.
         name (`str`): The model's name on the Hub, or its folder.
-        config (`PreTrainedConfig`): Of the model. Its classes are changed if the head is new, or they had no names.
+        config (`PreTrainedConfig`): Config of the model. Its classes change if the head is new or they had no names.
         data (`str`): Name of the data, for messages.
         class_names (`Sequence[str]`): Its classes.
-        by_number (`bool`): Whether classes are matched by number, and not by name.
-        ignore_mismatched_sizes (`bool`): Whether other classes are given a new head.
+        by_number (`bool`): Whether classes are matched by number, not by name.
+        ignore_mismatched_sizes (`bool`): Whether other classes get a new head.
         hub: Arguments of `from_pretrained`.
 
     Raises:
-        `ValueError`: If the model has a head of other classes, and there is to be no new one.
+        `ValueError`: If the model has a head of other classes and `ignore_mismatched_sizes` is off.
     """
     names, other = get_class_names(config), None
     try:
@@ -215,21 +215,20 @@ def train_and_save(trainer: Trainer) -> None:
     """
     Trains, saves the model, and logs and saves the metrics.
 
-    `resume_from_checkpoint` of the trainer's arguments may be `"true"`, for the newest checkpoint that is whole. A
-    push that failed is logged: evaluation goes on, and the push at the script's end tries again and decides about the
-    exit code.
+    `resume_from_checkpoint` of the trainer's arguments may be `"true"`, for the newest complete checkpoint. A failed
+    push is logged, and evaluation goes on. The push at the script's end retries it and decides the exit code.
 
     Args:
         trainer (`Trainer`):
-            With [`HubMixin`], such as a [`GradAugTrainer`].
+            A trainer with [`HubMixin`], such as a [`GradAugTrainer`].
 
     Raises:
-        `SystemExit`: If SIGTERM or SIGINT (Ctrl-C) stopped the training, with 128 and the signal's number.
+        `SystemExit`: If SIGTERM or SIGINT (Ctrl-C) stopped the run, with 128 and the signal's number.
     """
     args = trainer.args
     checkpoint = args.resume_from_checkpoint
     if checkpoint and checkpoint.lower() == "true":
-        checkpoint = True  # the newest one that is whole
+        checkpoint = True  # the newest complete one
     stop = StopOnSignal((signal.SIGTERM, signal.SIGINT))
     trainer.add_callback(stop)
     try:
@@ -267,7 +266,7 @@ class TidyLines(logging.Filter):
 
 
 def describe_result(metrics: dict[str, float], training_args: GradAugConfig) -> str:
-    """What a run reached, and where it lies."""
+    """The result of a run, and its folder."""
     names = {"eval_accuracy": "accuracy", "eval_map_50": "AP50", "eval_map": "AP"}
     reached = " and ".join(f"{name} {metrics[key]:.2%}" for key, name in names.items() if key in metrics)
     on_data = f"{reached} on the validation images. " if reached else ""
@@ -284,10 +283,10 @@ def launch(
     Runs a training script: logs on the main process, parses, runs, and ends the process group.
 
     Args:
-        parse (`Callable`): Makes model, data and training arguments from the command line's words.
+        parse (`Callable`): Parses words of the command line into model, data and training arguments.
         run (`Callable`): Takes these arguments, and returns metrics.
-        args (`Sequence[str]`, *optional*): The words. Default to those of this process.
-        logger_name (`str`): Of the script.
+        args (`Sequence[str]`, *optional*): The words. Defaults to the arguments of this process.
+        logger_name (`str`): Name of the script's logger.
 
     Raises:
         `SystemExit`: If SIGINT (Ctrl-C) stopped the script, with 130.
@@ -326,14 +325,14 @@ def _how_to_go_on(args: TrainingArguments) -> str:
 @contextlib.contextmanager
 def naming_unreachable_hub(*arguments: Any) -> Iterator[None]:
     """
-    Ends the script with one line where the Hub can't be reached: with the flag that asks for it, and what helps.
+    Ends the script with one line if the Hub can't be reached. The line names the flag that needs the Hub, and a
+    remedy.
 
     Args:
-        arguments (`Any`): What was parsed from the command line. Its flags that may name something on the Hub are
-            looked at.
+        arguments (`Any`): Parsed arguments. Their flags that may name something on the Hub are checked.
 
     Raises:
-        `SystemExit`: In the place of an error of the connection, which the client has retried.
+        `SystemExit`: Instead of a connection error that the client has retried.
     """
     try:
         yield

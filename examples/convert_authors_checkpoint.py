@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Turn a checkpoint of the GradAug authors into a standard one, which `from_pretrained` and `pipeline` load.
+Converts a checkpoint of the GradAug authors to a standard one, which `from_pretrained` and `pipeline` load.
 
     python examples/convert_authors_checkpoint.py model_best.pth.tar resnet50-gradaug \
         --model_card model_cards/authors_resnet50.md
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def written_whole(out: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `out` when all is there; after an error nothing of it is left."""
+    """A path to write to. It becomes `out` when complete; an error leaves nothing."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
         yield Path(folder) / out.name
@@ -43,7 +43,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("file", metavar="FILE", help="Checkpoint of the authors, or Hub name or folder of a model.")
     parser.add_argument("out", metavar="OUT", type=Path, help="Folder, or with --to_authors file, to write.")
     parser.add_argument(
-        "--model_card", type=Path, help="Card to put beside the weights: the file can't tell which it is."
+        "--model_card", type=Path, help="Model card to write beside the weights; the file has no card."
     )
     parser.add_argument("--to_authors", action="store_true", help="Convert a model to the authors' layout.")
     args = parser.parse_args(args)

@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Compare the robustness of image classifiers: accuracy under FGSM attacks and under the corruptions of ImageNet-C.
+Compares the robustness of image classifiers: accuracy under FGSM attacks and under the corruptions of ImageNet-C.
 
 On the held-out embedded digits, after two runs of run_image_classification.py, into out/plain and with --gradaug into
 out/gradaug:
@@ -36,7 +36,7 @@ class RobustnessArguments(MeasuringArguments):
     models: list[str] = field(metadata={"help": "Image classifiers: Hub names or folders."})
     output_dir: str = field(metadata={"help": "Folder for robustness.json and robustness.png."})
     baseline: str | None = field(
-        default=None, metadata={"help": "The model by whose errors all errors are divided: one of `models`."}
+        default=None, metadata={"help": "The model whose errors divide all errors: one of `models`."}
     )
     split: str = field(default="validation", metadata={"help": "Images to measure on: validation or test."})
     max_samples: int | None = field(
@@ -57,7 +57,7 @@ def main(args: list[str] | None = None) -> RobustnessResults:
 
 
 def run(args: RobustnessArguments, settings: RobustnessSettings, data_args: DataArguments) -> RobustnessResults:
-    """Measures as the arguments say, prints the table and draws the picture."""
+    """Measures robustness, prints the table and draws the plot."""
     if args.max_samples is not None:
         data_args = replace(data_args, max_eval_samples=args.max_samples)
     device = find_device(args.device)

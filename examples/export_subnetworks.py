@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Export sub-networks of an image classifier as standard models, and measure them beside the full network.
+Exports sub-networks of an image classifier as standard models, and measures them beside the full network.
 
 Of a model that was trained on the embedded digits by run_image_classification.py into out/gradaug:
 
@@ -71,9 +71,8 @@ class ExportArguments(MeasuringArguments):
     depths: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Residual blocks of the sub-networks, each at all of the widths: numbers by stage such as 2,2,1, "
-            "or one number for the whole model. The first blocks are kept, which are likeliest to survive in "
-            "training. Not given: all blocks."
+            "help": "Residual blocks of the sub-networks, for each width: numbers per stage such as 2,2,1, or one "
+            "number for the whole model. The first blocks are kept. If not given, all blocks are kept."
         },
     )
     width_divisor: int = field(default=1, metadata={"help": "Channel counts are rounded to multiples of it."})
@@ -115,7 +114,7 @@ def load_batches(
 
 @torch.inference_mode()
 def count_flops(model: PreTrainedModel, images: torch.Tensor) -> int:
-    """FLOPs of the forward for one image, a multiplication and an addition being two."""
+    """FLOPs of the forward for one image. A multiplication with an addition counts as two."""
     with FlopCounterMode(display=False) as counter:
         model(pixel_values=images[:1])
     return counter.get_total_flops()
@@ -123,7 +122,7 @@ def count_flops(model: PreTrainedModel, images: torch.Tensor) -> int:
 
 @torch.inference_mode()
 def measure_latency(models: list[PreTrainedModel], images: torch.Tensor, repetitions: int) -> list[float]:
-    """Median seconds of a forward of each model. They take turns: what else the machine does meets all of them."""
+    """Median seconds of a forward of each model. They take turns, so other load affects all equally."""
     seconds: list[list[float]] = [[] for _ in models]
     warmup = 3
     what = "latency, 1 image" if len(images) == 1 else f"latency, {len(images)} images"

@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Write a set of real images as fixed, stratified splits, which `run_image_classification.py` reads.
+Writes a set of real images as fixed, stratified splits for `run_image_classification.py`.
 
 The handwritten digits of scikit-learn:
 
@@ -11,7 +11,8 @@ Solar cells by the grade of their defects, or functional against defective (`pip
     python examples/prepare_data.py solar-cells --image_size 64 --output_dir data/solar-cells
     python examples/prepare_data.py solar-cells-binary --image_size 64 --output_dir data/solar-cells-binary
 
-Clip art of eight kinds (`apt install openclipart-png`, on Debian and its kin), or images in one folder a class:
+Clip art of eight kinds (`apt install openclipart-png`, on Debian and its kin), or your own images in one folder per
+class:
 
     python examples/prepare_data.py clip-art --image_size 48 --output_dir data/clip-art
     python examples/prepare_data.py folder --source photos --output_dir data/photos
@@ -94,7 +95,7 @@ class PrepareArguments:
     )
     image_size: int | None = field(
         default=None,
-        metadata={"help": "Store images scaled to so many pixels (of folder: the shorter side), else as they are."},
+        metadata={"help": "Scale images to this many pixels (for folder: the shorter side). Unchanged if not given."},
     )
     fold: int = field(
         default=0,
@@ -104,9 +105,10 @@ class PrepareArguments:
         },
     )
     labels: int | None = field(
-        default=None, metadata={"help": "Of cifar10: as many training images, the same number per class; else all."}
+        default=None,
+        metadata={"help": "For cifar10: number of training images, equally many per class. Defaults to all."},
     )
-    subset_seed: int = field(default=0, metadata={"help": "Which training images `labels` draws."})
+    subset_seed: int = field(default=0, metadata={"help": "Seed of the training images that `labels` draws."})
     max_test_images: int | None = field(
         default=None, metadata={"help": "Of cifar10: as many test images, the same number per class; else all."}
     )
@@ -185,9 +187,9 @@ def load_solar_cells(args: PrepareArguments, binary: bool) -> Loaded:
     2,624 solar cells of 44 modules by electroluminescence, in grey.
 
     The grades are what an expert called the cell, and whether they were sure: probabilities of a defect of 0, 1/3, 2/3
-    and 1. The binary form is that of Deitsch et al. (Solar Energy 185, 2019): functional is a probability of 0,
+    and 1. The binary form follows Deitsch et al. (Solar Energy 185, 2019): functional is a probability of 0,
     defective is any other. Both forms have the same splits, stratified by grade and by type of cell (mono- or
-    polycrystalline). The package doesn't tell which module a cell is of, so that cells of one module may be in several
+    polycrystalline). The package doesn't name the module of a cell, so cells of one module may be in several
     splits.
     """
     try:

@@ -50,10 +50,10 @@ class LoopArguments:
 
     output_dir: str = field(default="out", metadata={"help": "Folder for the trained model."})
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Pretrained model; if not given, a small ResNet from scratch."}
+        default=None, metadata={"help": "Pretrained model. Defaults to a small ResNet from scratch."}
     )
     ignore_mismatched_sizes: bool = field(
-        default=False, metadata={"help": "Start with a new head where the pretrained one has other classes."}
+        default=False, metadata={"help": "Use a new head if the pretrained head has other classes."}
     )
     num_train_epochs: int = field(default=10, metadata={"help": "Number of epochs."})
     max_train_steps: int | None = field(

@@ -6,7 +6,7 @@ On the embedded scenes of handwritten digits, a small Mask2Former from scratch:
 
     accelerate launch examples/run_instance_segmentation.py --gradaug --output_dir out --do_train --do_eval
 
-On your own pictures, from a pretrained MaskFormer or Mask2Former:
+On your own images, from a pretrained MaskFormer or Mask2Former:
 
     accelerate launch examples/run_instance_segmentation.py --gradaug --output_dir out --do_train --do_eval \
         --train_dir coco/train2017 --train_annotations coco/annotations/instances_train2017.json \
@@ -40,7 +40,7 @@ DEFAULTS = {
     "lr_scheduler_type": "cosine",
     "num_subnetworks": 1,
     "min_width": 0.8,
-    "scales": [1.0, 6 / 7],  # on fewer pixels nobody could tell the smallest digits
+    "scales": [1.0, 6 / 7],  # on fewer pixels the smallest digits are unreadable
     "save_strategy": "no",
     "logging_steps": 20,
 }

@@ -6,7 +6,7 @@ On the embedded scenes of handwritten digits, a small RT-DETR from scratch:
 
     accelerate launch examples/run_object_detection.py --gradaug --output_dir out --do_train --do_eval
 
-On your own pictures, from a pretrained detector:
+On your own images, from a pretrained detector:
 
     accelerate launch examples/run_object_detection.py --gradaug --output_dir out --do_train --do_eval \
         --train_dir coco/train2017 --train_annotations coco/annotations/instances_train2017.json \

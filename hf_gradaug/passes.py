@@ -8,8 +8,8 @@ One optimizer step on a batch (x, y), by section 3 of the paper:
 2. Each sub-network of width w, on a transformation T of the batch: KL(q || softmax(f_w(T(x)))).
 3. All gradients add up, and the optimizer steps once.
 
-With `subnetwork_targets="labels"` a sub-network's loss is the model's own, on the transformed labels. With "queries" each
-query of a detector or segmenter has a soft target.
+With `subnetwork_targets="labels"` a sub-network's loss is the model's own, on the transformed labels. With "queries"
+each query of a detector or segmenter has a soft target.
 
 Each pass runs its backward before the next pass starts. So only one network's activations are in memory at a time.
 """
@@ -310,8 +310,8 @@ class GradAug:
             Inputs that hold labels. Sub-networks with soft targets don't get them. Defaults to the arguments of the
             model's `forward` with "label" in their name.
         detached (`bool`, *optional*, defaults to `True`):
-            Runs passes that don't synchronize gradients on detached copies of the weights, which is faster. Turn it off if
-            hooks on the parameters must see every pass. See [`~SlimmableModel.subnetwork`].
+            Runs passes that don't synchronize gradients on detached copies of the weights, which is faster. Turn it
+            off if hooks on the parameters must see every pass. See [`~SlimmableModel.subnetwork`].
 
     Raises:
         `TypeError`: If the model can't have sub-networks (see [`make_slimmable`]).

@@ -27,21 +27,21 @@ from .scenes import ANNOTATIONS, IMAGES, write_digit_scenes
 
 @dataclass
 class CocoArguments:
-    """Pictures and annotations to train on and to evaluate with. Without any, the embedded scenes of digits."""
+    """Images and annotations for training and evaluation. Without any, the embedded scenes of digits."""
 
-    train_dir: str | None = field(default=None, metadata={"help": "Folder with the training pictures."})
+    train_dir: str | None = field(default=None, metadata={"help": "Folder with the training images."})
     train_annotations: str | None = field(
-        default=None, metadata={"help": "Their annotations, COCO's instances (.json)."}
+        default=None, metadata={"help": "Annotations of the training images, as COCO instances (.json)."}
     )
-    validation_dir: str | None = field(default=None, metadata={"help": "Folder with the validation pictures."})
+    validation_dir: str | None = field(default=None, metadata={"help": "Folder with the validation images."})
     validation_annotations: str | None = field(
         default=None, metadata={"help": "Annotations of the validation images, in the same form."}
     )
     image_square_size: int = field(
-        default=640, metadata={"help": "Height and width in pixels to which a picture is resized for a new model."}
+        default=640, metadata={"help": "Height and width in pixels of the images for a new model."}
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "At most so many training pictures."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "At most so many validation pictures."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Maximum number of training images."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Maximum number of validation images."})
     num_scenes: int = field(
         default=1500, metadata={"help": "Embedded scenes to train on; a fifth as many to validate."}
     )
@@ -80,13 +80,13 @@ class CocoDataset(Dataset):
         annotations (`str`):
             A file in COCO's format for instances.
         processor (`BaseImageProcessor`):
-            That of the model.
+            The image processor of the model.
         with_masks (`bool`, *optional*, defaults to `False`):
-            Gives `mask_labels` and `class_labels` for MaskFormer and Mask2Former, and not `labels` for a detector.
+            Returns `mask_labels` and `class_labels` for MaskFormer and Mask2Former, instead of `labels`.
         with_targets (`bool`, *optional*, defaults to `False`):
-            Adds `targets`, the truth for [`CocoEvaluationMixin`] in the picture's own pixels.
+            Adds `targets` for [`CocoEvaluationMixin`], in pixels of the original image.
         max_samples (`int`, *optional*):
-            Keeps the first pictures only.
+            Keeps only the first images.
 
     Raises:
         `ValueError`: If the file isn't in that format.
@@ -101,7 +101,7 @@ class CocoDataset(Dataset):
         with_targets: bool = False,
         max_samples: int | None = None,
     ):
-        with contextlib.redirect_stdout(io.StringIO()):  # it tells how long it takes
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its duration
             self.coco = COCO(annotations)
         if missing := [key for key in ("images", "annotations", "categories") if key not in self.coco.dataset]:
             raise ValueError(f"'{annotations}' must hold instances in COCO's format, but has no {missing}.")
@@ -255,11 +255,11 @@ def predict_objects(
     processor: BaseImageProcessor, outputs: Any, sizes: list[Tensor], threshold: float = 0.0
 ) -> list[dict[str, Tensor]]:
     """
-    What a model found in each picture.
+    The objects that a model finds in each image.
 
     Args:
         processor (`BaseImageProcessor`):
-            That of the model.
+            The image processor of the model.
         outputs (`ModelOutput`):
             The model's.
         sizes (`list[torch.Tensor]`):

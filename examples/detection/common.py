@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""What the example scripts for detection and for instance segmentation share: arguments, training, and a picture."""
+"""Shared by the scripts for detection and instance segmentation: arguments, training, and a plot."""
 
 import logging
 import os
@@ -68,7 +68,7 @@ class DenseModelArguments(CommonModelArguments):
 
     backbone: str | None = field(
         default=None,
-        metadata={"help": "A classifier, by Hub name or folder, whose weights the new model's backbone starts with."},
+        metadata={"help": "Classifier (Hub name or folder) whose weights initialize the new model's backbone."},
     )
 
     def __post_init__(self):
@@ -147,7 +147,7 @@ def run(
         raise ValueError("Nothing to do: give `do_train`, `do_eval` or both.")
     if source := model_args.model_name_or_path:
         side = data_args.image_square_size
-        # Its error tells why a model can't be loaded.
+        # Its error says why a model can't be loaded.
         check_has_subnetworks(AutoConfig.from_pretrained(source, **model_args.hub), training_args)
         processor = AutoImageProcessor.from_pretrained(
             source, size={"height": side, "width": side}, do_pad=False, **model_args.hub

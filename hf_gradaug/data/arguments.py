@@ -16,8 +16,8 @@ class DataArguments:
     train_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Training data: a folder with one subfolder of images per class, or .parquet or .tar shards (a "
-            "folder or a glob)."
+            "help": "Training data: a folder with one subfolder per class, or .parquet or .tar shards (a folder or a "
+            "glob)."
         },
     )
     validation_dir: str | None = field(default=None, metadata={"help": "Validation data, in the form of train_dir."})
@@ -33,15 +33,15 @@ class DataArguments:
         default=None, metadata={"help": "Maximum number of validation images, and of test images."}
     )
     image_column_name: str | None = field(
-        default=None, metadata={"help": "Column of images. Not given: found by its type."}
+        default=None, metadata={"help": "Column of images. Found by its type if not given."}
     )
     label_column_name: str | None = field(
-        default=None, metadata={"help": "Column of labels. Not given: found by its type."}
+        default=None, metadata={"help": "Column of labels. Found by its type if not given."}
     )
     classes_by_number: bool = field(
         default=False,
         metadata={
-            "help": "Match the data's classes to the model's by number, although their names differ, as ImageNet's do."
+            "help": "Match the data's classes to the model's by number if their names differ, as ImageNet's do."
         },
     )
     num_labels: int | None = field(
@@ -50,8 +50,8 @@ class DataArguments:
     in_memory: bool = field(
         default=False,
         metadata={
-            "help": "Decode all images once, and crop and mirror them by the batch: for small images, whose decoding "
-            "costs more than the model. Needs random_crop_padding, and no color_jitter."
+            "help": "Decode all images once, then crop and mirror whole batches. Faster for small images, whose "
+            "decoding costs more than the model. Needs random_crop_padding, without color_jitter."
         },
     )
     streaming: bool = field(default=False, metadata={"help": "Stream the training images instead of storing them."})
@@ -60,7 +60,7 @@ class DataArguments:
     )
     shuffle_buffer_size: int = field(
         default=10000,
-        metadata={"help": "Undecoded images of a stream that each process holds in memory to shuffle."},
+        metadata={"help": "Undecoded images that each process holds in memory to shuffle a stream."},
     )
     random_resized_crop_scale: list[float] = field(
         default_factory=lambda: [0.08, 1.0],
@@ -99,13 +99,13 @@ class DataArguments:
 
     @property
     def train_augmentation(self) -> dict[str, Any]:
-        """What is done to a training image, by flag: the arguments of [`~image_transforms.get_train_transform`]."""
+        """Augmentation of training images, as arguments of [`~image_transforms.get_train_transform`]."""
         crop = "random_resized_crop_scale" if self.random_crop_padding is None else "random_crop_padding"
         return {name: getattr(self, name) for name in (crop, "horizontal_flip", "color_jitter")}
 
     @property
     def mixing(self) -> dict[str, Any]:
-        """How training batches are mixed, by flag, if they are."""
+        """Settings of the mixed training batches, if any."""
         names = ("cutmix_alpha", "mixup_alpha", "mix_prob") if self.cutmix_alpha or self.mixup_alpha else ()
         return {name: getattr(self, name) for name in names}
 
@@ -116,7 +116,7 @@ class DataArguments:
 
     @property
     def display_name(self) -> str:
-        """What to call the data: its name on the Hub, or in the data.json of examples/prepare_data.py, or its folder's."""
+        """Name of the data: from the Hub, from the data.json of examples/prepare_data.py, or of its folder."""
         if not self.names_dataset:
             return "handwritten digits (scikit-learn)"
         if self.dataset_name:

@@ -1,10 +1,9 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Unreadable images that are skipped: marked where they are decoded, left out where a batch is made, counted by the
-trainer.
+Skips unreadable images. They are marked when decoded, left out of batches, and counted by the trainer.
 
-Data-loader workers do the first two. So the marks travel with the batch to the process that trains, which alone can
-name an image once and count all of them.
+Data-loading workers do the first two steps. The marks travel with the batch to the training process. Only this process
+can name each image once and count all of them.
 """
 
 import logging
@@ -24,13 +23,13 @@ _MARK = "unreadable_images"
 
 def mark_unreadable(value: Mapping[str, Any] | None, message: str) -> dict[str, Any]:
     """
-    Stands for an example whose image can't be read.
+    Makes a mark for an example whose image can't be read.
 
     Args:
         value (`Mapping`, *optional*):
-            The undecoded image. Its path identifies it, or else its bytes: a stream restarts its count in each epoch.
+            The undecoded image. Its path identifies it, or its bytes if it has no path.
         message (`str`):
-            Names the image and what is wrong with it.
+            Names the image and its fault.
     """
     value = value or {}
     return {_MARK: (value.get("path") or f"crc32 {zlib.crc32(value.get('bytes') or b'')}", message)}
@@ -38,13 +37,13 @@ def mark_unreadable(value: Mapping[str, Any] | None, message: str) -> dict[str, 
 
 def leave_out_unreadable(examples: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """
-    Divides examples into good ones and marks.
+    Separates readable examples from marks.
 
     Returns:
-        `tuple[list[dict], dict]`: The good examples, and what to add to their batch: nothing, if all are good.
+        `tuple[list[dict], dict]`: The readable examples, and the marks to add to their batch, if any.
 
     Raises:
-        `ValueError`: If no example is good.
+        `ValueError`: If no example is readable.
     """
     marks = [example[_MARK] for example in examples if _MARK in example]
     if not marks:
@@ -58,14 +57,14 @@ def leave_out_unreadable(examples: list[dict[str, Any]]) -> tuple[list[dict[str,
 
 
 class SkippedImages:
-    """Names each skipped image once, and counts how often one was skipped."""
+    """Names each skipped image once, and counts all skips."""
 
     def __init__(self):
         self.count = 0
         self._named: set[str] = set()
 
     def take_from(self, batch: Any) -> None:
-        """Takes the marks out of a batch."""
+        """Removes the marks from a batch and counts them."""
         marks = batch.pop(_MARK, []) if isinstance(batch, dict) else []
         self.count += len(marks)
         for key, message in marks:
@@ -74,5 +73,5 @@ class SkippedImages:
                 logger.warning(f"{message}. It is skipped.")
 
     def count_in_all(self, accelerator: Accelerator) -> int:
-        """The count of all processes, each of which has to call it."""
+        """The count over all processes. Every process must call it."""
         return int(accelerator.reduce(torch.tensor(self.count, device=accelerator.device), reduction="sum"))

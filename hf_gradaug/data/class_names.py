@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Whether the classes of a model are those of some data, and in which order."""
+"""Matches the classes of some data to the classes of a model."""
 
 import logging
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def get_class_names(config: PreTrainedConfig) -> list[str]:
-    """The classes of a model in the order of their numbers, which need not be that of `id2label`."""
+    """The classes of a model by number. `id2label` may have another order."""
     # A config that was changed after it was made, or made of JSON by hand, may have strings as keys.
     names = {int(number): name for number, name in config.id2label.items()}
     if names.keys() != set(range(len(names))):
@@ -25,9 +25,9 @@ def match_classes(
     name: str, classes: Sequence[str], other: str, other_classes: Sequence[str], by_number: bool = False
 ) -> list[int]:
     """
-    The number that each class of some data, or of a teacher, has in a model. Classes are matched by their names.
+    Finds the model's number for each class of some data, or of a teacher. Classes are matched by name.
 
-    Classes without names, which are called by their numbers or `LABEL_0`, `LABEL_1`, ..., are matched by number.
+    Classes without names, such as `0` or `LABEL_0`, are matched by number.
 
     Args:
         name (`str`):
@@ -37,16 +37,16 @@ def match_classes(
         other (`str`):
             Name of the data.
         other_classes (`Sequence[str]`):
-            The classes there.
+            Its classes.
         by_number (`bool`, *optional*, defaults to `False`):
-            Classes are matched by number, whatever their names. Lists of ImageNet's classes need it, in which the
-            first is `n01440764`, `tench` or `tench, Tinca tinca`.
+            Matches classes by number, whatever their names. ImageNet needs it: its first class is named `n01440764`,
+            `tench` or `tench, Tinca tinca`.
 
     Returns:
-        `list[int]`: By the data's number of a class, the model's.
+        `list[int]`: The model's number of each class, in the order of the data's numbers.
 
     Raises:
-        `ValueError`: If there are not as many classes, or they have other names.
+        `ValueError`: If the numbers of classes differ, or the names do.
     """
     if len(classes) != len(other_classes):
         raise ValueError(

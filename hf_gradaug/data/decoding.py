@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""From a stored image to pixels: the one place where images are opened."""
+"""Decodes stored images to pixels. No other code opens images."""
 
 import io
 from typing import Any
@@ -11,17 +11,18 @@ from PIL import Image
 
 def decode_image(value: dict[str, Any], name: str, size: tuple[int, int] | None = None) -> Image.Image:
     """
-    Open a stored image as RGB.
+    Opens a stored image as RGB.
 
     Images of 16 bits are scaled to 8 by the range of the type, and floating-point ones from [0, 1].
 
     Args:
         value (`dict`):
-            What `datasets.Image(decode=False)` yields: `bytes`, `path`, or both.
+            A value of `datasets.Image(decode=False)`: `bytes`, `path`, or both.
         name (`str`):
-            What the error calls the image, beside its path if it has one, such as `"image 17 of train"`.
+            Name of the image in errors, beside its path, such as `"image 17 of train"`.
         size (`tuple[int, int]`, *optional*):
-            Width and height that annotations are made for. They tell whether an image that EXIF turns is to be turned.
+            Width and height that annotations refer to. They decide whether an image with an EXIF orientation is
+            turned.
 
     Returns:
         `PIL.Image.Image`: The image in mode RGB, and upright (EXIF orientation applied) unless `size` says otherwise.
@@ -54,10 +55,10 @@ def _open_unturned(value: dict[str, Any], size: tuple[int, int]) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """
-    An image of any mode as RGB.
+    Converts an image of any mode to RGB.
 
     Args:
-        image (`PIL.Image.Image`): Pillow saturates deep ones, so that they turn white, or black if they end at 1.
+        image (`PIL.Image.Image`): Image of any mode. Pillow alone would saturate images of more than 8 bits.
 
     Raises:
         `ValueError`: If the range of the pixels isn't known: integers of 32 bits, or floats beyond [0, 1].

@@ -14,7 +14,7 @@ from ..messages import shorten
 
 logger = logging.getLogger(__name__)
 
-# How folders of splits are called, by the split. More may follow, as in train2017, but no letter.
+# Names of split folders. A suffix may follow, as in train2017, but no letter.
 _SPLITS = {
     "train": r"train(ing)?(?![a-z])",
     "validation": r"(val(id(ation)?)?|dev|eval(uation)?)(?![a-z])",
@@ -29,10 +29,10 @@ def is_image(file: str) -> bool:
 
 def check_no_splits(flag: str, root: str) -> None:
     """
-    Refuses a root whose folders are splits, of which the training would mistake each for a class.
+    Raises an error if the folders of a root are splits, which would be mistaken for classes.
 
     Args:
-        flag (`str`): That names the root, for the error.
+        flag (`str`): Flag that names the root, for the error.
         root (`str`): The folder.
 
     Raises:
@@ -84,18 +84,18 @@ def _find_images(flag: str, root: str) -> list[tuple[str, str]]:
 
 def load_folders(roots: dict[str, str], cache_dir: str | None = None) -> dict[str, datasets.Dataset]:
     """
-    Read which images there are, and their classes, which are those of all splits together.
+    Lists images and their classes. The classes are those of all splits together.
 
     Args:
-        roots (`dict[str, str]`): Folders by split; flags in errors are `{split}_dir`.
+        roots (`dict[str, str]`): Folders by split; the flags in errors are `{split}_dir`.
         cache_dir (`str`, *optional*): Where `datasets` keeps its files.
 
     Returns:
-        `dict[str, Dataset]`: With the columns `image` and `label`; an unlabelled test split has images alone.
+        `dict[str, Dataset]`: With the columns `image` and `label`; an unlabelled test split has only images.
 
     Raises:
-        `ValueError`: If a root holds splits, images beside class folders, or to train on or to evaluate with no class
-            folders, or if there are fewer than two classes.
+        `ValueError`: If a root holds splits, or images beside class folders. Also if the training or validation root
+            has no class folders, or there are fewer than two classes.
     """
     found = {split: _find_images(f"{split}_dir", root) for split, root in roots.items()}
     names = sorted({name for images in found.values() for _, name in images if name})

@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-What an image processor does, by what it does to images, and the image processor of a new model.
+Measures what an image processor does to images, and makes the image processor of a new model.
 
-Processors share no list of steps: some flip channels, resize by a share of their size or normalize twice. So an image
-is processed by calling them, and their arithmetic on pixels is measured on images of one colour.
+Image processors share no list of steps: some flip channels, resize by a share of their size or normalize twice. So
+they are called, and their arithmetic on pixels is measured on images of one colour.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ def make_image_processor(
     image_std: Sequence[float] | None = None,
 ) -> ConvNextImageProcessor:
     """
-    An image processor that resizes (bilinearly), crops the centre and normalizes.
+    Makes an image processor that resizes (bilinearly), crops the centre and normalizes.
 
     Args:
         image_size (`int`):
@@ -41,7 +41,7 @@ def make_image_processor(
         [`~transformers.ConvNextImageProcessor`]: Savable with the model.
 
     Raises:
-        `ValueError`: If a number is out of range, or there are not three.
+        `ValueError`: If a number is out of range, or the mean or deviation has not three numbers.
     """
     if image_size < 1:
         raise ValueError(f"`image_size` must be 1 or more, but is {image_size}.")
@@ -69,17 +69,17 @@ _COLOURS = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
 
 def process_image(image_processor: Any, image: Image.Image) -> Tensor:
     """
-    One image as the image processor gives it to its model.
+    Processes one image as for the model.
 
     Args:
-        image_processor ([`~transformers.BaseImageProcessor`]): Of an image classifier.
-        image (`PIL.Image.Image`): In mode RGB.
+        image_processor ([`~transformers.BaseImageProcessor`]): Image processor of a classifier.
+        image (`PIL.Image.Image`): Image in mode RGB.
 
     Returns:
         `torch.Tensor`: (3, height, width), float32.
 
     Raises:
-        `ValueError`: If it gives anything but an image, or a mask beside it.
+        `ValueError`: If the processor returns anything but one image.
     """
     name = type(image_processor).__name__
     output = image_processor(image, return_tensors="pt")
@@ -97,16 +97,16 @@ def process_image(image_processor: Any, image: Image.Image) -> Tensor:
 
 def get_image_size(image_processor: Any) -> tuple[int, int]:
     """
-    Height and width, in pixels, of the images that an image processor gives to its model.
+    Height and width in pixels of the processed images.
 
     Args:
-        image_processor ([`~transformers.BaseImageProcessor`]): Of an image classifier.
+        image_processor ([`~transformers.BaseImageProcessor`]): Image processor of a classifier.
 
     Returns:
         `tuple[int, int]`: Height and width.
 
     Raises:
-        `ValueError`: If they depend on the image, whose batches then can't be stacked.
+        `ValueError`: If the size depends on the image, so that batches can't be stacked.
     """
     sizes = {tuple(process_image(image_processor, Image.new("RGB", size)).shape[1:]) for size in _TRIAL_SIZES}
     if len(sizes) > 1:
@@ -137,7 +137,7 @@ class PixelMap:
         return (weight @ pixels.flatten(-2)).add_(bias[:, None]).view(pixels.shape)
 
     def invert(self, pixels: Tensor) -> Tensor:
-        """The way back: from the model's pixels (3, height, width) to uint8."""
+        """The inverse: from the model's pixels (3, height, width) to uint8."""
         colours = torch.linalg.inv(self.weight) @ (pixels.flatten(1) - self.bias[:, None])
         return (colours * 255).round().clamp(0, 255).byte().view(pixels.shape)
 
@@ -147,7 +147,7 @@ def get_pixel_map(image_processor: Any) -> PixelMap:
     Measures what an image processor does to the colours of pixels.
 
     Args:
-        image_processor ([`~transformers.BaseImageProcessor`]): Of an image classifier.
+        image_processor ([`~transformers.BaseImageProcessor`]): Image processor of a classifier.
 
     Raises:
         `ValueError`: If its images have no fixed size, or its arithmetic isn't linear in the channels.
@@ -173,15 +173,15 @@ def get_pixel_map(image_processor: Any) -> PixelMap:
 
 class ProcessorCrop:
     """
-    The part of an image processor that moves pixels: resize, crop and padding, without what it does to their colours.
+    The part of an image processor that moves pixels: resize, crop and padding, without changing colours.
 
-    Called with a PIL image, it gives one in mode RGB.
+    It maps a PIL image to a PIL image in mode RGB.
 
     Args:
-        image_processor ([`~transformers.BaseImageProcessor`]): Of an image classifier.
+        image_processor ([`~transformers.BaseImageProcessor`]): Image processor of a classifier.
 
     Raises:
-        `ValueError`: If its images have no fixed size, or other colours become equal.
+        `ValueError`: If its images have no fixed size, or it maps different colours to equal ones.
     """
 
     def __init__(self, image_processor: Any):
@@ -198,7 +198,7 @@ class ProcessorCrop:
         return v2.functional.to_pil_image(self.pixel_map.invert(process_image(self.image_processor, image)))
 
     def fingerprint(self) -> str:
-        """A hash of what it makes of images: equal where the pixels are."""
+        """A hash of its results: equal if the pixels are."""
         digest = hashlib.sha256()
         for width, height in _TRIAL_SIZES:
             pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -35,21 +35,21 @@ def get_train_transform(
     random_crop_padding: int | None = None,
 ) -> v2.Compose:
     """
-    Random crop, optional flip and colour jitter, and what the image processor does to pixels, with its size and
-    interpolation.
+    Random crop, optional flip and colour jitter, then the image processor's normalization. Size and interpolation are
+    the image processor's.
 
     Args:
         image_processor ([`~transformers.BaseImageProcessor`]):
             The model's image processor.
         random_resized_crop_scale (`Sequence[float]`, *optional*, defaults to `(0.08, 1.0)`):
-            Least and greatest share of the image's area that the random crop keeps.
+            Smallest and largest share of the image's area that the random crop keeps.
         horizontal_flip (`bool`, *optional*, defaults to `True`):
-            Whether half of the images are mirrored. Must be off where it changes the class, as with digits.
+            Whether half of the images are mirrored. Turn it off if it changes the class, as with digits.
         color_jitter (`float`, *optional*, defaults to `0.0`):
             Strength of the random change of brightness, contrast and saturation; the authors use 0.4 on ImageNet.
         random_crop_padding (`int`, *optional*):
-            In the place of a random area: the image as for evaluation, with so many pixels mirrored at each side (the
-            authors: 4 on CIFAR), from which its own size is cropped at a random place.
+            Pads the image by this many mirrored pixels per side and crops its own size at a random place, instead of a
+            random area (the authors: 4 on CIFAR).
 
     Returns:
         [`~torchvision.transforms.v2.Compose`]: Takes a PIL image, returns a float tensor (3, height, width).
@@ -85,7 +85,7 @@ def get_train_transform(
 
 def get_eval_transform(image_processor: Any) -> Callable[[Image.Image], torch.Tensor]:
     """
-    What the image processor does, by calling it.
+    The transform for evaluation, which calls the image processor.
 
     Args:
         image_processor ([`~transformers.BaseImageProcessor`]):
@@ -95,7 +95,7 @@ def get_eval_transform(image_processor: Any) -> Callable[[Image.Image], torch.Te
         `Callable`: Takes a PIL image, returns a float tensor (3, height, width).
 
     Raises:
-        `ValueError`: If its images have no fixed size, or are none.
+        `ValueError`: If its results have no fixed size, or are not images.
     """
     get_image_size(image_processor)
     return partial(process_image, image_processor)
@@ -103,14 +103,14 @@ def get_eval_transform(image_processor: Any) -> Callable[[Image.Image], torch.Te
 
 def keep_readable(dataset: datasets.Dataset, image_column: str, split: str) -> datasets.Dataset:
     """
-    A split without its unreadable images, each named in a warning.
+    Removes unreadable images from a split, each named in a warning.
 
-    For evaluation, where all processes need batches of equal sizes: a batch that loses an image would end them. Every
-    image is decoded once; `datasets` keeps the result for later runs.
+    This is for evaluation, where all processes need batches of equal sizes. Every image is decoded once. `datasets`
+    keeps the result for later runs.
 
     Args:
-        dataset ([`~datasets.Dataset`]): With undecoded images.
-        image_column (`str`): Their column.
+        dataset ([`~datasets.Dataset`]): Dataset of undecoded images.
+        image_column (`str`): Column of images.
         split (`str`): The split's name, for the warnings.
 
     Raises:
@@ -135,7 +135,7 @@ def keep_readable(dataset: datasets.Dataset, image_column: str, split: str) -> d
 
 class ExampleTransform:
     """
-    Turns a stored example (undecoded image, label) into what the model takes.
+    Turns a stored example (undecoded image, label) into inputs of the model.
 
     Args:
         transform (`Callable`):
@@ -146,17 +146,17 @@ class ExampleTransform:
         label_column (`str`, *optional*):
             Name of the column of integer labels; `None` for unlabelled images.
         num_labels (`int`):
-            Number of classes; labels are checked against it.
+            Number of classes. Labels are checked against it.
         split (`str`):
             Name of the split, for errors.
         mix (`bool`, *optional*, defaults to `False`):
-            Marks the examples for [`ImageCollator`], which mixes marked examples only: their `"mix"` is their seed,
-            that of others `None`. The Trainer has one collator for training and evaluation, so the examples have to
-            carry the difference.
+            Marks examples for [`ImageCollator`], which mixes only marked examples. A marked example's `"mix"` is its
+            seed, any other's is `None`. The Trainer has one collator for training and evaluation, so examples carry
+            the difference.
         skip_bad_images (`bool`, *optional*, defaults to `False`):
-            Marks an image that can't be read, for [`ImageCollator`] to leave it out, instead of raising.
+            Marks an unreadable image, so that [`ImageCollator`] leaves it out, instead of raising an error.
         numbers (`Sequence[int]`, *optional*):
-            The number of a class, by the label that is stored; by default that label.
+            Number of the class for each stored label. Defaults to the label itself.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class ExampleTransform:
         return output
 
     def get_class(self, label: int | None, name: str) -> int:
-        """The number of the class whose label is stored. Raises a `ValueError` that names the image if there is none."""
+        """The number of the class of a stored label. A missing label raises a `ValueError` that names the image."""
         if label is None or not 0 <= label < self.num_labels:
             raise ValueError(
                 f"Label out of range: {name} has label {label} in column '{self.label_column}', but labels must be in "
@@ -207,10 +207,9 @@ class ImageCollator:
     """
     Stacks examples into a batch, and mixes training batches with CutMix or MixUp.
 
-    Images that are marked as unreadable are left out, so that a batch may be smaller; [`GradAugTrainer`] names and
-    counts them.
+    Marked unreadable images are left out, so a batch may be smaller. [`GradAugTrainer`] names and counts them.
 
-    How a batch is mixed depends on the seeds of its examples alone.
+    The mixing of a batch depends only on the seeds of its examples.
 
     Args:
         num_labels (`int`):

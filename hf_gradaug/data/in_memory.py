@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Small images, decoded once, and cropped, mirrored and normalized a batch at a time."""
+"""Small images, decoded once, then cropped, mirrored and normalized batch by batch."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -17,12 +17,11 @@ from .transformed_dataset import TransformedDataset
 
 class InMemoryDataset(TransformedDataset):
     """
-    A [`TransformedDataset`] that holds its images as pixels, for data whose decoding costs more than the model.
+    A [`TransformedDataset`] that holds decoded pixels, for data whose decoding costs more than the model.
 
-    On CIFAR-10 a batch of 128 takes a tenth of the time. The images are those of
-    [`~image_transforms.get_eval_transform`]; with augmentation they are cropped and mirrored as by
-    [`~image_transforms.get_train_transform`], with other draws: they depend on the seed, the epoch and the example's
-    index alone, too.
+    On CIFAR-10 a batch of 128 takes a tenth of the time. The images equal [`~image_transforms.get_eval_transform`]'s.
+    With augmentation they are cropped and mirrored as by [`~image_transforms.get_train_transform`], with other draws.
+    These also depend only on the seed, the epoch and the example's index.
 
     Args:
         dataset ([`TransformedDataset`]):
@@ -30,7 +29,7 @@ class InMemoryDataset(TransformedDataset):
         image_processor ([`~transformers.BaseImageProcessor`]):
             The model's image processor.
         random_crop_padding (`int`, *optional*):
-            Pixels that are mirrored at each side before the image's size is cropped at a random place.
+            Pixels to mirror at each side before the random crop.
         horizontal_flip (`bool`, *optional*, defaults to `False`):
             Whether half of the images are mirrored.
     """
@@ -75,7 +74,7 @@ class InMemoryDataset(TransformedDataset):
         return [self.transform.get_class(label, f"image {i} {name}") for i, label in enumerate(self.dataset[column])]
 
     def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each image in an epoch: row and column at which its crop begins, whether it is mirrored, and its seed."""
+        """For each image in an epoch: row and column of the crop, whether it is mirrored, and its seed."""
         if self._drawn is None or self._drawn[0] != epoch:
             random = np.random.Generator(np.random.PCG64(example_seed(self.seed, epoch)))
             places = random.integers(-self.padding, self.padding + 1, (len(self), 2))
@@ -106,5 +105,5 @@ class InMemoryDataset(TransformedDataset):
 
 
 def _mirror(places: np.ndarray, size: int) -> np.ndarray:
-    """Places outside of 0..size - 1 mirrored at the first and last pixel."""
+    """Indices outside 0..size - 1, mirrored at the first and last pixel."""
     return size - 1 - np.abs(size - 1 - np.abs(places))

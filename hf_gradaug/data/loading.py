@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 _LABEL_COLUMNS = ("label", "labels", "cls", "fine_label")
 _SPLITS = ("train", "validation", "test")
-# Of a folder of images that is streamed: many, since each has images of few classes.
+# Shards of a streamed folder of images. Many, because each shard has images of few classes.
 _FOLDER_SHARDS = 1024
 _SHARDS = {".parquet": "parquet", ".tar": "webdataset"}
 
@@ -43,21 +43,21 @@ class ImageData:
 
     Args:
         splits (`dict[str, Dataset | IterableDataset]`):
-            `"train"`, `"validation"` and `"test"`, as far as there are any. Only `"train"` can be a stream.
+            `"train"`, `"validation"` and `"test"`, as available. Only `"train"` can be a stream.
         image_column, label_column (`str`):
             Names of the two columns.
         class_names (`list[str]`):
-            One name a class, in the order of the labels.
+            One name per class, in the order of the labels.
         num_train_examples (`int`, *optional*):
             Number of training images, if known.
         name (`str`):
-            What to call the data on a model card.
+            Name of the data on a model card.
         skip_bad_images (`bool`, *optional*, defaults to `False`):
-            Whether unreadable images are left out: of the training as they are met, of the other splits before.
+            Whether unreadable images are skipped: during training, and before evaluation in the other splits.
         classes_by_number (`bool`, *optional*, defaults to `False`):
-            Whether models have the classes by number, and not by name.
+            Whether classes are matched to models by number, not by name.
         numbers (`list[int]`, *optional*):
-            The number of a class, by the label that is stored; by default that label.
+            Number of the class for each stored label. Defaults to the label itself.
     """
 
     splits: dict[str, Any]
@@ -71,19 +71,19 @@ class ImageData:
     numbers: list[int] | None = None
 
     def match_classes(self, model: str, classes: Sequence[str]) -> list[int]:
-        """The number in a model of each class here: see [`~class_names.match_classes`]."""
+        """The model's number of each class: see [`~class_names.match_classes`]."""
         return match_classes(model, classes, self.name, self.class_names, self.classes_by_number)
 
     def with_classes(self, model: str, classes: Sequence[str]) -> ImageData:
         """
-        The same data with the classes of a model, in their order.
+        The same data with the classes of a model, in its order.
 
         Args:
             model (`str`): Name of the model, for messages.
             classes (`Sequence[str]`): Its classes, in the order of their numbers.
 
         Raises:
-            `ValueError`: If they are other classes.
+            `ValueError`: If the model's classes differ.
         """
         matched = self.match_classes(model, classes)
         numbers = [matched[number] for number in self.numbers or range(len(matched))]
@@ -100,17 +100,16 @@ class ImageData:
         buffer_size: int = 10000,
     ) -> TransformedDataset | TrainingStream:
         """
-        One split, its images decoded and transformed as they are read.
+        One split. Its images are decoded and transformed when they are read.
 
-        A stream goes on without end, one epoch after the other (see [`TrainingStream`]): `max_steps` ends the
-        training.
+        A stream never ends, one epoch follows the other (see [`TrainingStream`]). `max_steps` ends the run.
 
         Args:
             split (`str`): `"train"`, `"validation"` or `"test"`.
-            transform (`Callable`): From a PIL image to a tensor.
-            mix (`bool`, *optional*, defaults to `False`): Mark the examples for CutMix or MixUp.
-            seed (`int`, *optional*, defaults to `42`): Seeds the transform, and the shuffling of a stream.
-            buffer_size (`int`, *optional*, defaults to `10000`): Images of a stream in memory, undecoded, to shuffle.
+            transform (`Callable`): Maps a PIL image to a tensor.
+            mix (`bool`, *optional*, defaults to `False`): Marks the examples for CutMix or MixUp.
+            seed (`int`, *optional*, defaults to `42`): Seed of the transform and of a stream's order.
+            buffer_size (`int`, *optional*, defaults to `10000`): Undecoded images in memory to shuffle a stream.
 
         Raises:
             `ValueError`: If the split is missing.
@@ -142,18 +141,18 @@ def find_columns(
     features: datasets.Features, image_column_name: str | None = None, label_column_name: str | None = None
 ) -> tuple[str, str | None]:
     """
-    Find the columns of images and labels by their feature types.
+    Finds the columns of images and labels by their feature types.
 
     Args:
-        features ([`~datasets.Features`]): Of the dataset.
+        features ([`~datasets.Features`]): Features of the dataset.
         image_column_name (`str`, *optional*): Overrides the search for an `Image` column.
         label_column_name (`str`, *optional*): Overrides the search for a `ClassLabel`, else an integer column.
 
     Returns:
-        `tuple[str, str | None]`: Both names; the label's is `None` if no column can be one.
+        `tuple[str, str | None]`: Both names. The label's name is `None` if no column fits.
 
     Raises:
-        `ValueError`: If a given name is no column, there is no image column, or several fit equally well.
+        `ValueError`: If a given column is missing, there is no image column, or several columns fit equally well.
     """
     for flag, name in (("image_column_name", image_column_name), ("label_column_name", label_column_name)):
         if name is not None and name not in features:
@@ -204,7 +203,7 @@ def _find_files(flag: str, path: str) -> tuple[str, str | list[str]]:
 
 
 def _has_class_folders(root: str) -> bool:
-    """Whether a folder holds images, with no file of metadata that would tell their classes."""
+    """Whether a folder holds images without a metadata file that sets their classes."""
     names = [name for _, _, names in os.walk(root) for name in names]
     return any(map(is_image, names)) and not set(names) & set(ImageFolder.METADATA_FILENAMES)
 
@@ -230,7 +229,7 @@ def _get_builder(args: DataArguments, cache_dir: str | None, token: str | None) 
 
 
 def _check_shards(files: dict[str, list[str]]) -> None:
-    """Refuses Parquet files whose labels have other names: `datasets` reads all labels by the names of the first file."""
+    """Raises an error if Parquet files have different label names: `datasets` uses the first file's for all."""
     named: dict[str, Any] = {}
     for file in sum(files.values(), []):
         for column, feature in datasets.Features.from_arrow_schema(pq.read_schema(file)).items():
@@ -245,7 +244,7 @@ def _check_shards(files: dict[str, list[str]]) -> None:
 
 
 def _check_class_folders(builder: datasets.DatasetBuilder) -> None:
-    """Refuses a data set of image folders in which `datasets`, which takes the innermost folder, finds other classes."""
+    """Raises an error if `datasets`, which takes the innermost folder, would find other classes."""
     if builder.name != "imagefolder":
         return
     for split, files in (builder.config.data_files or {}).items():
@@ -310,16 +309,16 @@ def load_image_data(
     args: DataArguments, seed: int = 42, cache_dir: str | None = None, token: str | None = None
 ) -> ImageData:
     """
-    Load the data that the arguments name, and check what can be known before training.
+    Loads the data that the arguments name, and checks it before training.
 
-    With `streaming`, only the training split is a stream. The validation and test splits are read once and kept on
-    disk: an evaluation then sees every image exactly once with any number of workers and processes.
+    With `streaming`, only the training split is a stream. Validation and test splits are read once and kept on disk.
+    So an evaluation sees every image exactly once, with any number of workers and processes.
 
     Args:
         args ([`DataArguments`]): The data and its columns.
-        seed (`int`, *optional*, defaults to `42`): For the held-out part and for `max_train_samples`.
+        seed (`int`, *optional*, defaults to `42`): Seed of the held-out part and of `max_train_samples`.
         cache_dir (`str`, *optional*): Where `datasets` keeps its files.
-        token (`str`, *optional*): For private Hub datasets.
+        token (`str`, *optional*): Token for private Hub datasets.
 
     Returns:
         [`ImageData`]: The splits, undecoded.
@@ -421,7 +420,7 @@ def load_image_data(
 
 
 def _read_labels(splits: dict[str, Any], label_column: str) -> dict[str, set[int]]:
-    """The labels that each split has, streams aside."""
+    """The labels of each split, except streams."""
     return {
         split: set(_get_labels(dataset, label_column, split).tolist())
         for split, dataset in splits.items()
@@ -432,7 +431,7 @@ def _read_labels(splits: dict[str, Any], label_column: str) -> dict[str, set[int
 def _hold_out(
     dataset: datasets.Dataset, label_column: str, class_names: list[str], share: float, seed: int
 ) -> dict[str, datasets.Dataset]:
-    """Holds out the same share of each class to validate with."""
+    """Holds out the same share of each class for validation."""
     counts = np.bincount(_get_labels(dataset, label_column, "train"))
     if single := [class_names[label] for label in np.flatnonzero(counts == 1)]:
         raise ValueError(

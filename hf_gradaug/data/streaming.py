@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Streams of images: their length, storing those for evaluation, and what the Trainer has to be told."""
+"""Streams of images: their length, stored copies for evaluation, and the arguments that the Trainer needs."""
 
 import logging
 import math
@@ -19,12 +19,12 @@ def store_stream(
     stream: datasets.IterableDataset, key: list[Any], max_samples: int | None = None, cache_dir: str | None = None
 ) -> datasets.Dataset:
     """
-    Read a stream once into a map-style dataset on disk, images undecoded.
+    Reads a stream once into a map-style dataset on disk, images undecoded.
 
     Args:
-        stream ([`~datasets.IterableDataset`]): With known features.
-        key (`list`): Identifies the content; a later run with an equal key finds the stored dataset.
-        max_samples (`int`, *optional*): Read so many examples at most.
+        stream ([`~datasets.IterableDataset`]): Stream with known features.
+        key (`list`): Identifies the content. A later run with the same key reuses the stored dataset.
+        max_samples (`int`, *optional*): Maximum number of examples.
         cache_dir (`str`, *optional*): Where `datasets` keeps its files.
     """
     if max_samples is not None:
@@ -36,10 +36,10 @@ def store_stream(
 
 def count_stream(stream: datasets.IterableDataset, split_name: str, files: list[str] | None = None) -> int | None:
     """
-    Number of examples of a stream, if its dataset states it or its files are local Parquet files.
+    Number of examples of a stream, if its dataset states it or its files are local Parquet files; else `None`.
 
     Args:
-        stream ([`~datasets.IterableDataset`]): As loaded.
+        stream ([`~datasets.IterableDataset`]): The loaded stream.
         split_name (`str`): The split's name in the dataset.
         files (`list[str]`, *optional*): The split's data files.
     """
@@ -67,7 +67,7 @@ def get_streaming_arguments(
         num_train_examples (`int`, *optional*): Its number of examples.
 
     Returns:
-        `dict[str, Any]`: Values by the names of the arguments.
+        `dict[str, Any]`: Values by argument name.
 
     Raises:
         `ValueError`: If neither the number of examples nor `max_steps` is known.

@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-A stream of training examples without end, whose position can be saved.
+An endless stream of training examples, whose position can be saved.
 
-Words: a *reader* is one data-loading worker of one process; a *row* is a stored example, its image undecoded; a
-*window* is what a reader has in memory to shuffle.
+Words: a *reader* is one data-loading worker of one process. A *row* is a stored example with its image undecoded. A
+*window* holds the rows that a reader has in memory to shuffle.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
 class TrainingStream(IterableDataset):
     """
-    The examples of a `datasets.IterableDataset`, transformed, epoch after epoch, without end.
+    The transformed examples of a `datasets.IterableDataset`, epoch after epoch, without end.
 
     Each epoch holds each example once, over all processes and data-loading workers together. Shards are shuffled in
     each epoch and dealt to the readers. If there are fewer shards than readers, each reader walks through all shards
@@ -57,9 +57,9 @@ class TrainingStream(IterableDataset):
         buffer_size (`int`, *optional*, defaults to `10000`):
             Rows in memory in each process. Its workers share them.
         num_examples (`int`, *optional*):
-            Examples in an epoch, if known. Only to tell in which epoch a training is.
+            Examples in an epoch, if known. Needed to know the epoch of a run.
         rank (`int`, *optional*, defaults to `0`):
-            Which process reads.
+            Index of the reading process.
         world_size (`int`, *optional*, defaults to `1`):
             Number of processes.
 
@@ -95,7 +95,7 @@ class TrainingStream(IterableDataset):
         return self.stream.num_shards
 
     def for_process(self, rank: int, world_size: int) -> TrainingStream:
-        """The same stream as one of `world_size` processes reads it."""
+        """The same stream, as process `rank` of `world_size` reads it."""
         return type(self)(
             self.stream, self.transform, self.seed, self.buffer_size, self.num_examples, rank, world_size
         )
@@ -116,9 +116,9 @@ class StreamReader(Iterator):
     """
     Iterates over one reader's part of a [`TrainingStream`].
 
-    Its state is where the window begins that is being given out, by the state of `datasets` itself, and how much of it
-    was given out. Loading it reads that window, and as much of the next one as had been read: never more than two.
-    Shards that are done aren't opened; in the one where the window begins, `datasets` skips rows undecoded.
+    Its state holds the place where the current window begins (`datasets`' own state), and how much of the window was
+    given out. Loading the state reads at most two windows: this one, and what had been read of the next. Finished
+    shards are not opened. In the shard where the window begins, `datasets` skips rows undecoded.
     """
 
     def __init__(self, stream: TrainingStream, reader: int, num_readers: int, window_size: int):
@@ -167,11 +167,11 @@ class StreamReader(Iterator):
                 self._ahead_is_whole = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it is, in plain numbers, strings, lists and dicts."""
+        """The position, in plain numbers, strings, lists and dicts."""
         return {"window": self._start, "given": self._given}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where a reader with that state was. It must have been of the same number of readers and window size."""
+        """Continues from a state. The number of readers and the window size must be the same."""
         self._begin(state_dict["window"])
         for _ in range(state_dict["given"]):
             self._next_row()

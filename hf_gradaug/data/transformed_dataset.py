@@ -10,16 +10,16 @@ from torch.utils.data import Dataset
 from ..sampling import example_seed
 
 
-# Called with an example, what an error is to call it, and the seed of what is random about it.
+# Called with an example, its name for errors, and the seed of its random draws.
 TransformExample = Callable[[dict[str, Any], str, int], Any]
 
 
 class TransformedDataset(Dataset):
     """
-    A map-style dataset with a transform that is applied as examples are read.
+    A map-style dataset with a transform that is applied when examples are read.
 
-    What is random in the transform depends on the seed, the epoch and the example's index alone: not on the order of
-    reading, nor on the number of workers.
+    Randomness depends only on the seed, the epoch and the example's index, not on the order of reading or the number
+    of workers.
 
     Args:
         dataset ([`~datasets.Dataset`]):

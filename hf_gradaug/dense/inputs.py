@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Batches of which more than the images has a size or a batch dimension: masks, padding, lists with an entry an image.
+Batches in which masks and padding have the images' size, and lists have an entry per image.
 
-What detectors and segmenters take lies in nested dictionaries and lists. Whatever in there has the images' height and
-width is scaled with them. All else has no size in pixels: classes, boxes relative to the image, masks of another
+The inputs of detectors and segmenters lie in nested dictionaries and lists. Every tensor with the images' height and
+width is scaled with them. The rest has no size in pixels: classes, boxes relative to the image, and masks of another
 resolution, which the models read at relative places.
 """
 
@@ -18,7 +18,7 @@ from ..transforms import Transform
 
 def resize_like_images(value: Any, old_size: tuple[int, int], new_size: tuple[int, int]) -> Any:
     """
-    Resizes the masks of a batch as [`RandomScale`] does the images: corners aligned, but the nearest pixel.
+    Resizes the masks of a batch as [`RandomScale`] resizes the images, with aligned corners, but to the nearest pixel.
 
     Args:
         value (`Any`):
@@ -45,7 +45,7 @@ def resize_like_images(value: Any, old_size: tuple[int, int], new_size: tuple[in
 def transform_images(
     inputs: Mapping[str, Any], name: str, transform: Transform, generator: torch.Generator
 ) -> dict[str, Any]:
-    """A batch with its images, which are under `name`, transformed, and all masks in their new size."""
+    """A batch with transformed images, which are under `name`, and masks in the new size."""
     images = inputs[name]
     transformed = transform(images, generator)
     others = {key: value for key, value in inputs.items() if key != name}
@@ -54,8 +54,8 @@ def transform_images(
 
 def check_rotations(rotations: Sequence[float] | None, labels: Mapping[str, Any], size: tuple[int, int]) -> None:
     """
-    Raises a `ValueError` if images are to be rotated whose labels say where in them something is: as dictionaries,
-    lists, or maps of the images' `size`.
+    Raises a `ValueError` if rotations would turn images whose labels hold places. Such labels are dictionaries, lists,
+    or maps of the images' `size`.
     """
 
     def has_places(value: Any) -> bool:
@@ -69,7 +69,7 @@ def check_rotations(rotations: Sequence[float] | None, labels: Mapping[str, Any]
 
 
 def select_rows(value: Any, rows: Tensor, batch_size: int) -> Any:
-    """The entries of the images `rows` in what has one for each image, tensor, list or tuple; else `value` itself."""
+    """The entries of the images `rows` in a tensor, list or tuple with an entry per image; else `value` itself."""
     if isinstance(value, Tensor):
         return value[rows] if value.ndim > 0 and len(value) == batch_size else value
     if isinstance(value, (list, tuple)) and len(value) == batch_size:

@@ -2,13 +2,13 @@
 """
 Soft targets for the queries of a detector or segmenter: the option `subnetwork_targets="queries"`.
 
-Query i of a sub-network learns what query i of the full network predicted: its class distribution, and its box or its
-mask. No labels are matched. That makes sense where query i is the same in both networks, a learned embedding that they
-share; where a network picks its queries from the image, they stand for other places in each.
+Query i of a sub-network learns the full network's prediction for query i: its class distribution, and its box or mask.
+No labels are matched. This needs learned queries, which both networks share. If a network picks its queries from the
+image, query i stands for different places in each network.
 
-Each loss takes the model's own with soft targets instead of labels, with the weights of its config, and is zero with
-a zero gradient where the sub-network agrees. Left out are focal weights, which tell easy labels from hard ones, and
-the auxiliary losses of earlier decoder layers. Box and mask of a query count as much as it is sure of an object.
+Each loss is the model's own with soft targets instead of labels, and with the weights of its config. If the
+sub-network agrees, loss and gradient are 0. Focal weights, which separate easy from hard labels, are left out. So are
+the auxiliary losses of earlier decoder layers. A query's box and mask are weighted by its probability of an object.
 """
 
 from collections.abc import Callable
@@ -28,13 +28,13 @@ from ..messages import shorten
 @dataclass(frozen=True)
 class QueryWeights:
     """
-    How a model weighs the parts of its loss.
+    Weights of the parts of a model's loss.
 
     Args:
-        classes (`float`): Of the classes.
-        places (`tuple[float, float]`): Of a box, distance and overlap; or of a mask, cross-entropy and dice.
-        no_object (`float`, *optional*): Of a query without an object among the classes. `None`: there is no such
-            class, and each class has a probability of its own, by the sigmoid.
+        classes (`float`): Weight of the classes.
+        places (`tuple[float, float]`): Weights of a box (distance and overlap) or of a mask (cross-entropy and dice).
+        no_object (`float`, *optional*): Weight of the class "no object". `None` if the model has no such class, and
+            each class has its own probability by the sigmoid.
     """
 
     classes: float
@@ -81,11 +81,11 @@ def check_has_query_targets(model: nn.Module) -> None:
 @dataclass(frozen=True)
 class QueryTargets:
     """
-    What the full network predicted for each query, detached.
+    The full network's detached predictions for each query.
 
     Args:
         probabilities (`torch.Tensor` of shape `(batch_size, num_queries, num_classes)`):
-            Of the classes, with "no object" as the last one where the model has it. float32 or wider.
+            Class probabilities. If the model has a class "no object", it is the last one. float32 or wider.
         places (`torch.Tensor`):
             Boxes `(batch_size, num_queries, 4)` as centre and size relative to the image, or mask logits
             `(batch_size, num_queries, height, width)`.
@@ -95,7 +95,7 @@ class QueryTargets:
     places: Tensor
 
     def __getitem__(self, rows: Tensor) -> "QueryTargets":
-        """Those of some of the images."""
+        """The targets of some of the images."""
         return QueryTargets(self.probabilities[rows], self.places[rows])
 
 
@@ -105,9 +105,9 @@ def query_targets(model: nn.Module, outputs: Any, temperature: float = 1.0) -> Q
 
     Args:
         model (`nn.Module`):
-            One that [`check_has_query_targets`] lets pass.
+            A model that [`check_has_query_targets`] accepts.
         outputs (`ModelOutput`):
-            What it returned.
+            The full network's outputs.
         temperature (`float`, *optional*, defaults to `1.0`):
             Divides the class logits.
     """
@@ -119,7 +119,7 @@ def query_targets(model: nn.Module, outputs: Any, temperature: float = 1.0) -> Q
 
 def query_loss(model: nn.Module, outputs: Any, targets: QueryTargets, temperature: float = 1.0) -> Tensor:
     """
-    How far a sub-network's queries are from the full network's.
+    The loss of a sub-network's queries against the full network's.
 
     - Classes by the softmax: `KL(targets || softmax(logits))`, averaged over all queries; each has the weight that the
       model gives to the classes it may hold.
@@ -134,7 +134,7 @@ def query_loss(model: nn.Module, outputs: Any, targets: QueryTargets, temperatur
         model (`nn.Module`):
             The model, whose config has the weights.
         outputs (`ModelOutput`):
-            What the sub-network returned.
+            The sub-network's outputs.
         targets ([`QueryTargets`]):
             From [`query_targets`], for the same images and with the same temperature.
         temperature (`float`, *optional*, defaults to `1.0`):
@@ -171,10 +171,10 @@ def _predictions(outputs: Any) -> tuple[Tensor, Tensor]:
 
 def _box_distances(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """
-    Of each query: L1 distance, and 1 - generalized IoU.
+    For each query: L1 distance, and 1 - generalized IoU.
 
-    torchvision's loss for pairs of boxes adds a constant to areas, which is not small against those of relative boxes:
-    boxes that agree would have a loss.
+    torchvision's loss for pairs of boxes adds a constant to areas. For relative boxes this constant is not small, and
+    equal boxes would have a loss.
     """
     corners, target_corners = center_to_corners_format(boxes), center_to_corners_format(targets)
     shared = _area(
@@ -196,7 +196,7 @@ def _area(top_left: Tensor, bottom_right: Tensor) -> Tensor:
 
 
 def _mask_distances(logits: Tensor, target_logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each query: KL of a pixel on the average, and dice."""
+    """For each query: mean KL per pixel, and dice."""
     if target_logits.shape[-2:] != logits.shape[-2:]:
         target_logits = F.interpolate(target_logits, logits.shape[-2:], mode="bilinear", align_corners=False)
     masks, targets = logits.sigmoid(), target_logits.sigmoid()

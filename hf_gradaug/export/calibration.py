@@ -23,9 +23,9 @@ def read_images(batch: Any, model: PreTrainedModel, name: str) -> Tensor:
     The images of a batch, on the model's device and in its dtype.
 
     Args:
-        batch (`Mapping[str, torch.Tensor]`): With `pixel_values` (batch, channels, height, width).
-        model (`PreTrainedModel`): For which the images are.
-        name (`str`): The argument that the batch comes from, for the error.
+        batch (`Mapping[str, torch.Tensor]`): Batch with `pixel_values` (batch, channels, height, width).
+        model (`PreTrainedModel`): The model that takes them.
+        name (`str`): Name of the argument with the batches, for the error.
 
     Raises:
         `ValueError`: If there are no images in the batch.
@@ -48,20 +48,20 @@ def recalibrate_batchnorm(model: PreTrainedModel, calibration_data: Iterable[Map
 
     Only the BatchNorm layers run in train mode, so dropout and drop path are off and weights don't change. Each
     running statistic becomes the mean of the batches' statistics, weighted by their numbers of images. Variances are
-    those within the batches, so use large batches in random order, not sorted by class.
+    computed within batches. So use large batches in random order, not sorted by class.
 
     Args:
         model (`PreTrainedModel`):
-            Any model that takes `pixel_values`. One without BatchNorm is left as it is, and the data isn't read.
+            Any model that takes `pixel_values`. Without BatchNorm the model doesn't change, and the data isn't read.
         calibration_data (`Iterable[Mapping[str, torch.Tensor]]`):
             Batches with `pixel_values` (batch, channels, height, width) of two or more images each, such as a
             `DataLoader` of training images with the preprocessing of evaluation. It is read once.
 
     Returns:
-        `int`: The number of images that were read.
+        `int`: Number of images read.
 
     Raises:
-        `ValueError`: If there is no batch, or one without images or with a single one. The model is then as it was.
+        `ValueError`: If there are no batches, or a batch has no images or a single one. The model then doesn't change.
     """
     # `torch.optim.swa_utils.update_bn` doesn't fit: it runs the whole model in train mode, with dropout, counts a small
     # batch as much as a large one, takes no batches that are dictionaries, and leaves the statistics half done on errors.

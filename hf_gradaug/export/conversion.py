@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""The authors' ResNet checkpoints as standard ones, and back."""
+"""Converts the authors' ResNet checkpoints to standard ones, and back."""
 
 import os
 import re
@@ -40,15 +40,15 @@ def convert_authors_checkpoint(
     path: str | os.PathLike,
 ) -> tuple[ResNetForImageClassification, ConvNextImageProcessor]:
     """
-    Read a ResNet-50, 101 or 152 that the authors' code trained, as a model of transformers with its image processor.
+    Reads a ResNet-50, 101 or 152 trained by the authors' code, as a model of transformers with its image processor.
 
-    The weights are those under `"state_dict"` or `"model"`, or the file's whole content, in the authors' layout, with
-    or without the prefix `module.`. Nothing in the file is run. The BatchNorms have one set of running statistics, the
-    full network's.
+    The weights are read from `"state_dict"`, from `"model"`, or from the file's whole content. They have the authors'
+    layout, with or without the prefix `module.`. No code in the file runs. The BatchNorm layers have the full
+    network's running statistics.
 
-    The image processor does what the authors evaluate with: the shorter side to 256 pixels, bilinear, the central
-    224 x 224, and ImageNet's mean and standard deviation. Where the middle falls between two pixels, its crop may
-    begin one pixel before that of torchvision's `CenterCrop`.
+    The image processor follows the authors' evaluation. It resizes the shorter side to 256 pixels (bilinear), crops
+    the central 224 x 224, and normalizes by ImageNet's mean and standard deviation. If the centre lies between two
+    pixels, the crop may begin one pixel before torchvision's `CenterCrop`.
 
     Args:
         path (`str` or `os.PathLike`):
@@ -56,10 +56,10 @@ def convert_authors_checkpoint(
 
     Returns:
         `tuple[ResNetForImageClassification, ConvNextImageProcessor]`: The model, in float32 and in eval mode, and its
-        image processor. A model of 1,000 classes has the names of ImageNet's.
+        image processor. With 1,000 classes, it has ImageNet's class names.
 
     Raises:
-        `ValueError`: If the file can't be read as tensors, or they are not those of such a network.
+        `ValueError`: If the file can't be read as tensors, or the tensors don't fit such a network.
     """
     state = _read_state_dict(path)
     head = state.get("classifier.0.weight")
@@ -101,7 +101,7 @@ def to_authors_state_dict(model: ResNetForImageClassification) -> dict[str, torc
 
     Raises:
         `TypeError`: If the model is of another class.
-        `ValueError`: If a setting of its config, a name or a shape is none of the authors' layout.
+        `ValueError`: If a setting of its config, a name or a shape doesn't fit the authors' layout.
     """
     if not isinstance(model, ResNetForImageClassification):
         raise TypeError(f"`model` must be a ResNetForImageClassification, but is a {type(model).__name__}.")
@@ -148,7 +148,7 @@ def _read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 
 def _find_depths(state: dict[str, torch.Tensor], path: str | os.PathLike) -> tuple[int, ...]:
     parts = [match.groups() for name in state if (match := re.match(r"features\.(\d+)\.(body|shortcut)\.", name))]
-    if not parts:  # another architecture: what is missing of the smallest network tells
+    if not parts:  # another architecture: the error names what the smallest network lacks
         return _DEPTHS["ResNet-50"]
     blocks = [int(number) for number, _ in parts]
     firsts = sorted({int(number) for number, part in parts if part == "shortcut"})  # each stage begins with a shortcut

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Image classifiers as they are loaded to be measured, converted or exported."""
+"""Loads image classifiers to measure, convert or export."""
 
 import os
 
@@ -11,22 +11,22 @@ from ..messages import shorten
 
 def load_classifier(name_or_path: str | os.PathLike, trust_remote_code: bool = False) -> PreTrainedModel:
     """
-    Load a whole image classifier, in float32 and in eval mode.
+    Loads an image classifier in float32 and in eval mode.
 
-    A checkpoint without a head, which `from_pretrained` gives a random one, is refused. The networks of this package
-    are known without remote code.
+    A checkpoint without a head raises an error, because `from_pretrained` would add a random head. The networks of
+    this package load without remote code.
 
     Args:
         name_or_path (`str` or `os.PathLike`):
             A Hub name or a folder.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether code that lies beside the weights may run. It is never asked for at the keyboard.
+            Whether code beside the weights may run. There is never a prompt.
 
     Returns:
         `PreTrainedModel`: The model, on the CPU.
 
     Raises:
-        `ValueError`: If it is no image classifier, or weights are missing.
+        `ValueError`: If it is not an image classifier, or weights are missing.
     """
     try:
         model, info = AutoModelForImageClassification.from_pretrained(

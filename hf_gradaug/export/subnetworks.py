@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Sub-networks as standard models of their own."""
+"""Exports sub-networks as standard models."""
 
 import copy
 import logging
@@ -34,13 +34,13 @@ def export_subnetwork(
     kept_blocks: KeptBlocks | None = None,
 ) -> PreTrainedModel:
     """
-    A sub-network as a standard model of the narrower or shallower config, with weights of its own.
+    Exports a sub-network as a standard model of the narrower or shallower config, with its own weights.
 
     The model has the parent's plain class, device, dtype and labels, and is in eval mode. `from_pretrained` loads its
     checkpoint without this package. The parent doesn't change.
 
-    A sub-network needs BatchNorm statistics of its own. Without calibration data it keeps the full network's leading
-    ones, and its accuracy drops. Models without BatchNorm, such as ConvNeXt, need none.
+    A sub-network needs its own BatchNorm statistics. Without calibration data it keeps the leading ones of the full
+    network, and its accuracy drops. Models without BatchNorm, such as ConvNeXt, need none.
 
     Args:
         model (`PreTrainedModel`):
@@ -48,23 +48,25 @@ def export_subnetwork(
         width (`float`):
             Width multiplier, in (0, 1].
         width_divisor (`int`, *optional*, defaults to `1`):
-            Channel counts are rounded to multiples of it. Take the one of the training.
+            Channel counts are rounded to multiples of it. Use the value of the run.
         calibration_data (`Iterable[Mapping[str, torch.Tensor]]`, *optional*):
-            Batches with `pixel_values` to compute BatchNorm's running statistics from, see [`recalibrate_batchnorm`].
-            Not read if there is no BatchNorm.
+            Batches with `pixel_values` for BatchNorm's running statistics, see [`recalibrate_batchnorm`]. Not read
+            without BatchNorm.
         kept_blocks (`Sequence[Sequence[int]]`, *optional*):
-            For each stage, the indices of the residual blocks to keep, ascending from 0, such as [`leading_blocks`]
-            gives. Not given: all. Rates of drop path, which only training has, become those of the smaller config.
+            For each stage, the indices of the residual blocks to keep, ascending from 0. [`leading_blocks`] makes
+            them. If not given, all blocks are kept. Drop path rates, which only training uses, become those of the
+            smaller config.
 
     Returns:
         `PreTrainedModel`: The sub-network, which shares no memory with `model`.
 
     Raises:
-        `ValueError`: If `width` is outside (0, 1], `width_divisor` below 1, the calibration data or `kept_blocks`
-            unfit, or the model not what its class and config describe, so that `from_pretrained` could not load what
-            is exported. Of Swin, a block that shifts its windows can't come to a place where the config shifts none.
-        `TypeError`: If no narrowing is known for the model's family, or `kept_blocks` are given and its blocks are
-            not (see [`register_depth`]).
+        `ValueError`: If `width` is outside (0, 1], `width_divisor` is below 1, or the calibration data or
+            `kept_blocks` don't fit. Also if the model differs from its class and config, because `from_pretrained`
+            couldn't load the export. In Swin, a block with shifted windows can't move to a place where the config has
+            none.
+        `TypeError`: If the model's family has no narrowing, or `kept_blocks` are given and its blocks aren't
+            registered (see [`register_depth`]).
 
     Example:
 
@@ -114,8 +116,8 @@ def _check_places(
     """
     Raises a `ValueError` if a kept block would compute something else in its new place.
 
-    A sub-network's block keeps the settings that it has in the full network. A model that is loaded has those that the
-    config gives to the place: whether Swin shifts the windows, for one.
+    A sub-network's block keeps its settings from the full network. A loaded model has the settings that the config
+    gives to the place, for example whether Swin shifts the windows.
     """
     modules, find_block = dict(exported.named_modules()), block_finder(parent.config)
     for name, source in zip(dict(subnetwork.skeleton.named_modules()), subnetwork.sources(kept_blocks), strict=True):
@@ -155,25 +157,23 @@ def create_subnetwork_card(
     """
     A model card for an exported sub-network, which names its parent.
 
-    Where the parent is on the Hub is for the caller to say: that a model was loaded by a name doesn't mean that its
-    weights are still those.
+    The caller names the parent on the Hub: a model loaded by a name may have other weights now.
 
     Args:
         model (`PreTrainedModel`):
-            What [`export_subnetwork`] returned.
+            The exported model.
         parent (`PreTrainedModel`):
-            What it was exported from.
+            The model it was exported from.
         width (`float`):
             The width multiplier.
         calibration_images (`int`, *optional*, defaults to `0`):
-            The number of images that BatchNorm's statistics were computed from; 0 if they are the parent's.
+            The number of images from which BatchNorm's statistics were computed; 0 if they are the parent's.
         measured (`Mapping[str, tuple[str, str]]`, *optional*):
             Rows to add to the card's table: a name, and the value for the parent and for the sub-network.
         base_model (`str`, *optional*):
-            The parent's name on the Hub. Without it, the card has the last part of the path that the parent was loaded
-            from, and no link.
+            The parent's name on the Hub. Without it, the card has no link, and the last part of the parent's path.
         kept_blocks (`Sequence[Sequence[int]]`, *optional*):
-            Those of the export.
+            The kept blocks of the export.
         **metadata (`Any`):
             Further fields of [`~huggingface_hub.ModelCardData`], such as `license`, `pipeline_tag` or `tags`.
 
@@ -181,7 +181,7 @@ def create_subnetwork_card(
         [`~huggingface_hub.ModelCard`]: The card; `card.save(folder / "README.md")` writes it.
 
     Raises:
-        `ValueError`: If `base_model` can't be a name on the Hub.
+        `ValueError`: If `base_model` is not a valid name on the Hub.
     """
     if base_model is not None:
         try:

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Accuracy against width: measured, as a table, and as a picture."""
+"""Accuracy against width: measurement, table and plot."""
 
 import itertools
 import logging
@@ -49,11 +49,11 @@ def export_widths(
     kept_blocks: KeptBlocks | None = None,
 ) -> Iterator[tuple[PreTrainedModel, dict[str, Any]]]:
     """
-    Export the sub-network of each width, see [`export_subnetwork`], and measure the accuracy of the very model.
+    Exports the sub-network of each width (see [`export_subnetwork`]) and measures the accuracy of the exported model.
 
     Args:
         model (`PreTrainedModel`):
-            An image classifier whose family has a narrowing; it stays as it is.
+            An image classifier whose family has a narrowing. It doesn't change.
         widths (`Sequence[float]`):
             Width multipliers, in (0, 1].
         eval_data (`Iterable[Mapping[str, torch.Tensor]]`):
@@ -67,16 +67,15 @@ def export_widths(
             For each stage, the indices of the residual blocks that the sub-networks keep. Not given: all.
 
     Yields:
-        `tuple[PreTrainedModel, dict]`: For each width, in the order given, the exported model, and a row with `width`,
-        `parameters` (their number), `channels` (the fields of the config that are narrower or shallower, with their
-        values), `kept_blocks` (as given, as lists),
-        `accuracy` (top-1, in [0, 1]) with the full network's BatchNorm statistics, and `accuracy_recalibrated`, which
-        is `None` without calibration data or without BatchNorm.
+        `tuple[PreTrainedModel, dict]`: For each width, in the given order, the exported model and a row. The row has
+        `width`, `parameters` (their number), `channels` (the narrower or shallower fields of the config),
+        `kept_blocks` (as lists), `accuracy` (top-1, in [0, 1]) with the full network's BatchNorm statistics, and
+        `accuracy_recalibrated`. The last is `None` without calibration data or without BatchNorm.
 
     Raises:
-        `ValueError`: If a width is outside (0, 1], there are no widths, or the data or `kept_blocks` are unfit.
-        `TypeError`: If no narrowing is known for the model's family, or no blocks to drop, or the data can be read
-            only once.
+        `ValueError`: If a width is outside (0, 1], there are no widths, or the data or `kept_blocks` don't fit.
+        `TypeError`: If the model's family has no narrowing, its blocks aren't registered, or the data can be read only
+            once.
     """
     if not widths:
         raise ValueError("`widths` must have one width multiplier or more, but has none.")
@@ -122,7 +121,7 @@ def evaluate_widths(
 
     Args:
         model, widths, eval_data, calibration_data, width_divisor, kept_blocks:
-            Those of [`export_widths`], as are the errors.
+            As in [`export_widths`], which also lists the errors.
 
     Returns:
         `list[dict]`: The rows of [`export_widths`], in the order of `widths`.
@@ -133,7 +132,7 @@ def evaluate_widths(
 
 @torch.no_grad()
 def measure_accuracy(model: PreTrainedModel, eval_data: Iterable[Mapping[str, Tensor]]) -> float:
-    """Top-1 accuracy, in [0, 1], of a model in eval mode; arguments and errors as of [`export_widths`]."""
+    """Top-1 accuracy in [0, 1] of a model in eval mode. Arguments and errors are as in [`export_widths`]."""
     correct = total = 0
     for batch in eval_data:
         images = read_images(batch, model, "eval_data")
@@ -154,8 +153,8 @@ def format_widths(rows: Rows) -> str:
 
     Args:
         rows (`Sequence[Mapping[str, Any]]`):
-            Rows; `flops` (of one image), `latency_1` and `latency_batch` (in seconds) get columns too, if they are
-            there. A column without a value is left out.
+            Rows. `flops` (of one image), `latency_1` and `latency_batch` (in seconds) get columns if rows have them. A
+            column without values is left out.
 
     Returns:
         `str`: The table, whose columns are aligned in plain text.
@@ -173,13 +172,12 @@ def format_widths(rows: Rows) -> str:
 
 def plot_widths(curves: Mapping[str, Rows | Sequence[Rows]], path: str | os.PathLike) -> None:
     """
-    Draw accuracy-against-width curves into a picture: a line a model, in one panel without recalibration of BatchNorm
-    and in one with it.
+    Plots accuracy against width, one line per model, with and without recalibrated BatchNorm.
 
     Args:
         curves (`Mapping[str, Sequence[Mapping] | Sequence[Sequence[Mapping]]]`):
-            By the label of a model, its rows of [`evaluate_widths`]. Several, as from trainings with several seeds,
-            are drawn as their mean and standard deviation.
+            Rows of [`evaluate_widths`] by model label. Several lists of rows, from runs with several seeds, are drawn
+            as mean and standard deviation.
         path (`str` or `os.PathLike`):
             The file to write; its ending chooses the format.
 

@@ -2,9 +2,8 @@
 """
 The networks of the paper's CIFAR experiments, which transformers doesn't have.
 
-Importing this module, as whatever narrows configs does, registers them with the Auto classes and says how they are
-narrowed. What they save carries their code: where this package is absent, the Auto classes load it with
-`trust_remote_code=True`.
+Importing this module registers the networks with the Auto classes, and registers how they narrow. Saved models carry
+their code. Where this package is absent, the Auto classes load it with `trust_remote_code=True`.
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification

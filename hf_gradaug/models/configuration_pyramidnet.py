@@ -19,13 +19,13 @@ class PyramidNetConfig(PreTrainedConfig):
         embedding_size (`int`, *optional*, defaults to `16`):
             Channels of the first convolution.
         alpha (`float`, *optional*, defaults to `240`):
-            How many channels the inner convolutions of the last layer have more than the first convolution; the others
-            are evenly spaced between. The outer convolution of each layer has four times as many.
+            Channels that the inner convolutions gain from the first convolution to the last layer, evenly spaced. The
+            outer convolution of each layer has four times as many channels as its inner ones.
         depths (`list[int]`, *optional*, defaults to `[22, 22, 22]`):
             Layers of each stage, of three convolutions each. Every stage but the first halves height and width.
         inner_sizes, outer_sizes (`list[int]`, *optional*):
-            Channels of the inner and of the outer convolutions of every layer, in the place of those that `alpha`
-            gives. A sub-network has them, since each of its counts is rounded by itself.
+            Channels of the inner and outer convolutions of every layer, which override `alpha`. Sub-networks use them,
+            because each count is rounded separately.
 
     Raises:
         `huggingface_hub.errors.StrictDataclassError`: If a number is out of range, or there are not as many sizes as

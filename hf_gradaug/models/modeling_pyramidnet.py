@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""PyramidNet of bottlenecks, whose layers grow by a few channels each, of the paper's second CIFAR experiment."""
+"""PyramidNet with bottlenecks, the network of the paper's second CIFAR experiment. Each layer adds a few channels."""
 
 import itertools
 
@@ -18,7 +18,7 @@ from .configuration_pyramidnet import PyramidNetConfig
 
 
 class PyramidNetLayer(nn.Module):
-    """Convolutions of 1 x 1, 3 x 3 and 1 x 1 between normalizations, to which the input with more channels of 0 is added."""
+    """Convolutions of 1 x 1, 3 x 3 and 1 x 1 with normalizations, added to the input, which zero channels pad."""
 
     def __init__(self, in_channels: int, inner_channels: int, out_channels: int, stride: int = 1):
         super().__init__()

@@ -16,7 +16,7 @@ from .configuration_wide_resnet import WideResNetConfig
 
 
 class WideResNetLayer(nn.Module):
-    """Batch normalization, ReLU and a 3 x 3 convolution, twice, around which the input is added."""
+    """Batch normalization, ReLU and a 3 x 3 convolution, twice, added to the input."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
         super().__init__()

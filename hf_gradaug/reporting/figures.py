@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""What the pictures of this project have in common."""
+"""Shared style of this project's plots."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -10,17 +10,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Told apart by colour-blind readers too (Okabe and Ito).
+# Colours that colour-blind readers can distinguish (Okabe and Ito).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def new_figure(width: float, height: float) -> "Figure":
     """
-    An empty figure of its own with the Agg canvas: works without a display and leaves the user's pyplot alone.
+    An empty figure with the Agg canvas. It works without a display and doesn't touch the user's pyplot.
 
     Args:
-        width, height (`float`): In inches.
+        width, height (`float`): Size in inches.
 
     Raises:
         `ImportError`: If matplotlib is missing.

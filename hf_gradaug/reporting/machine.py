@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""What a figure needs beside it: the machine and the versions that it comes from."""
+"""The machine and the versions behind a figure."""
 
 import contextlib
 import importlib.metadata
@@ -17,7 +17,7 @@ def describe_machine(device: str) -> dict[str, Any]:
 
     Args:
         device (`str`):
-            The type of device that does the work, such as `"cuda"` or `"cpu"`.
+            The type of the computing device, such as `"cuda"` or `"cpu"`.
 
     Returns:
         `dict[str, Any]`: `device`, `gpu` (name, or `None`), `cpu`, `cpu_capability` (the instructions that PyTorch

@@ -34,7 +34,7 @@ CITATION = """\
   year      = {2020}
 }"""
 
-# The arguments of a Trainer that make a model what it is; those that are off are left out.
+# Training arguments that affect the model. Arguments that are off are left out.
 _TRAINING_SETTINGS = [
     "learning_rate",
     "lr_scheduler_type",
@@ -62,8 +62,8 @@ _NO_METRICS = re.compile(r"(\w+_)?(loss|runtime|\w+_per_second|model_preparation
 
 class ModelCardMixin:
     """
-    Gives a Trainer with `gradaug_settings` its model card. The licence of a base model is looked up once; if the model
-    is to be pushed, before the training.
+    Writes the model card of a Trainer that has `gradaug_settings`. The licence of a base model is looked up once. If
+    the model will be pushed, this happens before training.
     """
 
     def __init__(self, *args, **kwargs):
@@ -97,14 +97,13 @@ class ModelCardMixin:
         data_settings: dict[str, Any] | None = None,
     ) -> None:
         """
-        Writes the model card, `README.md`, and the training curves that it shows, `training_curves.png`, into the
-        output folder.
+        Writes the model card, `README.md`, with its plot `training_curves.png`, to the output folder.
 
         Args:
             language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args:
-                The Trainer's. `dataset` names the data, and `dataset_tags` are its identifiers on the Hub.
+                The Trainer's arguments. `dataset` names the data, and `dataset_tags` are its identifiers on the Hub.
             data_settings (`dict[str, Any]`, *optional*):
-                What was done to the training images, such as `{"cutmix_alpha": 1.0}`, for the table of settings.
+                Augmentation of the training images, such as `{"cutmix_alpha": 1.0}`, for the table of settings.
         """
         if not self.is_world_process_zero():
             return
@@ -147,16 +146,15 @@ def write_model_card(
 
     Args:
         trainer (`Trainer`):
-            The trainer of the run: its arguments, state, data sets and model are read.
+            The run's trainer. Its arguments, state, data sets and model are read.
         summary (`TrainingSummary`):
-            What transformers finds out for its own cards: names, tags, licence, origin, task and data.
+            transformers' own summary for cards: names, tags, licence, origin, task and data.
         settings ([`GradAugSettings`]):
-            The settings of GradAug. With 0 sub-networks the card doesn't speak of it.
+            The settings of GradAug. With 0 sub-networks the card doesn't mention GradAug.
         curves (`str`, *optional*):
-            Name of the picture of the training curves, relative to the card.
+            Path of the plot of the training curves, relative to the card.
         data_settings (`Mapping[str, Any]`, *optional*):
-            What was done to the training images, by name, as far as the caller knows. Values that are `None` or
-            `False` are left out.
+            Augmentation of the training images, by name. Values that are `None` or `False` are left out.
     """
     is_gradaug = settings.num_subnetworks > 0
     metrics, step = _last_evaluation(trainer)
@@ -221,7 +219,7 @@ def _how_to_load(trainer: Trainer, tasks: list[str]) -> str:
 
 
 def _last_evaluation(trainer: Trainer) -> tuple[dict[str, float], int]:
-    """The metrics of the model as it is, each loss before its own, and the optimizer step after which it was so; 0 if unknown."""
+    """The metrics of the current model, each loss before its metrics, and their optimizer step; 0 if unknown."""
     state = trainer.state
     rows = [row for row in state.log_history if "train_runtime" in row or any(map(_is_of_evaluation, row))]
     ends = [number for number, row in enumerate(rows) if "train_runtime" in row]
@@ -300,11 +298,11 @@ def _describe_run(trainer: Trainer) -> dict[str, Any]:
 
 def is_hub_name(name: str) -> bool:
     """
-    Whether a name can be a repository's on the Hub: of its form, and no path on this machine.
+    Whether a name has the form of a Hub repository and is not a local path.
 
     Args:
         name (`str`):
-            What `from_pretrained` or `load_dataset` took.
+            The argument of `from_pretrained` or `load_dataset`.
     """
     if os.path.exists(name):
         return False
@@ -316,7 +314,7 @@ def is_hub_name(name: str) -> bool:
 
 
 def find_licence(name: str | None, token: str | None = None) -> str | None:
-    """The licence that a model on the Hub has in its card, if the Hub can be asked."""
+    """The licence in the card of a model on the Hub, if the Hub can be reached."""
     if not name or not is_hub_name(name):
         return None
     try:
@@ -327,7 +325,7 @@ def find_licence(name: str | None, token: str | None = None) -> str | None:
 
 
 def _count(dataset: Any) -> int | None:
-    """The length of a data set that has one and is a single one."""
+    """The length of a single data set, if it has one."""
     return len(dataset) if hasattr(dataset, "__len__") and not isinstance(dataset, dict) else None
 
 
@@ -351,7 +349,7 @@ def _as_code(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _table(title: str, values: Mapping[str, Any], skip_off: bool = False) -> str:
-    """A Markdown table of names and values, or an empty string. `skip_off` leaves out what is `None`, `False`, 0 or empty."""
+    """A Markdown table of names and values, or `""`. `skip_off` drops values that are `None`, `False`, 0 or empty."""
     rows = [f"| {name} | {_show(value)} |" for name, value in values.items() if value or not skip_off]
     return "\n".join([f"| {title} | value |", "|---|---|", *rows]) if rows else ""
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""The picture of a training run: losses, evaluation accuracy and learning rate."""
+"""Plots a run: losses, evaluation accuracy and learning rate."""
 
 import os
 from typing import Any
@@ -18,11 +18,12 @@ def _series(log_history: list[dict[str, Any]], key: str) -> tuple[list[float], l
 
 def plot_training_curves(log_history: list[dict[str, Any]], path: str | os.PathLike) -> None:
     """
-    Draw the curves of a run of [`GradAugTrainer`] or of any Trainer into a picture.
+    Plots the curves of a run of [`GradAugTrainer`] or any other Trainer.
 
-    Three panels over the optimizer steps: the loss of the full network and of the sub-networks (of a plain run, the
-    training loss) with the evaluation loss, the evaluation accuracy, and the learning rate. Training losses are of
-    augmented images, and so above those of evaluation.
+    There are three panels over the optimizer steps: losses, evaluation accuracy and learning rate. The first panel
+    shows the loss of the full network, of the sub-networks and of the evaluation. For a plain run it shows the
+    training and the evaluation loss. Training losses are measured on augmented images, and so lie above evaluation
+    losses.
 
     Args:
         log_history (`list[dict]`):
@@ -33,7 +34,7 @@ def plot_training_curves(log_history: list[dict[str, Any]], path: str | os.PathL
 
     Raises:
         `ImportError`: If matplotlib is missing.
-        `ValueError`: If the history holds nothing to draw.
+        `ValueError`: If the history has no values to plot.
     """
     losses = {
         "full network, augmented images": ("loss_full", _FULL, "-"),

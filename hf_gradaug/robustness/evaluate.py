@@ -42,26 +42,27 @@ def _numpy_seeded(seed: int) -> Iterator[None]:
 
 def corrupt_image(image: np.ndarray, corruption: str, severity: int, seed: int) -> np.ndarray:
     """
-    Apply one of the 15 corruptions of ImageNet-C (Hendrycks and Dietterich 2019, arXiv 1903.12261).
+    Applies one of the 15 corruptions of ImageNet-C (Hendrycks and Dietterich 2019, arXiv 1903.12261).
 
-    NumPy's global generator goes on as if nothing had been drawn.
+    NumPy's global generator keeps its state.
 
     Args:
         image (`np.ndarray`):
             uint8, (height, width, 3), at least 32 x 32 pixels.
         corruption (`str`):
-            Its name, such as `"gaussian_noise"`.
+            Name, such as `"gaussian_noise"`.
         severity (`int`):
-            Its strength, 1 to 5.
+            Strength, 1 to 5.
         seed (`int`):
-            0 or more. It decides what is random, independently for each corruption and severity.
+            0 or more. Draws are independent for each corruption and severity.
 
     Returns:
         `np.ndarray`: uint8, of the shape of `image`.
 
     Raises:
         `ImportError`: If imagecorruptions-imaug is missing.
-        `ValueError`: If the corruption or the severity is unknown, or the image is too small or of another form.
+        `ValueError`: If the corruption or the severity is unknown, or the image is too small or has another shape or
+            type.
     """
     RobustnessSettings(corruptions=[corruption], severities=[severity])  # checks both
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < _MIN_CORRUPTED_SIZE:
@@ -112,7 +113,7 @@ def evaluate_robustness(
     path: str | os.PathLike | None = None,
 ) -> RobustnessResults:
     """
-    Accuracy of classifiers on the images of a split: unchanged, under FGSM, and corrupted.
+    Measures the accuracy of classifiers on a split: on unchanged images, under FGSM, and under corruptions.
 
     Corruptions depend on the seed, the image's place in the data, the corruption and the severity alone. All
     classifiers of one image size see the same images, with any batch size and number of workers.
@@ -122,32 +123,32 @@ def evaluate_robustness(
 
     Args:
         classifiers (`Mapping[str, PixelClassifier]`):
-            The classifiers, by name, one or more.
+            One or more classifiers by name.
         data ([`~hf_gradaug.data.ImageData`]):
-            The images, as [`~hf_gradaug.data.load_image_data`] gives them.
+            The images, from [`~hf_gradaug.data.load_image_data`].
         settings ([`RobustnessSettings`], *optional*):
-            The attacks and the corruptions; by default all.
+            The attacks and the corruptions. Defaults to all.
         split (`str`, *optional*, defaults to `"validation"`):
             `"validation"` or `"test"`.
         baseline (`str`, *optional*):
-            Name of the classifier by whose errors all errors are divided (see [`mean_corruption_error`]).
+            The classifier whose errors divide all errors (see [`mean_corruption_error`]).
         batch_size (`int`, *optional*, defaults to `64`):
-            Images that a classifier sees at a time.
+            Images per batch.
         num_workers (`int`, *optional*, defaults to `0`):
             Processes that read and corrupt images.
         seed (`int`, *optional*, defaults to `42`):
             Seed of the corruptions.
         path (`str` or `os.PathLike`, *optional*):
-            A JSON file, written after each condition. Conditions that it holds are not measured again.
+            A JSON file, written after each condition. Conditions in the file are not measured again.
 
     Returns:
-        [`RobustnessResults`]: The accuracies, and what follows from them.
+        [`RobustnessResults`]: The accuracies and their summary.
 
     Raises:
         `ImportError`: If foolbox or imagecorruptions-imaug is missing.
-        `ValueError`: If there is no classifier, one and the data don't have the same classes, images are too small to
-            be corrupted, the baseline is no classifier, the split is missing or unlabelled, or `path` holds results of
-            something else.
+        `ValueError`: If there are no classifiers, a classifier's classes differ from the data's, or images are too
+            small to be corrupted. Also if the baseline is not a classifier, the split is missing or unlabelled, or
+            `path` holds other results.
     """
     settings = settings or RobustnessSettings()
     if not classifiers:

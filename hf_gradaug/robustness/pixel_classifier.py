@@ -44,7 +44,7 @@ class _Logits(nn.Module):
 
 class PixelClassifier:
     """
-    An image classifier that takes pixels in [0, 1] and normalizes them itself, so that attacks are bounded in pixels.
+    An image classifier that takes pixels in [0, 1] and normalizes them itself. So attacks are bounded in pixels.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -72,14 +72,14 @@ class PixelClassifier:
     @classmethod
     def from_pretrained(cls, name_or_path: str, device: str | torch.device = "cpu") -> "PixelClassifier":
         """
-        Load a model (see [`load_classifier`]) and its image processor.
+        Loads a model (see [`load_classifier`]) and its image processor.
 
         Args:
             name_or_path (`str`): A Hub name or a folder.
-            device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Where the model runs.
+            device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Device of the model.
 
         Raises:
-            `ValueError`: If it is no whole image-classification model with an image processor.
+            `ValueError`: If it is not a complete image classifier with an image processor.
         """
         model = load_classifier(name_or_path)
         try:
@@ -89,7 +89,7 @@ class PixelClassifier:
         return cls(model, image_processor, device)
 
     def fingerprint(self) -> str:
-        """A hash of the weights and of what is done to the images, to know the same classifier again."""
+        """A hash of the weights and the preprocessing, which identifies the classifier."""
         pixel_map = self.crop.pixel_map
         digest = hashlib.sha256(f"{self.crop.fingerprint()} {pixel_map.weight} {pixel_map.bias}".encode())
         for name, tensor in sorted(self._model.state_dict().items()):
@@ -115,7 +115,7 @@ class PixelClassifier:
         Args:
             images (`torch.Tensor`): (batch, 3, height, width), float32 in [0, 1].
             labels (`torch.Tensor`): (batch,), the true classes.
-            epsilon (`float`): The largest change of a pixel, of 255.
+            epsilon (`float`): Largest change of a pixel, of 255.
 
         Returns:
             `torch.Tensor`: The attacked images.
@@ -127,10 +127,10 @@ class PixelClassifier:
         Args:
             images (`torch.Tensor`): (batch, 3, height, width), uint8.
             labels (`torch.Tensor`): (batch,), the true classes.
-            epsilon (`float`, *optional*): Attack the images first, by so much.
+            epsilon (`float`, *optional*): If given, the images are attacked first.
 
         Returns:
-            `int`: How many of them are classified rightly.
+            `int`: Number of correctly classified images.
         """
         images = v2.functional.to_dtype(images.to(self.device), torch.float32, scale=True)
         labels = labels.to(self.device)

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""The picture of a measurement of robustness: accuracy against epsilon, and under each corruption."""
+"""Plots robustness: accuracy against epsilon, and under each corruption."""
 
 import os
 import statistics
@@ -24,13 +24,13 @@ def plot_robustness(
     path: str | os.PathLike,
 ) -> None:
     """
-    Draw the accuracies of models: above against the epsilon of the attack, one line per model; below under each
-    corruption, averaged over its severities, one point per model.
+    Plots the accuracies of models. The upper panel shows them against epsilon, one line per model. The lower panel
+    shows them under each corruption, averaged over its severities, one point per model.
 
     Args:
         accuracies (`Mapping[str, Mapping[str, float] | Sequence[Mapping[str, float]]]`):
-            By the label of a model, its accuracies, as in `RobustnessResults.accuracy`. Several, as from trainings
-            with several seeds, are drawn as their mean and standard deviation.
+            Accuracies by model label, as in `RobustnessResults.accuracy`. Several, from runs with several seeds, are
+            drawn as mean and standard deviation.
         settings ([`RobustnessSettings`]):
             The conditions to draw. A panel without any is left out.
         path (`str` or `os.PathLike`):
@@ -38,7 +38,7 @@ def plot_robustness(
 
     Raises:
         `ImportError`: If matplotlib is missing.
-        `ValueError`: If there are no epsilons and no corruptions, so that there is nothing to draw.
+        `ValueError`: If there are no epsilons and no corruptions.
     """
     runs = {label: [runs] if isinstance(runs, Mapping) else list(runs) for label, runs in accuracies.items()}
     epsilons, corruptions = sorted(settings.epsilons), settings.corruptions

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""The results of a measurement of robustness: kept in a file while it runs, summed up, and as a table."""
+"""Robustness results: kept in a file while they are measured, summarized, and shown as a table."""
 
 import json
 import os
@@ -31,13 +31,13 @@ def mean_corruption_error(
 
     Args:
         errors (`Mapping[str, Sequence[float]]`):
-            By corruption, the share of images that are classified wrongly at each severity.
+            By corruption, the share of misclassified images at each severity.
         baseline_errors (`Mapping[str, Sequence[float]]`, *optional*):
             The same for the baseline.
 
     Returns:
-        `float`, *optional*: The error, 1 being the baseline's, if there is one; `None` where the ratio has no meaning,
-        because the baseline's sum for some corruption is not above 0.
+        `float`, *optional*: The error, where the baseline's is 1. `None` if the baseline's sum for a corruption is not
+        above 0.
     """
     sums = {name: sum(values) for name, values in errors.items()}
     if baseline_errors is None:
@@ -50,7 +50,7 @@ def mean_corruption_error(
 
 class RobustnessResults:
     """
-    Accuracies of models, by condition. Made by [`evaluate_robustness`].
+    Accuracies of models by condition. Made by [`evaluate_robustness`].
 
     Args:
         settings ([`RobustnessSettings`]):
@@ -58,21 +58,21 @@ class RobustnessResults:
         fingerprints (`Mapping[str, str]`):
             By model, a hash that identifies its weights and preprocessing.
         description (`Mapping[str, Any]`):
-            The images: everything that the accuracies depend on beside model and condition.
+            Identifies the images and all else that accuracies depend on, apart from model and condition.
         baseline (`str`, *optional*):
-            The model by whose errors all errors are divided.
+            The model whose errors divide all errors.
         path (`str` or `os.PathLike`, *optional*):
             A JSON file, written after each condition. Accuracies that it already holds are reused. It keeps other
             models, but its summary covers the models of this run alone.
         device (`str`, *optional*, defaults to `"cpu"`):
-            The type of device that computes, for the file.
+            Type of the computing device, for the file.
 
     Attributes:
         accuracy (`dict[str, dict[str, float]]`):
-            By model and by [`Condition.key`], the share of images that are classified correctly.
+            By model and [`Condition.key`], the share of correctly classified images.
 
     Raises:
-        `ValueError`: If the file is damaged, or holds results of other images, or of other weights of a model.
+        `ValueError`: If the file is corrupt, or holds results of other images or of other weights of a model.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class RobustnessResults:
 
     def add(self, condition: Condition, accuracies: Mapping[str, float]) -> None:
         """
-        Take in the accuracies under a condition, and write the file.
+        Adds the accuracies under a condition, and writes the file.
 
         Args:
             condition ([`Condition`]): The condition.
@@ -134,7 +134,7 @@ class RobustnessResults:
         self.save()
 
     def save(self) -> None:
-        """Write the file, whole or not at all."""
+        """Writes the file atomically."""
         if self.path is None:
             return
         models = {
@@ -160,7 +160,7 @@ class RobustnessResults:
 
     @property
     def labels(self) -> dict[str, str]:
-        """What a table or a picture calls each model: the last part of its path, if these tell the models apart."""
+        """Short names of the models: the last part of each path, if these differ."""
         last_parts = [os.path.basename(os.path.normpath(name)) for name in self.accuracy]
         return dict(zip(self.accuracy, last_parts if len(set(last_parts)) == len(last_parts) else self.accuracy))
 
@@ -171,7 +171,7 @@ class RobustnessResults:
         return all(keys <= accuracy.keys() for accuracy in self.accuracy.values())
 
     def _errors(self, name: str, best: float = 1.0) -> dict[str, list[float]]:
-        """By how much the accuracies under the corruptions fall short of the best."""
+        """Differences between the best accuracy and the accuracies under the corruptions."""
         return {
             corruption: [
                 best - self.accuracy[name][Condition(corruption=corruption, severity=severity).key]
@@ -182,12 +182,12 @@ class RobustnessResults:
 
     def summarize(self) -> dict[str, dict[str, float | None]]:
         """
-        What follows from the accuracies.
+        Summarizes the accuracies.
 
         Returns:
-            `dict[str, dict[str, float | None]]`: By model, `clean_accuracy`; with corruptions,
-            `unnormalized_mce`; and with a baseline besides, `mce` and `relative_mce`, ratios to the baseline (see
-            [`mean_corruption_error`]). Empty until every model was measured under every condition.
+            `dict[str, dict[str, float | None]]`: By model, `clean_accuracy`. With corruptions there is also
+        `unnormalized_mce`. With a baseline there are `mce` and `relative_mce`, ratios to the baseline (see
+        [`mean_corruption_error`]). Empty until every model is measured under every condition.
         """
         if not self.is_complete:
             return {}
@@ -206,7 +206,7 @@ class RobustnessResults:
         return summary
 
     def format_table(self) -> str:
-        """The results as text: a column a model, a row an epsilon or a corruption, in percent."""
+        """The results as text in percent: a column per model, a row per epsilon or corruption."""
         summary = self.summarize()
         rows = [("accuracy, %", [*self.labels.values()])]
         conditions = [Condition(), *(Condition(epsilon=epsilon) for epsilon in self.settings.epsilons)]

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Under which conditions the robustness of a classifier is measured."""
+"""Conditions under which robustness is measured."""
 
 from dataclasses import dataclass, field
 
@@ -29,7 +29,7 @@ SEVERITIES = (1, 2, 3, 4, 5)
 @dataclass(frozen=True)
 class Condition:
     """
-    What is done to the images in one measurement of accuracy: nothing, an attack, or a corruption.
+    One measurement of accuracy: on unchanged images, under an attack, or under a corruption.
 
     Attributes:
         epsilon (`float`, *optional*):
@@ -55,7 +55,7 @@ class Condition:
 @dataclass
 class RobustnessSettings:
     """
-    The attacks and the corruptions of a measurement of robustness.
+    The attacks and the corruptions to measure.
 
     Args:
         epsilons (`list[float]`, *optional*, defaults to `[0, 0.5, 1, 2, 4, 8]`):
@@ -66,7 +66,7 @@ class RobustnessSettings:
             Their strengths.
 
     Raises:
-        `ValueError`: If a value is out of range, unknown or given twice, or there are corruptions without a severity.
+        `ValueError`: If a value is out of range, unknown or given twice, or corruptions have no severity.
     """
 
     epsilons: list[float] = field(
@@ -75,7 +75,7 @@ class RobustnessSettings:
     )
     corruptions: list[str] = field(
         default_factory=lambda: list(CORRUPTIONS),
-        metadata={"help": "Corruptions of ImageNet-C, or 'none'; if not given, all 15."},
+        metadata={"help": "Corruptions of ImageNet-C, or 'none'. Defaults to all 15."},
     )
     severities: list[int] = field(
         default_factory=lambda: list(SEVERITIES), metadata={"help": "Strengths of the corruptions, 1 to 5."}

@@ -1,10 +1,10 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Models with sub-networks: [`make_slimmable`] and what it rests on.
+Models with sub-networks: [`make_slimmable`] and its parts.
 
-- `registry`, `families`, `dense_families`: which config fields of a model family scale, and where its blocks are.
-- `narrowing`, `depth`: from a config to a sub-network's.
-- `skeleton`, `selection`, `binding`: a model of that config, which computes with the full network's weights.
+- `registry`, `families`, `dense_families`: the config fields of a model family that scale, and its residual blocks.
+- `narrowing`, `depth`: turn a config into a sub-network's config.
+- `skeleton`, `selection`, `binding`: build a model of that config that computes with the full network's weights.
 - `model`: the method `subnetwork` of a slimmable model.
 """
 

@@ -2,15 +2,15 @@
 """
 Skeletons that compute with the full network's weights.
 
-A forward of a sub-network begins by binding: each parameter and buffer of the skeleton becomes the leading entries of
-the full network's. There are two ways:
+Each forward of a sub-network first binds: each parameter and buffer of the skeleton becomes the leading entries of the
+full network's. There are two ways:
 
-- Views: plain slices, through which autograd reaches the parameters. Hooks run, `torch.autograd.grad` works.
-- Detached: dense tensors, all of whose gradients one autograd node adds to `parameter.grad`. The backward does nothing
+- Views: plain slices, through which autograd reaches the parameters. Hooks run, and `torch.autograd.grad` works.
+- Detached: dense tensors. One autograd node adds all their gradients to `parameter.grad`. The backward does nothing
   per parameter in Python, and the kernels of convolutions and linear layers get dense weights.
 
-Detached tensors belong to one forward. Nested blocks, several forwards before a backward and a backward outside of the
-block therefore need no care, and the memory is freed with the forward's graph.
+Detached tensors belong to one forward. So nested blocks, several forwards before a backward, and a backward outside
+the block all work. The memory is freed with the forward's graph.
 """
 
 from collections import defaultdict
@@ -27,23 +27,23 @@ from .depth import KeptBlocks
 from .selection import Selection
 
 
-# What autocast casts the weights of. Of subclasses and other modules it isn't known.
+# Layers whose weights autocast casts. Subclasses and other modules may differ.
 _CAST_LAYERS = (
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
 )
-# Those that compute without running statistics. `nn.SyncBatchNorm` demands some, and gets copies.
+# Layers that compute without running statistics. `nn.SyncBatchNorm` demands some, and gets copies.
 _BATCHNORM_LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CHECKPOINTING = ("gradient_checkpointing", "_gradient_checkpointing_func")
 
 
 class FullNetwork:
     """
-    The full network's modules and parameters by their place, so that no pass looks them up by name.
+    The full network's modules and parameters by index, so that no pass looks them up by name.
 
     Args:
-        model (`nn.Module`): The full network. Its inner modules are held, not the model itself: this is part of the
-            model's state, and a cycle would keep the weights until a garbage collection.
+        model (`nn.Module`): The full network. Only its inner modules are held. This object is part of the model's
+            state, so holding the model would make a reference cycle.
     """
 
     def __init__(self, model: nn.Module):
@@ -64,7 +64,7 @@ class FullNetwork:
         self._parameters = [module._parameters for module in modules.values() if module._parameters]
 
     def modules(self, model: nn.Module) -> list[nn.Module]:
-        """The modules of this moment, in the order of `names`. Drops all plans if they or their weights are others."""
+        """The current modules, in the order of `names`. Drops all plans if modules or weights have changed."""
         if not all(children.get(name) is child for children, name, child in self._links):
             self._read(model)
         weights = [
@@ -80,7 +80,7 @@ class FullNetwork:
 
 
 class _Entries(NamedTuple):
-    """What a sub-network uses of a parameter or buffer of the full network."""
+    """The entries of a full parameter or buffer that a sub-network uses."""
 
     name: str  # in its module
     full_name: str
@@ -98,7 +98,7 @@ class _Entries(NamedTuple):
 
 @dataclass
 class _Source:
-    """What a module of a sub-network takes from a module of the full network."""
+    """The parts of a full network's module that a sub-network's module uses."""
 
     full_name: str
     index: int  # of the module in the full network
@@ -125,7 +125,7 @@ class _Target:
 
 
 class _BlockSource(NamedTuple):
-    """The source of a module that lies in a block, where there are fewer: that of the block kept in its place."""
+    """The source of a module in a residual block, if blocks are dropped: it depends on the kept block."""
 
     stage: int
     place: int
@@ -160,7 +160,7 @@ class Subnetwork:
         shapes: dict[str, tuple[int, ...]],
         selections: dict[str, Selection],
     ) -> "Subnetwork":
-        """One with all blocks. Of the full network: shapes and what is used of them, by name."""
+        """A sub-network with all blocks, from the full network's shapes and the selected entries, by name."""
         places = {name: index for index, name in enumerate(full.names)}
 
         def entries(prefix: str, tensors: dict[str, Tensor | None]) -> list[_Entries]:
@@ -185,9 +185,9 @@ class Subnetwork:
 
     def shallower(self, skeleton: nn.Module, find_block: Callable) -> "Subnetwork":
         """
-        One with fewer blocks. Its skeleton serves all choices of as many.
+        A sub-network with fewer blocks. Its skeleton serves all choices of equally many blocks.
 
-        Drop path rates and shifted windows go by a block's place in the full network: a block keeps its settings.
+        Drop path rates and shifted windows depend on a block's place in the full network. A block keeps its settings.
         """
         by_name = {source.full_name: source for source in self._sources}
         by_place: dict[tuple[str, str], dict[int, _Source]] = defaultdict(dict)
@@ -206,7 +206,7 @@ class Subnetwork:
         return Subnetwork(skeleton, self._full, sources)
 
     def sources(self, kept_blocks: KeptBlocks | None = None) -> list[_Source]:
-        """For each module of the skeleton, what it takes from the full network. With fewer blocks, with these."""
+        """For each module of the skeleton, its source in the full network, given the kept blocks."""
         if kept_blocks is None:
             return self._sources
         return [
@@ -217,11 +217,10 @@ class Subnetwork:
     @torch.compiler.disable
     def bind(self, model: nn.Module, kept_blocks: KeptBlocks | None = None, *, detached: bool = False) -> None:
         """
-        Makes the skeleton compute with the model's weights, until [`unbind`]. If it has fewer blocks, with those of
-        `kept_blocks`.
+        Makes the skeleton compute with the model's weights, until [`unbind`]. `kept_blocks` chooses the blocks.
 
-        `torch.func.functional_call` would unbind when the forward returns, and gradient checkpointing, which runs
-        parts of the forward again in the backward, would find a skeleton without weights.
+        `torch.func.functional_call` would unbind when the forward returns. Gradient checkpointing runs parts of the
+        forward again in the backward, and would then find a skeleton without weights.
         """
         modules, sources = self._full.modules(model), self.sources(kept_blocks)
         for target, source in zip(self._modules, sources, strict=True):
@@ -264,7 +263,7 @@ class Subnetwork:
                 yield target, entries, entries.checked(parameters[entries.name])
 
     def unbind(self) -> None:
-        """Leaves the skeleton without weights: what computes with it later meets an error, never other weights."""
+        """Removes the weights from the skeleton. A later computation with it raises an error."""
         for module in self._modules:
             if module.parameters:
                 module.state["_parameters"].update(module.parameters)
@@ -284,11 +283,12 @@ class _Use(NamedTuple):
 
 class _Plan:
     """
-    How detached tensors are made from the parameters, pass by pass, as long as those stay where they are.
+    Makes detached tensors from the parameters in each pass. Valid as long as the parameters stay in place.
 
     Args:
-        weights (`Iterable`): Of a module of the skeleton, entries, and the parameter that they are of.
-        cast_dtype (`torch.dtype`, *optional*): What autocast casts the weights of convolutions and linear layers to.
+        weights (`Iterable`): Triples of a module of the skeleton, the entries, and their parameter.
+        cast_dtype (`torch.dtype`, *optional*): The dtype to which autocast casts the weights of convolutions and
+            linear layers.
     """
 
     def __init__(self, weights: Iterable[tuple[_Target, _Entries, nn.Parameter]], cast_dtype: torch.dtype | None):
@@ -355,10 +355,10 @@ class _Plan:
 
 class _AddGradients(torch.autograd.Function):
     """
-    The node behind all trained weights of a forward. Its backward runs once all of their gradients are there.
+    The autograd node behind all trained weights of a forward. Its backward runs once all their gradients are ready.
 
-    A node, and not a hook on the outputs, because it runs wherever a backward reaches the weights: whatever the
-    outputs are made of, in a joint backward, and before FSDP2 reduces, which does so in a callback at the end.
+    A node runs wherever a backward reaches the weights, unlike a hook on the outputs. It works with any type of
+    outputs, in a joint backward, and before FSDP2 reduces gradients, which happens in a callback at the end.
     """
 
     @staticmethod

@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-How detectors and segmenters narrow: their backbone does, by its own family's narrowing.
+How detectors and segmenters narrow: by the narrowing of their backbone's family.
 
-What follows the backbone keeps its width, but for the layers that read the backbone's feature maps: the models make
-these as narrow as the backbone by themselves.
+The layers after the backbone keep their width. Layers that read its feature maps follow the backbone; the models build
+them so.
 """
 
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ def _narrow_backbone(config: PreTrainedConfig, narrow: Narrow) -> None:
 
 
 def _feature_channels(backbone: PreTrainedConfig) -> Sequence[int]:
-    """Channels of the feature maps that a backbone hands over."""
+    """Channels of the feature maps that a backbone returns."""
     if hasattr(backbone, "hidden_sizes"):
         stages = list(backbone.hidden_sizes)
     else:  # such as Swin

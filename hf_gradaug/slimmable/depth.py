@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Sub-networks with fewer residual blocks, the second kind of the paper.
+Sub-networks with fewer residual blocks, the paper's second kind.
 
-The config of such a sub-network has fewer blocks, and its names are mapped to those of the blocks that it keeps.
+The config of such a sub-network has fewer blocks. Its names are mapped to the names of the kept blocks.
 """
 
 import copy
@@ -22,9 +22,9 @@ KeptBlocks = Sequence[Sequence[int]]
 
 def config_with_blocks(config: PreTrainedConfig) -> PreTrainedConfig:
     """
-    The part of a config that has the residual blocks: of detectors and segmenters, it is their backbone's.
+    The part of a config that has the residual blocks. For detectors and segmenters, this is the backbone's config.
 
-    Only backbones with stages are looked into: the blocks of others are called as the detector's own layers are.
+    Only backbones with stages count. In other backbones, blocks have the same names as the detector's own layers.
     """
     backbone = getattr(config, "backbone_config", None)
     if _depth_of(config) or backbone is None:
@@ -50,11 +50,11 @@ def droppable_model_types() -> list[str]:
 
 def depths_of(config: PreTrainedConfig) -> list[int]:
     """
-    Numbers of residual blocks, by stage; a model without stages counts as one. Of detectors and segmenters, those of
-    their backbone.
+    Numbers of residual blocks by stage. A model without stages counts as one. For detectors and segmenters, the
+    numbers are the backbone's.
 
     Raises:
-        `TypeError`: If it isn't registered where the blocks of the family are.
+        `TypeError`: If the family's blocks aren't registered.
     """
     config = config_with_blocks(config)
     depth = _depth_of(config)
@@ -72,22 +72,22 @@ def leading_blocks(
     config: PreTrainedConfig, num_blocks: int | Sequence[int] | None = None
 ) -> tuple[tuple[int, ...], ...]:
     """
-    The residual blocks that a sub-network is most likely to keep in training, which are the first ones.
+    The residual blocks that a sub-network most likely keeps in training: the first ones.
 
     Args:
         config (`PreTrainedConfig`):
             Config with all blocks.
         num_blocks (`int` or `Sequence[int]`, *optional*):
-            How many to keep. One number for each stage, each 1 or more, keeps as many leading blocks of the stage. A
-            single number is for the whole model, at least one for each stage: the first block of each stage is
-            certain to survive, and of the others, the earlier ones are likelier to. Not given: all.
+            How many to keep. One number per stage, each 1 or more, keeps the leading blocks of each stage. A single
+            number counts the blocks of the whole model, at least one per stage. Earlier blocks are kept first, because
+            they are likelier to survive. If not given, all blocks are kept.
 
     Returns:
         `tuple[tuple[int, ...], ...]`: The `kept_blocks`: for each stage, the indices of the blocks to keep, ascending.
 
     Raises:
-        `ValueError`: If the model hasn't so many blocks, or a stage would have none.
-        `TypeError`: If it isn't registered where the blocks of the family are.
+        `ValueError`: If the model has fewer blocks, or a stage would have none.
+        `TypeError`: If the family's blocks aren't registered.
 
     Example:
 
@@ -116,7 +116,7 @@ def shallower_config(config: PreTrainedConfig, kept_blocks: KeptBlocks) -> PreTr
 
     Args:
         config (`PreTrainedConfig`):
-            Config with all blocks; it is left alone.
+            Config with all blocks. It is not changed.
         kept_blocks (`Sequence[Sequence[int]]`):
             For each stage, the indices of the blocks to keep, ascending, the first one always.
 
@@ -125,7 +125,7 @@ def shallower_config(config: PreTrainedConfig, kept_blocks: KeptBlocks) -> PreTr
 
     Raises:
         `ValueError`: If `kept_blocks` doesn't fit the config.
-        `TypeError`: If it isn't registered where the blocks of the family are.
+        `TypeError`: If the family's blocks aren't registered.
     """
     depths, kept = depths_of(config), [list(blocks) for blocks in kept_blocks]
     fits = len(kept) == len(depths) and all(
@@ -152,18 +152,18 @@ def shallower_config(config: PreTrainedConfig, kept_blocks: KeptBlocks) -> PreTr
 
 def kept_names(names: Iterable[str], config: PreTrainedConfig, kept_blocks: KeptBlocks | None) -> dict[str, str]:
     """
-    Which names of modules, parameters or buffers of the full network a sub-network has, and how it calls them.
+    Maps a sub-network's names of modules, parameters or buffers to the full network's names.
 
     Args:
         names (`Iterable[str]`):
             Names in the full network.
         config (`PreTrainedConfig`):
-            Its config. It must be registered where the blocks are if `kept_blocks` are given.
+            Its config. The family's blocks must be registered if `kept_blocks` are given.
         kept_blocks (`Sequence[Sequence[int]]`, *optional*):
             For each stage, the indices of the blocks that the sub-network keeps. Not given: all.
 
     Returns:
-        `dict[str, str]`: From its own names to those of the full network, in their order.
+        `dict[str, str]`: The full network's name by the sub-network's name, in the full network's order.
     """
     if kept_blocks is None:
         return {name: name for name in names}
@@ -182,7 +182,7 @@ def kept_names(names: Iterable[str], config: PreTrainedConfig, kept_blocks: Kept
 
 
 def dropped_parameters(model: PreTrainedModel, kept_blocks: KeptBlocks) -> list[nn.Parameter]:
-    """The trainable parameters of the full network that a sub-network with these blocks has no part of."""
+    """The trainable parameters of the full network that a sub-network with these blocks doesn't use."""
     parameters = dict(model.named_parameters())
     kept = set(kept_names(parameters, model.config, kept_blocks).values())
     return [parameter for name, parameter in parameters.items() if name not in kept and parameter.requires_grad]

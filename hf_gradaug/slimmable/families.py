@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-How each model family narrows, read from its configuration and modeling files.
+How each model family narrows. The rules follow transformers' configuration and modeling files.
 
-Attention narrows by whole heads and grouped layers by whole groups, so that a sub-network's heads and groups are those
-of the full network. Where all stages hang on one field, they lose the same share of their heads or groups.
+Attention narrows by whole heads and grouped layers by whole groups. So a sub-network's heads and groups are heads and
+groups of the full network. If one config field sets all stages, they lose the same share of their heads or groups.
 """
 
 import math

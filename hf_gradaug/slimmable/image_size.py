@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Which sizes of images a network can take, found out on the meta device, where a forward computes nothing."""
+"""Finds the image sizes that a network can take. Forwards on the meta device compute nothing."""
 
 import copy
 import inspect
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 def size_arguments(network: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """
-    What else the forward of a network needs for images of another size than its config's: that it interpolates learned
-    positions, where it has an argument for that.
+    Further arguments of a forward for images of another size than the config's: the interpolation of learned
+    positions, if the network has an argument for it.
 
     Args:
         network (`nn.Module`):
             The network.
         args, kwargs:
-            What its forward is called with.
+            The arguments of the forward.
 
     Returns:
         `dict[str, Any]`: Arguments to add.
@@ -35,12 +35,12 @@ def size_arguments(network: nn.Module, *args: Any, **kwargs: Any) -> dict[str, A
 
 
 def can_take(network: nn.Module, size: tuple[int, int], num_channels: int = 3) -> bool:
-    """Whether the forward of a network on the meta device ends for images of this height and width in pixels."""
+    """Whether a network on the meta device can run on images of this height and width in pixels."""
     return meta_outputs(network, size, num_channels) is not None
 
 
 def meta_outputs(network: nn.Module, size: tuple[int, int], num_channels: int = 3) -> Any | None:
-    """What a network on the meta device returns for images of this height and width in pixels; `None` if it raises."""
+    """The outputs of a network on the meta device for images of this size in pixels; `None` if it raises."""
     inputs = {getattr(network, "main_input_name", "pixel_values"): torch.empty(2, num_channels, *size, device="meta")}
     # A copy, because a forward may change a network: Swin's has its windows fit the images, and keeps them.
     network = copy.deepcopy(network).eval()
@@ -55,11 +55,11 @@ def can_train_on(
     skeleton: nn.Module, network: nn.Module, count: int, size: tuple[int, int], num_channels: int = 3
 ) -> bool:
     """
-    Whether layers of BatchNorm have statistics of so few images.
+    Whether BatchNorm layers can compute statistics from so few images.
 
     Args:
         skeleton (`nn.Module`): A network on the meta device.
-        network (`nn.Module`): The same with weights, for the modes of its modules.
+        network (`nn.Module`): The same network with weights; its modules have the train or eval modes.
         count (`int`): Number of images.
         size (`tuple[int, int]`): Their height and width in pixels.
         num_channels (`int`, *optional*, defaults to `3`): Their channels.
@@ -74,7 +74,7 @@ def can_train_on(
             skeleton(**inputs, **size_arguments(skeleton, **inputs))
     except ValueError as error:
         return "more than 1 value per channel" not in str(error)
-    except Exception:  # it has no forward on the meta device, and nothing can be told
+    except Exception:  # no forward on the meta device, so the answer is unknown
         return True
     return True
 
@@ -83,10 +83,10 @@ def check_image_size(
     network: nn.Module, size: tuple[int, int], batch_size: tuple[int, int], num_channels: int = 3
 ) -> None:
     """
-    Raises an error that names a size that fits, if a network can take larger images but not these, or multiples alone.
+    Raises an error that names a fitting size, if the network needs larger images or multiples of a number.
 
-    Nothing is raised where nothing can be told: for a network that takes none of the sizes tried, because it has other
-    inputs or has no forward on the meta device.
+    No error is raised if the network takes none of the sizes tried, for example because it has other inputs or no
+    forward on the meta device.
 
     Args:
         network (`nn.Module`):
@@ -99,7 +99,7 @@ def check_image_size(
             Channels of the images.
 
     Raises:
-        `ValueError`: If the images are too small, or a side of them is no multiple of what the network divides by.
+        `ValueError`: If the images are too small, or a side is not a multiple of the number that the network needs.
     """
     if can_take(network, size, num_channels):
         return

@@ -2,9 +2,9 @@
 """
 Sub-networks of a model.
 
-A sub-network is an ordinary model of the same class, built from a narrower config on the meta device (its skeleton),
-whose parameters are the leading slices of the full network's. No layer is replaced and no parameter renamed or copied,
-so what the model saves is a plain checkpoint.
+A sub-network is an ordinary model of the same class. It is built from a narrower config on the meta device (its
+skeleton). Its parameters are the leading slices of the full network's. No layer is replaced, and no parameter renamed
+or copied, so the model saves plain checkpoints.
 """
 
 import copy
@@ -35,11 +35,11 @@ _NOT_OF_THE_NETWORK = ("id2label", "label2id", "architectures", "auto_map", "dty
 @dataclass(frozen=True)
 class SubnetworkSpec:
     """
-    What a sub-network is.
+    Identifies a sub-network.
 
     Args:
         width (`float`, *optional*, defaults to `1.0`): Width multiplier, in (0, 1].
-        divisor (`int`, *optional*, defaults to `1`): Channel counts are rounded to multiples of it.
+        divisor (`int`, *optional*, defaults to `1`): Channel counts are rounded to its multiples.
         kept_blocks (`tuple[tuple[int, ...], ...]`, *optional*): For each stage, the indices of the blocks that run.
     """
 
@@ -119,7 +119,7 @@ class _Activation:
 
     @property
     def skeleton(self) -> nn.Module:
-        """The model of the narrower config; without weights but for the time of a forward and the rest of the block."""
+        """The model of the narrower config. It has weights only from a forward to the end of the block."""
         return self.subnetwork.skeleton
 
     def __enter__(self) -> nn.Module:
@@ -146,11 +146,13 @@ class SlimmableModel:
         """
         Runs a sub-network instead of the full network inside a `with` block.
 
-        The sub-network uses the leading channels of every layer and follows each module's train or eval mode, gradient
-        checkpointing and `requires_grad`. In train mode its BatchNorm layers use the batch's statistics and leave the
-        full network's running statistics alone. For images of another size than the config's, learned positions are
-        interpolated where the model can. Forward hooks on the model itself run, those on its inner modules don't. With
-        gradient checkpointing, call `backward` inside of the block.
+        The sub-network uses the leading channels of every layer. It follows each module's train or eval mode, gradient
+        checkpointing and `requires_grad`. In train mode its BatchNorm layers use the batch's statistics, and the full
+        network's running statistics don't change.
+
+        For images of another size than the config's, learned positions are interpolated if the model can. Forward
+        hooks on the model itself run; hooks on its inner modules don't. With gradient checkpointing, call `backward`
+        inside the block.
 
         Args:
             width (`float`):
@@ -159,22 +161,22 @@ class SlimmableModel:
                 Channel counts are rounded to multiples of it.
             kept_blocks (`Sequence[Sequence[int]]`, *optional*):
                 For each stage, the indices of the residual blocks that run, ascending from 0: `((0, 2), (0,))` for a
-                model with two stages. A model without stages has one. Not given: all blocks. If `detached` is `False`,
-                `backward` gives the others' parameters a gradient of 0.
+                model with two stages. A model without stages counts as one stage. If not given, all blocks run. Unless
+                `detached`, `backward` gives the parameters of dropped blocks a gradient of 0.
             detached (`bool`, *optional*, defaults to `False`):
-                Computes with dense copies of the weights, whose gradients `backward` adds to `parameter.grad` all at
-                once. Faster, and the sums are the same. But hooks on the parameters don't run, those of
-                DistributedDataParallel among them, `torch.autograd.grad` doesn't reach the parameters, and the
-                gradients can't be differentiated.
+                Computes with dense copies of the weights. `backward` adds all their gradients to `parameter.grad` at
+                once. This is faster and gives the same sums. But hooks on the parameters don't run, including
+                DistributedDataParallel's. `torch.autograd.grad` doesn't reach the parameters, and the gradients can't
+                be differentiated.
             compiled (`bool`, *optional*, defaults to `False`):
                 Lets `torch.compile` compile the sub-network too, once for each width and image size.
 
         Returns:
-            A context manager, which gives the sub-network's skeleton: a model of the narrower config without weights.
+            A context manager. It yields the sub-network's skeleton: a model of the narrower config without weights.
 
         Raises:
-            `ValueError`: If `width` is outside (0, 1], `width_divisor` below 1, or `kept_blocks` unfit.
-            `TypeError`: If `kept_blocks` are given and the blocks of the family aren't known (see [`register_depth`]).
+            `ValueError`: If `width` is outside (0, 1], `width_divisor` below 1, or `kept_blocks` don't fit.
+            `TypeError`: If `kept_blocks` are given and the family's blocks aren't registered (see [`register_depth`]).
 
         Example:
 
@@ -214,14 +216,14 @@ def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTra
     """
     Gives a model its sub-networks, in place.
 
-    The model stays the same object, an instance of its class, with the same parameters, names and `forward` signature,
-    and gains the method [`~SlimmableModel.subnetwork`]. A model that is slimmable already is returned as it is.
+    The model stays the same object, with the same class, parameters, names and `forward` signature. It gains the
+    method [`~SlimmableModel.subnetwork`]. A model that is already slimmable is returned unchanged.
 
     Args:
         model (`PreTrainedModel`):
             A model whose family has a narrowing (see [`register_narrowing`]).
         build (`Callable[[PreTrainedConfig], nn.Module]`, *optional*):
-            Function from a config to a new model. Needed where class and config alone don't give the model, such as
+            Function from a config to a new model. Needed if class and config alone don't give the model, for example
             with another head. Defaults to the model's class.
 
     Returns:
@@ -229,7 +231,8 @@ def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTra
 
     Raises:
         `TypeError`: If the model has no config, or no narrowing is known for its family.
-        `ValueError`: If the model isn't what its config (or `build`) describes. The first difference is named.
+        `ValueError`: If the model differs from what its config (or `build`) describes. The error names the first
+            difference.
 
     Example:
 
@@ -272,7 +275,7 @@ def subnetwork_state_dict(
 
     Args:
         model (`PreTrainedModel`):
-            The full network. It is made slimmable if it isn't.
+            The full network. It becomes slimmable.
         width (`float`):
             Width multiplier, in (0, 1].
         width_divisor (`int`, *optional*, defaults to `1`):
@@ -285,7 +288,8 @@ def subnetwork_state_dict(
         buffers that the sub-network uses, on the model's device. BatchNorm has the full network's running statistics.
 
     Raises:
-        `ValueError`, `TypeError`: See [`make_slimmable`] and [`~SlimmableModel.subnetwork`].
+        `ValueError`: See [`make_slimmable`] and [`~SlimmableModel.subnetwork`].
+        `TypeError`: See [`make_slimmable`] and [`~SlimmableModel.subnetwork`].
 
     Example:
 
@@ -344,10 +348,11 @@ def _forward_subnetwork(model: nn.Module, activation: _Activation, args: tuple, 
 
 def _reaching(parameters: list[nn.Parameter], outputs: Any) -> Any:
     """
-    Has the backward of the outputs give these parameters a gradient of 0.
+    Makes the backward of the outputs give these parameters a gradient of 0.
 
-    DistributedDataParallel waits for a gradient of every parameter, and the sub-network doesn't reach those of dropped
-    blocks. In the outputs, because it may look through them for what is not reached.
+    DistributedDataParallel waits for a gradient of every parameter. A sub-network doesn't reach the parameters of
+    dropped blocks. The zero is added to the outputs, because DistributedDataParallel may search them for unreached
+    parameters.
     """
     if not parameters:
         return outputs

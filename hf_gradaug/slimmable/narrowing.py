@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""From a config to that of a sub-network: which fields scale with the width, one short function a model family."""
+"""Makes the config of a sub-network. One short function per model family says which fields scale with the width."""
 
 import copy
 
@@ -26,7 +26,7 @@ def narrow_config(config: PreTrainedConfig, width: float, divisor: int = 1) -> P
 
     Args:
         config (`PreTrainedConfig`):
-            Config of the full network; it is left alone.
+            Config of the full network. It is not changed.
         width (`float`):
             Width multiplier, in (0, 1].
         divisor (`int`, *optional*, defaults to `1`):
@@ -36,7 +36,7 @@ def narrow_config(config: PreTrainedConfig, width: float, divisor: int = 1) -> P
         `PreTrainedConfig`: A narrower copy. At width 1 it is an equal copy, whatever the divisor.
 
     Raises:
-        `ValueError`: If `width` is outside (0, 1] or `divisor` below 1, or the family can't be made narrower so.
+        `ValueError`: If `width` is outside (0, 1] or `divisor` below 1, or the family can't take this width.
         `TypeError`: If the config's family has no narrowing.
     """
     check_width(width)

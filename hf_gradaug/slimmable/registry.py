@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""What is registered for each model family: how its config narrows, and where its residual blocks are."""
+"""The registered model families: how a config narrows, and where its residual blocks are."""
 
 import math
 import re
@@ -15,10 +15,9 @@ def narrow_channels(
     """
     Channel counts of a sub-network.
 
-    Each is `int(count * width / divisor + 0.5) * divisor`, the paper's code for `divisor` 1. Equal counts stay equal,
-    and different counts stay different (the larger one gives way upwards), because residual blocks have a projection
-    shortcut where counts differ and none where they are equal. No count is below `minimum`, nor above the full
-    network's.
+    Each is `int(count * width / divisor + 0.5) * divisor`, which is the paper's code for `divisor` 1. Equal counts
+    stay equal, and different counts stay different, by rounding the larger one up. Residual blocks have a projection
+    shortcut only where counts differ. No count is below `minimum` or above the full network's.
 
     Args:
         channels (`Sequence[int]`):
@@ -26,13 +25,13 @@ def narrow_channels(
         width (`float`):
             Width multiplier, in (0, 1].
         divisor (`int`, *optional*, defaults to `1`):
-            The counts are multiples of it, except those that the full network has too.
+            Counts are multiples of it, except counts that equal the full network's.
         minimum (`int`, *optional*, defaults to `1`):
-            The least count that the family can take.
+            Smallest count that the family can take.
         multiple (`int` or `Sequence[int]`, *optional*, defaults to `1`):
-            What the family can narrow by: the channels of an attention head or of a group, one for all counts or one
-            for each. The counts are multiples of it and of `divisor`. One that isn't a multiple in the full network
-            stays.
+            Channels of an attention head or group, which the family narrows by: one number for all counts, or one per
+            count. Counts are multiples of it and of `divisor`. A count that isn't a multiple in the full network
+            doesn't change.
 
     Returns:
         `list[int]`: As many counts as `channels`.
@@ -53,7 +52,7 @@ def narrow_channels(
 
 @dataclass(frozen=True)
 class Narrow:
-    """What a narrowing gets: [`narrow_channels`] with the width multiplier and the divisor of a sub-network."""
+    """[`narrow_channels`] with the width multiplier and the divisor of a sub-network; the argument of a narrowing."""
 
     width: float
     divisor: int = 1
@@ -65,8 +64,8 @@ class Narrow:
 # A narrowing edits a config in place.
 Narrowing = Callable[[PreTrainedConfig, Narrow], None]
 
-# Of a parameter or buffer whose name ends like the pattern: how its dimensions divide into parts. Either that many
-# equal ones, or sizes from the config and the numbers that the pattern's groups matched.
+# By pattern of a parameter or buffer name and by dimension: into how many equal parts, or into which sizes, it divides. A
+# function computes the sizes from the config and the numbers that the pattern's groups matched.
 Parts = Mapping[str, Mapping[int, int | Callable[..., Sequence[int]]]]
 
 
@@ -77,8 +76,8 @@ class Depth:
 
     Args:
         field (`str`): Field of the config with the number of blocks, one number or one for each stage.
-        blocks (`str`): Pattern for the names of the blocks. Its last group is the index of the block, the one before,
-            if there are stages, that of the stage.
+        blocks (`str`): Pattern for the names of the blocks. Its last group is the index of the block. If there are
+            stages, the group before it is the index of the stage.
     """
 
     field: str
@@ -89,13 +88,13 @@ class Depth:
         return re.compile(self.blocks).groups > 1
 
     def find(self, name: str) -> re.Match | None:
-        """The block that a name belongs to: its groups are the stage, if there are stages, and the block."""
+        """Matches the block that a name belongs to. The groups are the stage, if there are stages, and the block."""
         return re.search(rf"(?:^|\.){self.blocks}(?=\.|$)", name)
 
 
 @dataclass(frozen=True)
 class Family:
-    """All that is known about a model family. `depth` is `None` if its blocks can't be dropped."""
+    """A registered model family. `depth` is `None` if its blocks can't be dropped."""
 
     narrowing: Narrowing | None = None
     parts: Parts = field(default_factory=dict)
@@ -126,23 +125,23 @@ def register_narrowing(*model_types: str, parts: Parts | None = None) -> Callabl
     """
     Registers how the configs of a model family are narrowed, as a decorator.
 
-    The function gets a copy of the config to edit in place, and `narrow`, which maps a list of channel counts to a
-    list of narrower ones: equal counts stay equal and different counts different, so pass the counts that belong
-    together in one call. `narrow(counts, minimum=4)` keeps every count at 4 or more, and `narrow(counts, multiple=64)`
-    takes away whole heads or groups of 64 channels (see [`narrow_channels`]). `narrow.width` is the width multiplier.
+    The function gets a copy of the config to edit in place, and `narrow`, which maps channel counts to narrower
+    counts. Equal counts stay equal and different counts stay different, so pass counts that belong together in one
+    call. `narrow(counts, minimum=4)` keeps every count at 4 or more. `narrow(counts, multiple=64)` removes whole heads
+    or groups of 64 channels (see [`narrow_channels`]). `narrow.width` is the width multiplier.
 
-    A sub-network uses the leading entries of every dimension. Where a layer works on a concatenation, or its output is
-    split, that would take the wrong ones: the leading columns of a layer on `cat(a, b)` all belong to `a`. `parts`
-    says how such dimensions divide, and each part narrows to its own leading entries.
+    A sub-network uses the leading entries of every dimension. This is wrong for a layer that takes a concatenation, or
+    whose output is split: the leading columns of a layer on `cat(a, b)` all belong to `a`. `parts` says how such
+    dimensions divide, and each part narrows to its own leading entries.
 
     Args:
         model_types (`str`):
             Values of `config.model_type`.
         parts (`dict[str, dict[int, int or Callable]]`, *optional*):
-            From a pattern (a regular expression) that the names of parameters or buffers end with, after a dot or as a
-            whole, to the dimensions that divide: into a number of equal parts, or into the sizes that a function
-            returns. It gets a config, once the full network's and once the sub-network's, and the numbers that the
-            pattern's groups matched.
+            Maps a pattern (a regular expression) to the dimensions that divide. The pattern matches the end of a
+            parameter's or buffer's name, from a dot on. A dimension divides into a number of equal parts, or into the
+            sizes that a function returns. The function gets a config, once the full network's and once the
+            sub-network's, and the numbers that the pattern's groups matched.
 
     Example:
 
@@ -160,8 +159,8 @@ def register_depth(*model_types: str, field: str, blocks: str) -> None:
     """
     Registers where the residual blocks of a model family are, so that sub-networks can drop some.
 
-    The first block of each stage, which may change size and channels, is never dropped. Every other one must be a
-    residual block, whose output has the shape of its input.
+    The first block of each stage is never dropped, because it may change size and channels. Every other block must be
+    a residual block, whose output has the shape of its input.
 
     Args:
         model_types (`str`):
@@ -169,8 +168,8 @@ def register_depth(*model_types: str, field: str, blocks: str) -> None:
         field (`str`):
             Field of the config with the number of blocks: one number, or one for each stage.
         blocks (`str`):
-            Pattern (a regular expression) for the names of the blocks. Its last group matches the index of the block,
-            and the one before, where there are stages, that of the stage.
+            Pattern (a regular expression) for the names of the blocks. Its last group is the index of the block. If
+            there are stages, the group before it is the index of the stage.
 
     Example:
 

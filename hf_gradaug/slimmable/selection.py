@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Which entries of the full network's parameters and buffers a sub-network uses."""
+"""Selects the entries of the full network's parameters and buffers that a sub-network uses."""
 
 import itertools
 import re
@@ -14,15 +14,15 @@ from .registry import FAMILIES
 
 class Selection:
     """
-    Entries of a tensor: the leading ones of every dimension, or of every part of a dimension that divides into parts.
+    Entries of a tensor: the leading entries of every dimension, or of every part of a dimension that divides.
 
     Args:
         spans (`Sequence[Sequence[slice]]`):
-            For each dimension, the slices of the full tensor that follow each other in the narrow one.
+            For each dimension, the slices of the full tensor, which are adjacent in the narrow tensor.
 
     Attributes:
         size (`tuple[int, ...]`, *optional*):
-            Shape of the entries where they are the leading ones of every dimension, one block; else `None`.
+            Shape of the entries if they are the leading ones of every dimension, else `None`.
         key (`tuple`):
             Equal for equal selections.
     """
@@ -39,7 +39,7 @@ class Selection:
         self.key = self.size or tuple(tuple((span.start, span.stop) for span in slices) for slices in spans)
 
     def take(self, tensor: Tensor) -> Tensor:
-        """The entries: a view where they are one block, and otherwise a concatenation through which gradients flow."""
+        """The entries: a view if they are one block, else a concatenation through which gradients flow."""
         if len(self.blocks) == 1:
             return tensor[self.blocks[0][0]]
         for dim, slices in enumerate(self.spans):
@@ -61,7 +61,7 @@ def select(
     narrow_config: PreTrainedConfig,
 ) -> Selection:
     """
-    Which entries of the parameter or buffer `name` a sub-network uses, by the parts that its family has registered.
+    The entries of the parameter or buffer `name` that a sub-network uses, by its family's registered parts.
 
     Raises:
         `ValueError`: If a registered division into parts doesn't fit the shapes.

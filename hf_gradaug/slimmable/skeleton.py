@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Skeletons, which are models of a config without weights, and their checks against the full network."""
+"""Skeletons (models of a config without weights) and checks against the full network."""
 
 import itertools
 from collections.abc import Callable

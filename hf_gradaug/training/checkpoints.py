@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Whether a checkpoint of the Trainer is whole, and the newest one of a folder that is."""
+"""Checks the Trainer's checkpoints for completeness, and finds the newest complete one of a folder."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 
-# The Trainer writes it last, so that it stands for a save that came to its end.
+# The Trainer writes it last, so it marks a complete save.
 _STATE = "trainer_state.json"
 # What transformers leaves beside the files of a checkpoint that it writes on a signal, until they are all there.
 _SENTINEL = "checkpoint-is-incomplete.txt"
@@ -29,15 +29,15 @@ _READ = re.compile(r"model-\d+-of-\d+\.safetensors|stream_state_\d+\.json|global
 @dataclass(frozen=True)
 class CheckpointDamage:
     """
-    What is wrong with a checkpoint.
+    The fault of a checkpoint.
 
     Attributes:
         path (`str`):
-            The file.
+            The faulty file.
         reason (`str`):
-            What is wrong with it.
+            The fault.
         is_unfinished (`bool`, *optional*, defaults to `False`):
-            Whether the save was cut off. Such a folder never was a checkpoint; any other damage came later.
+            Whether the save was interrupted. Such a folder never was a checkpoint.
     """
 
     path: str
@@ -50,18 +50,18 @@ class CheckpointDamage:
 
 def find_damage(folder: str | os.PathLike) -> CheckpointDamage | None:
     """
-    The first thing that makes a checkpoint unusable.
+    The first fault that makes a checkpoint unusable, if any.
 
-    No Python object of a checkpoint is built here: a file of the Trainer's that holds more than tensors, numbers and
-    their containers counts as damaged, for such a pickle could run code. What DeepSpeed and FSDP2's sharded format
-    store for themselves is only seen to be there.
+    No Python object of a checkpoint is built here. A file of the Trainer that holds more than tensors, numbers and
+    plain containers counts as corrupt, because such a pickle could run code. The files that DeepSpeed and FSDP2's
+    sharded format write for themselves are only checked for existence.
 
     Args:
         folder (`str` or `os.PathLike`):
-            A checkpoint of the Trainer: with the state of the training, or of the model alone (`save_only_model`).
+            A checkpoint of the Trainer, with the training state or of the model alone (`save_only_model`).
 
     Returns:
-        [`CheckpointDamage`], *optional*: `None` if all files are there and whole.
+        [`CheckpointDamage`], *optional*: `None` if all files exist and are complete.
     """
     folder = Path(folder)
     names = {path.name for path in folder.iterdir()}
@@ -132,7 +132,7 @@ def _check_file(path: Path) -> None:
 
 def clear_checkpoint(folder: str | os.PathLike) -> None:
     """
-    Removes from a folder all that would make it a checkpoint, or mix with the files of another one. Other files stay.
+    Removes a checkpoint's files from a folder, so that they don't mix with new ones. Other files stay.
 
     Args:
         folder (`str` or `os.PathLike`):
@@ -151,10 +151,11 @@ def find_checkpoint(output_dir: str | os.PathLike) -> tuple[str | None, list[Che
 
     Args:
         output_dir (`str` or `os.PathLike`):
-            The folder of a training, with checkpoints named `checkpoint-<step>`.
+            The folder of a run, with checkpoints named `checkpoint-<step>`.
 
     Returns:
-        `tuple[str | None, list[CheckpointDamage]]`: Its path, if there is one, and what is wrong with each newer one.
+        `tuple[str | None, list[CheckpointDamage]]`: Its path, or `None`, and the fault of each newer
+        checkpoint.
     """
     folders = {}
     if os.path.isdir(output_dir):

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""What several backwards in a step need of FSDP2, DeepSpeed and DistributedDataParallel."""
+"""Support for several backwards per step with FSDP2, DeepSpeed and DistributedDataParallel."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ from ..settings import GradAugSettings
 
 def check_can_train(trainer: Trainer, model: nn.Module | None, settings: GradAugSettings) -> None:
     """
-    Raises a `ValueError` if GradAug can't train so.
+    Raises a `ValueError` if GradAug doesn't support this setup.
 
     Args:
-        trainer ([`~transformers.Trainer`]): With its accelerator and arguments.
-        model (`nn.Module`, *optional*): The model to train, where it is known.
-        settings ([`GradAugSettings`]): With 1 sub-network or more.
+        trainer ([`~transformers.Trainer`]): The trainer, for its accelerator and arguments.
+        model (`nn.Module`, *optional*): The model to train, if known.
+        settings ([`GradAugSettings`]): Settings with at least one sub-network.
     """
     args, optim = trainer.args, OptimizerNames(trainer.args.optim)
     is_deepspeed, is_fsdp = trainer.is_deepspeed_enabled, trainer.is_fsdp_enabled
@@ -71,21 +71,20 @@ def check_can_train(trainer: Trainer, model: nn.Module | None, settings: GradAug
 
 def shard_as_one_unit(model: nn.Module, plugin: FullyShardedDataParallelPlugin) -> None:
     """
-    Shards a model's parameters, gradients and optimizer states over the processes, in place, as a single unit of
-    FSDP2.
+    Shards a model's parameters, gradients and optimizer states over the processes, in place, as one unit of FSDP2.
 
-    A sub-network slices the parameters inside of the model's forward, where all of them have to be whole. Accelerate
-    makes units of their own of embeddings, final norm and head, but leaves a model alone that is sharded already.
+    A sub-network slices the parameters inside the model's forward, where all of them must be gathered. Accelerate
+    would make separate units of embeddings, final norm and head. It skips a model that is already sharded.
 
     Args:
         model (`nn.Module`):
             The model, before the optimizer is made.
         plugin ([`~accelerate.utils.FullyShardedDataParallelPlugin`]):
-            Its mixed precision and offloading.
+            The plugin, for its mixed precision and offloading.
 
     Raises:
-        `ValueError`: If a part of the model is a unit of its own, the plugin asks for what only Accelerate's own units
-            have, or there are more processes than a parameter has rows.
+        `ValueError`: If a part of the model is a separate unit, the plugin needs Accelerate's own units, or a
+            parameter has fewer rows than there are processes.
     """
     units = [name for name, module in model.named_modules() if isinstance(module, FSDPModule)]
     if any(units):
@@ -104,7 +103,7 @@ def shard_as_one_unit(model: nn.Module, plugin: FullyShardedDataParallelPlugin) 
             raise ValueError(f"GradAug needs `{name}` of FSDP to be {default}, but it is {value}.")
     num_processes = torch.distributed.get_world_size()
     for name, parameter in model.named_parameters():
-        if len(parameter) < num_processes:  # Accelerate tells parameters by the addresses of their parts
+        if len(parameter) < num_processes:  # Accelerate identifies parameters by the addresses of their parts
             raise ValueError(
                 f"FSDP2 gives each process some rows of each parameter, but {name!r} has {len(parameter)} for {num_processes} "
                 "processes. Use fewer, or DistributedDataParallel."
@@ -118,14 +117,14 @@ def shard_as_one_unit(model: nn.Module, plugin: FullyShardedDataParallelPlugin) 
 @contextlib.contextmanager
 def no_sync(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
     """
-    Leaves out the synchronization of gradients in a pass's backward, and the step that DeepSpeed takes there.
+    Skips gradient synchronization, and DeepSpeed's step, in a pass's backward.
 
-    [`~accelerate.Accelerator.no_sync`] doesn't know DeepSpeed, and in FSDP2 it turns synchronization on at its end, in
-    a micro-batch that doesn't synchronize too.
+    [`~accelerate.Accelerator.no_sync`] doesn't support DeepSpeed. With FSDP2 it turns synchronization on at its end,
+    even in a micro-batch that doesn't synchronize.
 
     Args:
         accelerator ([`~accelerate.Accelerator`]):
-            What prepared the model.
+            The accelerator that prepared the model.
         model (`nn.Module`):
             The prepared model.
     """

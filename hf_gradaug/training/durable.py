@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""All that a long run needs of its Trainer, in one mixin."""
+"""Checkpoints, streams, Hub pushes and learning rate steps for any Trainer, in one mixin."""
 
 import contextlib
 from collections.abc import Iterator
@@ -25,10 +25,9 @@ class DurableTrainerMixin(HubMixin, FaultToleranceMixin, StreamMixin):
     - Pushes to the Hub are complete: see [`HubMixin`].
     - A run that was killed resumes from its newest complete checkpoint: see [`FaultToleranceMixin`].
     - A [`TrainingStream`] can be the training data: see [`StreamMixin`].
-    - `dataloader_drop_last` is for training alone: evaluation and prediction see every image. An error is raised if it
-      would leave nothing to train on.
-    - With `bf16_full_eval` or `fp16_full_eval`, images are converted as the model is, and the model is as before
-      afterwards.
+    - `dataloader_drop_last` affects training alone; evaluation and prediction see every image. It raises an error if
+      nothing is left to train on.
+    - With `bf16_full_eval` or `fp16_full_eval`, images are converted like the model. The model is restored afterwards.
     - The learning rate falls at `lr_milestones` of [`GradAugConfig`], if they are set.
     """
 

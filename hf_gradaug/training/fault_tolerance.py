@@ -52,7 +52,7 @@ class FaultToleranceMixin:
         try:
             return super().train(self._choose_checkpoint(resume_from_checkpoint), trial, ignore_keys_for_eval)
         finally:
-            for callback in self.callback_handler.callbacks:  # after an error no event tells them
+            for callback in self.callback_handler.callbacks:  # after an error no event reaches them
                 if isinstance(callback, StopOnSignal):
                     callback.restore()
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from accelerate.utils import broadcast_object_list
 
-# `HTTPError` is that of the HTTP library which the client uses, and covers a connection that fails, too.
+# `HTTPError` is from the HTTP library that the client uses. It covers failed connections too.
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RevisionNotFoundError
 from huggingface_hub.hf_api import CommitInfo
 from torch.distributed.fsdp import StateDictType
@@ -56,7 +56,7 @@ class HubPushError(RuntimeError):
 
 @dataclass(frozen=True)
 class _Upload:
-    """A folder and where it goes. Two of a trainer are the same if the later one replaces the earlier one."""
+    """A folder and its destination. Two are equal if the later one replaces the earlier one."""
 
     repo_id: str = field(compare=False)
     folder: str = field(compare=False)
@@ -68,7 +68,7 @@ class _Upload:
 
     @property
     def left_out(self) -> list[str]:
-        """The Trainer's own choice for the output folder. A checkpoint goes as it is."""
+        """Files that the Trainer leaves out of an output folder. Of a checkpoint, none."""
         return ["_*", f"{PREFIX_CHECKPOINT_DIR}-*"] if self.path_in_repo is None else []
 
     @property
@@ -120,7 +120,7 @@ class HubMixin:
         self.args.hub_token = hide_from_pickle(self.args.hub_token)  # `training_args.bin` is pushed
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """As the Trainer's. An error in the main process is raised in all of them, and nothing else was done then."""
+        """As in the Trainer. An error in the main process is raised in all processes."""
         plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
         if plugin is not None and plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
             name = plugin.state_dict_type.name  # with which the Trainer saves no model
@@ -160,7 +160,7 @@ class HubMixin:
             raise HubPushError(message) from None  # the original may show the token
 
     def _save_beside_weights(self, folder: str) -> None:
-        """Saves what the Trainer doesn't copy from a checkpoint to the output folder before it pushes that. Nothing here."""
+        """Saves further files to the output folder before a push. Nothing by default."""
 
     def train(
         self,
@@ -190,15 +190,14 @@ class HubMixin:
         **kwargs,
     ) -> CommitInfo | Future[CommitInfo] | None:
         """
-        Saves the model and its card, and uploads what the Hub doesn't have yet, with what is missing of earlier
-        pushes.
+        Saves the model and its card, and uploads them with the missing files of earlier pushes.
 
         Args:
             commit_message, blocking, token, revision, private, **kwargs:
-                The Trainer's; `kwargs` go to `create_model_card`.
+                The Trainer's arguments. `kwargs` go to `create_model_card`.
 
         Returns:
-            `CommitInfo`, or with `blocking=False` a `Future` of it. `None` in all processes but the main one.
+            `CommitInfo`, or with `blocking=False` a `Future` of it. `None` in other processes than the main one.
 
         Raises:
             [`HubPushError`]: In all processes, if something is still missing after several attempts.
@@ -276,7 +275,7 @@ class HubMixin:
                 logger.error(error)
                 raise
 
-        # The API's background jobs run one after the other: this one when those that it looks at are done.
+        # The API's background jobs run one by one: this job starts when the jobs that it checks are done.
         future = hf_api().run_as_future(complete)
         if self.push_in_progress is None:
             self.push_in_progress = PushInProgress([])
@@ -306,7 +305,7 @@ class HubMixin:
 
     @contextlib.contextmanager
     def _fail_together(self) -> Iterator[None]:
-        """What raises in the main process raises in all of them, so that none waits for it later."""
+        """Raises an error of the main process in all processes, so that none waits forever."""
         failure = None
         try:
             yield
@@ -320,7 +319,7 @@ class HubMixin:
 
 
 def _persist(attempt: Callable[[], T], then: Callable[[], T] | None = None) -> T:
-    """The result of an attempt, or of more of them (`then`) after errors that may pass."""
+    """The result of an attempt. After transient errors it is repeated, by `then` if given."""
     for wait in _WAITS:
         try:
             return attempt()

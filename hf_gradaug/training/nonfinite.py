@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""What happens at a loss or gradient that is not finite: the training stops, or goes on without the step."""
+"""Stops the run, or skips the step, if a loss or gradient is not finite."""
 
 import logging
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class _Look:
     """
-    What to look at once the device has it.
+    Flags of a step, to check once the device has computed them.
 
     Args:
         flags (`torch.Tensor`): On the CPU, above 0 for each of `what` that is not finite.
         what (`list[str]`): Their descriptions.
         step (`int`): Number of the optimizer step.
-        copied (`torch.cuda.Event`, *optional*): Recorded after the copy of the flags. `None`: they are there.
+        copied (`torch.cuda.Event`, *optional*): Recorded after the copy of the flags. `None` if no copy is needed.
     """
 
     flags: Tensor
@@ -33,7 +33,7 @@ class _Look:
     copied: torch.cuda.Event | None = None
 
     def describe(self) -> str | None:
-        """The first thing that is not finite, if any."""
+        """Describes the first number that is not finite, if any."""
         for flag, what in zip(self.flags.tolist(), self.what, strict=True):
             if flag:
                 return f"{what} is not finite in optimizer step {self.step}."
@@ -42,18 +42,18 @@ class _Look:
 
 class NonFiniteLossGuard:
     """
-    Looks at the losses and the gradient norm of an optimizer step.
+    Checks the losses and the gradient norm of each optimizer step.
 
     All processes decide alike, by a reduction of a few numbers.
 
-    With `"stop"` a number that is NaN or infinite raises. On the CPU that is before the weights change. A GPU is not
-    waited for: the flags of a step are copied beside its work, and looked at when the next step has been launched, and
-    in [`settle`], which the trainer calls before each save, evaluation and log line and at the end. So no checkpoint
-    has weights of a step that failed, and the error names that step.
+    With `"stop"` a number that is NaN or infinite raises an error. On the CPU this happens before the weights change.
+    On a GPU the guard doesn't wait. It copies a step's flags beside the GPU's work and checks them once the next step
+    is launched. It also checks them in [`settle`], which the trainer calls before each save, evaluation and log line,
+    and at the end. So no checkpoint has weights of a failed step, and the error names that step.
 
-    With `"skip"` the step is dropped, for which the device is waited for once a step: no weight changes, no momentum
-    or other state of the optimizer, no BatchNorm statistic, nor any other buffer. What goes on is the count of steps
-    and with it the learning rate's schedule, the position in the data, and the random numbers that the step has drawn.
+    With `"skip"` the step is dropped, which waits for the device once per step. Weights, optimizer state, BatchNorm
+    statistics and other buffers don't change. The step count, the learning rate schedule, the position in the data and
+    the random draws go on.
 
     With fp16 the guard does nothing: the gradient scaler skips steps whose gradient overflows, and lowers its scale.
 
@@ -61,7 +61,7 @@ class NonFiniteLossGuard:
         accelerator ([`~accelerate.Accelerator`]):
             The trainer's.
         model (`nn.Module`):
-            The full network, not wrapped.
+            The unwrapped full network.
         action (`str`):
             `"stop"` or `"skip"`.
     """
@@ -90,7 +90,7 @@ class NonFiniteLossGuard:
 
         Args:
             losses (`list[torch.Tensor]`):
-                Scalars, one a pass.
+                Scalars, one per pass.
             passes (`list[GradAugPass]`):
                 The passes, the full network's first.
             step (`int`):
@@ -115,8 +115,8 @@ class NonFiniteLossGuard:
 
     def check_gradients(self, norm: Tensor | float) -> None:
         """
-        Call before the weights change, with the gradient's norm, equal in all processes: a finite loss can have
-        gradients that aren't.
+        Checks the gradient's norm, equal in all processes. Call it before the weights change. A finite loss can have
+        gradients that are not finite.
 
         Raises:
             `FloatingPointError`: See [`finish`].
@@ -128,10 +128,10 @@ class NonFiniteLossGuard:
 
     def settle(self) -> None:
         """
-        Waits for what has not been looked at.
+        Waits for the remaining flags and checks them.
 
         Raises:
-            `FloatingPointError`: If anything of an earlier step is not finite.
+            `FloatingPointError`: If a number of an earlier step is not finite.
         """
         self._look_back(self._step)
 

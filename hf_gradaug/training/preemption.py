@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Runs that are told to stop save a checkpoint and end."""
+"""Saves a checkpoint and stops on a signal, such as SIGTERM."""
 
 import ctypes
 import functools
@@ -24,13 +24,13 @@ _LAUNCHER = re.compile(rb"accelerate(\0launch|-launch|\.commands\.launch)\0")
 
 def end_with_launcher() -> None:
     """
-    Sends this process SIGTERM when the `accelerate launch` that started it ends. Call it first in a training script.
+    Sends this process SIGTERM when its `accelerate launch` ends. Call it first in a training script.
 
-    With one process, `accelerate launch` doesn't pass signals on: at SIGTERM it ends, and the script runs on without
-    it. With this call, [`StopOnSignal`] then saves a checkpoint and stops. The launcher itself doesn't wait for that:
-    where the machine goes away with it, as in a container, start one process with `python` instead.
+    With one process, `accelerate launch` doesn't pass on signals. At SIGTERM it ends, and the script continues without
+    it. With this call, [`StopOnSignal`] then saves a checkpoint and stops. The launcher doesn't wait for that. If the
+    machine goes away with the launcher, as in a container, start one process with `python` instead.
 
-    Changes nothing if another program started the process, and on other systems than Linux.
+    It does nothing if another program started the process, or on other systems than Linux.
     """
     if sys.platform != "linux":
         return
@@ -42,7 +42,7 @@ def end_with_launcher() -> None:
 
 
 def _outlive(signals: Sequence[signal.Signals], init: Callable[[int], None] | None, worker_id: int) -> None:
-    """Makes a worker end at these signals only if its parent, which so ends what it no longer needs, has sent them."""
+    """Makes a worker ignore these signals unless its parent sent them to end it."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
     def wait() -> None:
@@ -112,7 +112,7 @@ class StopOnSignal(TrainerCallback):
             raise KeyboardInterrupt
 
     def restore(self) -> None:
-        """Gives the signals their earlier handlers back. Done at the end of the training."""
+        """Restores the earlier signal handlers. Called at the end of the run."""
         while self._previous:
             number, handler = self._previous.popitem()
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -137,7 +137,7 @@ class StopOnSignal(TrainerCallback):
             control.should_evaluate = False
 
     def _agree(self, pending: int, device: torch.device, wait: bool) -> int:
-        """The largest signal of all processes. A GPU isn't waited for: this is the answer of the step before, unless `wait`."""
+        """The largest signal of all processes. On a GPU, without `wait`, this is the previous step's answer."""
         agreed = torch.full((), pending, dtype=torch.int32, device=device)
         dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
         if device.type != "cuda":

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""What the log lines show beside the Trainer's own: the parts of the loss, and GradAug's passes."""
+"""Values that log lines show beside the Trainer's own: the parts of the loss, and GradAug's passes."""
 
 import torch
 from accelerate import Accelerator
@@ -10,10 +10,10 @@ from ..passes import GradAugPass
 
 class LossParts:
     """
-    Means, over the steps since the last log line, of the parts that a loss adds up from.
+    Means of the parts of a loss, over the steps since the last log line.
 
     Args:
-        *names (`str`): Of the parts.
+        *names (`str`): Names of the parts.
     """
 
     def __init__(self, *names: str):
@@ -24,7 +24,7 @@ class LossParts:
         return self._sums is not None
 
     def add(self, parts: list[Tensor], share: float, only_finite: bool) -> None:
-        """Adds the detached parts of a batch that is this share of an optimizer step, multiplied by the share."""
+        """Adds the detached parts of a batch, times the batch's share of an optimizer step."""
         values = torch.stack([*parts, torch.full_like(parts[0], share)])
         if only_finite:  # as the Trainer leaves them out of the sum
             values = torch.where(torch.isfinite(values).all(), values, torch.zeros_like(values))
@@ -37,7 +37,7 @@ class LossParts:
 
 
 class StepLog:
-    """Sums of what the log lines show of the passes since the last line."""
+    """Sums over the passes since the last log line."""
 
     def __init__(self):
         self.losses = LossParts("loss_full", "loss_subnetworks")

@@ -30,8 +30,8 @@ class StreamMixin:
 
     Raises:
         `ImportError`: If there is a stream and torchdata is missing.
-        `ValueError`: If `dataloader_in_order` is off, or a checkpoint that is resumed has no position of the stream,
-            or one of another number of processes or workers, another seed or other data.
+        `ValueError`: If `dataloader_in_order` is off, or a resumed checkpoint has no position of the stream. Also if
+            its position is from another number of processes or workers, another seed or other data.
     """
 
     _stream_loader: DataLoader | None = None
@@ -97,7 +97,7 @@ class StreamMixin:
         return Path(folder) / f"stream_state_{self.args.process_index}.json"
 
     def _stream_settings(self) -> dict[str, int]:
-        """All that a position of the stream depends on, under the names by which users know it."""
+        """The settings that a stream's position depends on, under their public names."""
         return {
             "processes": self.args.world_size,
             "dataloader_num_workers": self.args.dataloader_num_workers,
@@ -108,7 +108,7 @@ class StreamMixin:
 
     def _read_stream_state(self, checkpoint: str) -> dict[str, Any]:
         file, anew = self._stream_file(checkpoint), "or set `ignore_data_skip` to restart the stream."
-        # The first process wrote one in any case: of fewer processes than there are now, it tells how many.
+        # The first process always wrote one. It has the number of processes, if that was smaller.
         first = file.with_name("stream_state_0.json")
         if not first.is_file():
             raise ValueError(
@@ -131,8 +131,8 @@ class StreamMixin:
 
 class _EpochCallback(TrainerCallback):
     """
-    Tells the data the epoch, and the Trainer the epoch of a stream. It knows the loader alone: one that held the
-    Trainer would keep it, and the model, in memory after `del trainer`.
+    Passes the epoch to the data, and a stream's epoch to the Trainer. It holds only the loader: a reference to the
+    Trainer would keep it and the model in memory after `del trainer`.
     """
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
@@ -143,7 +143,7 @@ class _EpochCallback(TrainerCallback):
     def on_step_end(self, args, state, control, train_dataloader=None, **kwargs):
         stream = train_dataloader.dataset
         if isinstance(stream, TrainingStream):
-            # The Trainer counts from where a training was resumed, since it has no batches to skip.
+            # The Trainer counts from where a run was resumed, since it has no batches to skip.
             batches = state.global_step * args.gradient_accumulation_steps
             images = batches * train_dataloader.batch_size * args.world_size
             state.epoch = images / stream.num_examples if stream.num_examples else state.global_step / state.max_steps

@@ -19,10 +19,10 @@ class _HiddenToken(str):
 
 def hide_from_pickle(token: str | None) -> str | None:
     """
-    A token that is the same string for all uses, but `None` in whatever is pickled with it.
+    A token that pickles to `None` and is otherwise the same string.
 
-    The Trainer pickles its arguments into `training_args.bin`, beside the model and into the Hub repository, and masks
-    the token in text only.
+    The Trainer pickles its arguments into `training_args.bin`, which is pushed to the Hub. It masks the token in text
+    only.
 
     Args:
         token (`str`, *optional*):
