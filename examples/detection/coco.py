@@ -4,18 +4,21 @@
 import contextlib
 import copy
 import io
+import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
-from PIL import Image
+from PIL import ExifTags, Image
 from pycocotools.coco import COCO
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchmetrics.detection import MeanAveragePrecision
+from tqdm import tqdm
 from transformers import BaseImageProcessor
 from transformers.backbone_utils import BackboneMixin
 
@@ -23,6 +26,9 @@ from hf_gradaug.data import decode_image, match_classes, shorten
 from hf_gradaug.dense import resize_like_images
 
 from .scenes import ANNOTATIONS, IMAGES, write_digit_scenes
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -131,6 +137,27 @@ class CocoDataset(Dataset):
         self._labels = {category: numbers[label] for category, label in self._labels.items()}
         self.class_names = list(class_names)
 
+    def find_ambiguous_turns(self, quiet: bool = False) -> list[str]:
+        """
+        The pictures that EXIF turns, where nothing tells whether their annotations are turned: their JSON has no size, or
+        the turned picture has the size of the stored one. [`read`] takes such annotations as those of the upright picture.
+
+        Args:
+            quiet (`bool`): whether to show no progress. Only the heads of the files are read.
+        """
+        found = []
+        for entry in tqdm(self.coco.loadImgs(self._ids), "EXIF", unit=" pictures", disable=quiet):
+            with contextlib.suppress(Exception), Image.open(os.path.join(self.folder, entry["file_name"])) as picture:
+                if picture.format == "PNG" and "exif" not in picture.info:  # it would be decoded
+                    continue
+                orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+                same = (
+                    orientation in (2, 3, 4) or picture.width == picture.height or not {"width", "height"} <= {*entry}
+                )
+                if 2 <= orientation <= 8 and same:
+                    found.append(entry["file_name"])
+        return found
+
     def read(self, index: int) -> tuple[Image.Image, list[dict[str, Any]]]:
         """A picture and its annotations, whose `category_id` is the label, from 0 without gaps."""
         (entry,) = self.coco.loadImgs(self._ids[index])
@@ -200,6 +227,16 @@ class CocoDataset(Dataset):
         if self.with_masks:
             targets["masks"] = self._masks(annotations, picture).bool()
         return targets
+
+
+def warn_of_ambiguous_turns(datasets: Iterable[CocoDataset], quiet: bool = False) -> None:
+    """One warning for all data sets, see [`CocoDataset.find_ambiguous_turns`]."""
+    if found := [name for dataset in datasets for name in dataset.find_ambiguous_turns(quiet)]:
+        logger.warning(
+            f"{'1 image has' if len(found) == 1 else f'{len(found)} images have'} an EXIF orientation, and the size in the JSON can't tell whether their annotations "
+            f"are for the upright image or the stored one. The first is '{found[0]}'. Upright is assumed. If that is wrong, "
+            "save turned images again without EXIF."
+        )
 
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from detection import coco
-from detection.coco import CocoDataset, load_backbone_weights
+from detection.coco import CocoDataset, load_backbone_weights, warn_of_ambiguous_turns
 from detection.common import DenseTrainer, main
 from helpers import images
 from helpers.tiny import randomize, tiny_config, tiny_model
@@ -231,3 +231,45 @@ def test_a_model_without_sub_networks_is_named_before_the_data_are_read(tasks, n
         TypeError, match="no sub-networks for model type 'clip'. Supported: .* Set `num_subnetworks=0`"
     ):
         main(tasks[name], words)
+
+
+def test_turned_pictures_that_no_size_tells_are_named_once(tmp_path, caplog, capsys):
+    entries = []
+    # Turned by 90 degrees, a picture that isn't square has other sizes upright and stored, which tell.
+    for number, (orientation, size) in enumerate(
+        [(1, (30, 30)), (6, (40, 30)), (3, (40, 30)), (6, (30, 30)), (2, None)]
+    ):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.new("RGB", size or (40, 30)).save(tmp_path / f"{number}.jpg", exif=exif)
+        sizes = {"width": size[0], "height": size[1]} if size else {}
+        entries.append({"id": number, "file_name": f"{number}.jpg", **sizes})
+    entries.append({"id": 9, "file_name": "missing.jpg", "width": 4, "height": 4})
+    contents = {"images": entries, "annotations": [], "categories": CATEGORIES}
+    (tmp_path / "annotations.json").write_text(json.dumps(contents))
+    dataset = CocoDataset(str(tmp_path), str(tmp_path / "annotations.json"), None)
+    assert dataset.find_ambiguous_turns() == ["2.jpg", "3.jpg", "4.jpg"]
+    assert "EXIF: 100%" in capsys.readouterr().err
+    warn_of_ambiguous_turns([dataset, dataset], quiet=True)
+    (message,) = caplog.messages
+    assert (
+        message.startswith("6 images have an EXIF orientation")
+        and "The first is '2.jpg'. Upright is assumed" in message
+    )
+    assert message.endswith("save turned images again without EXIF.") and not capsys.readouterr().err
+
+
+def test_the_script_warns_of_turned_pictures(tasks, folder, tmp_path, caplog):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.new("RGB", (40, 30), "gray").save(f"{folder[0]}/a.png", exif=exif)
+    words = [
+        "--validation_dir",
+        folder[0],
+        "--validation_annotations",
+        folder[1],
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    main(tasks["object_detection"], [*QUIET, "--do_eval", *words])
+    assert [message[:12] for message in caplog.messages if "EXIF" in message] == ["1 image has "]
