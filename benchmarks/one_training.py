@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     path = Path(args.results_dir) / f"{study.name}-widths.json"
     write_json(results, str(path))
     paid = "; ".join(f"{name}: {value:.2f} x" for name, value in cost.items())
-    text = f"**{dataset}**: accuracy on the {study.split} images of {len(runs)} seeds. Compute in trainings of the full width: {paid}."
+    text = f"**{dataset}**: accuracy on the {study.split} images of {len(runs)} seeds. Compute, in plain runs of the full width: {paid}."
     text += f"\n\n{make_table(rows, curves)}\n"
     path.with_suffix(".md").write_text(text, "utf-8")
     plot(rows, curves, f"{dataset}: {study.split} accuracy, %", path.with_suffix(".png"))

@@ -27,6 +27,7 @@ from transformers.utils.generic import find_labels
 from .captured import CapturedPasses, loss_and_logits
 from .dense.inputs import check_rotations, select_rows, transform_images
 from .losses import are_probabilities, get_float_labels, get_logits, soft_label_cross_entropy
+from .messages import shorten
 from .sampling import draw_blocks, draw_widths, step_generator
 from .settings import GradAugSettings
 from .slimmable.depth import KeptBlocks, depths_of
@@ -401,7 +402,7 @@ class GradAug:
         """
         settings, name = self.settings, self.image_name
         if not isinstance(inputs, Mapping) or name not in inputs:
-            found = sorted(inputs) if isinstance(inputs, Mapping) else f"a {type(inputs).__name__}"
+            found = shorten(sorted(inputs)) if isinstance(inputs, Mapping) else f"a {type(inputs).__name__}"
             raise ValueError(f"GradAug transforms the images in the batch's {name!r}, but the batch is {found}.")
         images = inputs[name]
         if self.captured is not None and images.device.type != "cuda":

@@ -66,7 +66,7 @@ def _narrow_backbone(config: PreTrainedConfig, narrow: Narrow) -> None:
         raise TypeError(
             f"The backbone of this {config.model_type} can't be narrowed: `config.backbone_config` is of model type "
             f"{backbone.model_type!r}, but must be of one with a narrowing, {shorten(sorted(FAMILIES))}; docs/models.md has "
-            "the list. In the place of a timm backbone, give the config a `backbone_config` of transformers, such as `ResNetConfig`."
+            "the list. Replace a timm backbone by a `backbone_config` of transformers, such as `ResNetConfig`."
         )
     FAMILIES[backbone.model_type].narrowing(backbone, narrow)
 

@@ -34,11 +34,10 @@ def make_study(tmp_path):
 
 
 @pytest.mark.slow
-def test_best_model_on_the_validation_images_is_trained_again(tmp_path, capsys):
+def test_best_model_on_the_validation_images_is_trained_again(tmp_path):
     path, _ = make_study(tmp_path)
     folders = ["--output_dir", str(tmp_path / "out"), "--results_dir", str(tmp_path / "results")]
     best_checkpoint.main([str(path), *folders])
-    assert "1/1 [" in capsys.readouterr().err  # the step of the training
     card = ModelCard.load(tmp_path / "out" / "README.md")
     card.validate()
     assert "of the arm 'GradAug' with seed 1, which of the 6 models of the study `shapes`" in card.text
