@@ -14,8 +14,8 @@ On your own images, from a pretrained model:
 
 With a teacher, an earlier model of the same data, as a baseline instead of GradAug:
 
-    accelerate launch examples/run_image_classification.py --teacher out/plain --output_dir out/distilled --do_train
-    --do_eval
+    accelerate launch examples/run_image_classification.py --teacher out/plain --output_dir out/distilled --do_train \
+        --do_eval
 
 From a recipe (.yaml or .json); flags after it override its values:
 

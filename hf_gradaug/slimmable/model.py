@@ -3,8 +3,8 @@
 Sub-networks of a model.
 
 A sub-network is an ordinary model of the same class. It is built from a narrower config on the meta device (its
-skeleton). Its parameters are the leading slices of the full network's. No layer is replaced, and no parameter renamed
-or copied, so the model saves plain checkpoints.
+skeleton). Its parameters are the leading slices of the full network's: views, or copies for one forward where it is
+`detached`. No layer is replaced and no parameter renamed, so the model saves plain checkpoints.
 """
 
 import copy
@@ -216,8 +216,9 @@ def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTra
     """
     Gives a model its sub-networks, in place.
 
-    The model stays the same object, with the same class, parameters, names and `forward` signature. It gains the
-    method [`~SlimmableModel.subnetwork`]. A model that is already slimmable is returned unchanged.
+    The model stays the same object, with the same parameters, names and `forward` signature. Its class becomes a subclass
+    of the same name, which adds the method [`~SlimmableModel.subnetwork`]. A model that is already slimmable is returned
+    unchanged.
 
     Args:
         model (`PreTrainedModel`):
