@@ -17,7 +17,7 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import set_seed
 from common import check_has_subnetworks, label_names, load_pretrained, naming_unreachable_hub
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import (
     AutoConfig,
     AutoImageProcessor,

@@ -6,6 +6,7 @@ import logging
 import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -105,7 +106,8 @@ def export_widths(
 
 def _shown(data: Iterable, what: str) -> Iterable:
     """The batches with a progress bar, unless those of transformers are off."""
-    return transformers_logging.tqdm(data, desc=what, unit="batch")
+    # An iterator, because the bar would otherwise begin the data twice, and a DataLoader its workers.
+    return transformers_logging.tqdm(iter(data), desc=what, unit="batch", total=length_hint(data) or None)
 
 
 def evaluate_widths(

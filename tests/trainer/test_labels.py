@@ -253,7 +253,7 @@ def test_models_without_subnetworks():
         BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
     )
     with pytest.raises(
-        TypeError, match="no sub-networks for model type 'bert'.*'resnet'.*images.*`num_subnetworks=0`"
+        TypeError, match="no sub-networks for model type 'bert'.*'convnext'.*images.*`num_subnetworks=0`"
     ):
         GradAug(bert)
     with pytest.raises(ValueError, match="must return `logits`.*pooler_output"):

@@ -97,7 +97,9 @@ def test_a_training_step_with_random_depth(kind, tmp_path):
 
 def test_backbones_without_blocks_to_drop(monkeypatch):
     settings = GradAugSettings(subnetwork_targets="labels", subnetwork_kind="depth")
-    with pytest.raises(ValueError, match=r"this detr has no block to drop: its stages have \[1, 1, 1, 1\] blocks"):
+    with pytest.raises(
+        ValueError, match=r"for this detr, but is 'depth'. There is no block to drop: its stages have \[1, 1, 1, 1\]"
+    ):
         GradAug(dense_model("detr-resnet"), settings)
     monkeypatch.setitem(REGISTERED, "resnet", dataclasses.replace(REGISTERED["resnet"], depth=None))
     with pytest.raises(TypeError, match="which blocks of model type 'resnet' can be dropped"):

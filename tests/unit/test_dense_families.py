@@ -194,7 +194,9 @@ def test_only_the_backbone_is_narrower():
     assert narrow.encoder_in_channels == [12, 16, 20] and narrow.d_model == full.d_model
     assert full.backbone_config.hidden_sizes == [16, 24, 32, 40]
     assert narrow_config(dense_config("upernet"), 0.5).auxiliary_in_channels == 6
-    with pytest.raises(TypeError, match="`config.backbone_config` is of model type 'timm_backbone'.*'resnet'"):
+    with pytest.raises(
+        TypeError, match="`config.backbone_config` is of model type 'timm_backbone'.*'convnext'.*`ResNetConfig`"
+    ):
         narrow_config(DetrConfig(), 0.5)
     assert set(supported_model_types()) >= DENSE_TYPES
     models = {dense_config(name).model_type for name in MODELS}

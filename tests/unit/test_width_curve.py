@@ -99,7 +99,7 @@ def test_without_calibration(model):
     ("arguments", "error", "message"),
     [
         ({"widths": []}, ValueError, "`widths` must have one width multiplier or more"),
-        ({"widths": [0.5, 1.5]}, ValueError, r"`widths` .* must be in \(0, 1\], but is 1.5"),
+        ({"widths": [0.5, 1.5]}, ValueError, r"`widths` must be a width multiplier in \(0, 1\], but is 1.5"),
         ({"eval_data": []}, ValueError, "`eval_data` must have one batch or more"),
         (
             {"eval_data": iter([])},
@@ -238,7 +238,7 @@ def test_script_without_calibration(script, flags, tmp_path):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--widths", "0.5", "2"], r"`widths` .* must be in \(0, 1\], but is 2.0"),
+        (["--widths", "0.5", "2"], r"`widths` must be a width multiplier in \(0, 1\], but is 2.0"),
         (["--calibration_samples", "1"], "`calibration_samples` must be 2 or more, which BatchNorm needs"),
         (["--batch_size", "1"], "`batch_size` must be 2 or more, but is 1"),
         (["--repetitions", "0"], "`repetitions` must be 1 or more, but is 0"),
