@@ -68,7 +68,7 @@ train: $(VENV)/.installed-examples  ## Train with GradAug on the embedded digits
 # (benchmarks, distributed, examples, faults) come first.
 PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --durations=20
 
-test-fast: $(VENV)/.installed-dev  ## Run the tests that take no time, which is what one wants while working
+test-fast: $(VENV)/.installed-dev  ## Run the fast tests
 	@$(PYTEST) -m "not slow and not distributed" $(ARGS)
 
 test: $(VENV)/.installed-dev  ## Run all tests

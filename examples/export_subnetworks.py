@@ -180,8 +180,8 @@ def run(args: ExportArguments, data_args: DataArguments, positional: Namespace) 
     models, rows = map(list, zip(*exports))
     images = next(iter(eval_batches))["pixel_values"].to(model.device)
     latencies = [measure_latency(models, batch, args.repetitions) for batch in (images[:1], images)]
-    for row, network, one, whole in zip(rows, models, *latencies):
-        row |= {"flops": count_flops(network, images), "latency_1": one, "latency_batch": whole}
+    for row, network, latency_1, latency_batch in zip(rows, models, *latencies):
+        row |= {"flops": count_flops(network, images), "latency_1": latency_1, "latency_batch": latency_batch}
 
     output_dir = Path(args.output_dir)
     full = rows[-1]

@@ -19,7 +19,7 @@ class GradAugConfig(GradAugSettings, TrainingArguments):
     Args:
         num_subnetworks (`int`, *optional*, defaults to `3`), subnetwork_kind, min_survival, min_width, width_choices,
         scales, rotations, subnetwork_targets, subnetwork_loss_weight, temperature, width_divisor,
-        subnetwork_batch_fraction, subnetwork_every, nonfinite_loss:
+        subnetwork_batch_fraction, subnetwork_every, cuda_graphs, nonfinite_loss:
             See [`GradAugSettings`].
         lr_milestones (`list[float]`, *optional*):
             Shares of the run, each in (0, 1). After each, the learning rate is divided by 10. Needs
@@ -59,7 +59,7 @@ class GradAugConfig(GradAugSettings, TrainingArguments):
             return
         if not (self.lr_milestones and all(0 < share < 1 for share in self.lr_milestones)):
             raise ValueError(
-                f"`lr_milestones` must be one or more shares of the training in (0, 1), but is {self.lr_milestones}."
+                f"`lr_milestones` must be one or more shares of the run in (0, 1), but is {self.lr_milestones}."
             )
         if self.lr_scheduler_type != SchedulerType.CONSTANT:
             raise ValueError(

@@ -29,8 +29,8 @@ class GradAugMixin:
     Adds GradAug to any Trainer: `class MyTrainer(GradAugMixin, SomeTrainer)`.
 
     Each batch takes one pass of the full network, with the loss that the Trainer computes. Each sub-network then takes
-    one pass on a transformation of the batch. It learns from the full network's soft targets, or from the labels with
-    `subnetwork_targets="labels"`. Evaluation and prediction run the full network alone.
+    one pass on a transformation of the batch. `subnetwork_targets` says what it learns from: the full network's soft
+    targets, the labels, or the full network's queries. Evaluation and prediction run the full network alone.
 
     With `num_subnetworks=0` the Trainer behaves as `SomeTrainer`, with two corrections for image classifiers. They
     make a comparison fair:
@@ -141,7 +141,7 @@ class GradAugMixin:
         return NonFiniteLossGuard(self.accelerator, self.gradaug.model, self.gradaug_settings.nonfinite_loss)
 
     def _inner_training_loop(self, *args, **kwargs) -> TrainOutput:
-        # `auto_find_batch_size` comes here for each try. Nothing is left of an earlier one.
+        # `auto_find_batch_size` calls this once per batch size, so the state is reset.
         self._step_log = self._new_step_log()
         self._subnetwork_share = 0.0
         if self.gradaug is None:
@@ -203,7 +203,7 @@ class GradAugMixin:
         if gradaug_pass.is_full and self.gradaug.captured is not None and not is_own and self._has_model_loss:
             return gradaug_pass.compute(model)
         if gradaug_pass.learns_from_labels:
-            # Its own dictionary, because a loss may take the labels out.
+            # A copy, because `compute_loss` may pop the labels.
             kwargs = {"return_outputs": True, "num_items_in_batch": num_items_in_batch}
             loss = label_loss(model, dict(inputs), **_accepted(label_loss, kwargs))
             if not (isinstance(loss, tuple) and len(loss) == 2):

@@ -356,8 +356,8 @@ class GradAug:
         self._checked_sizes: set[tuple[int, int]] = set()
         self._trains_one_image: dict[tuple[int, int], bool] = {}
         self._checked_labels = False
-        # With random depth there are too many sub-networks to compile each.
         self.captured = CapturedPasses(model) if self.settings.cuda_graphs else None
+        # With random depth there are too many sub-networks to compile each.
         self._compiled = self.settings.width_choices is not None and not self.settings.draws_depth
         if self._compiled:
             _allow_graphs(self.settings)

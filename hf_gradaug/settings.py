@@ -69,10 +69,10 @@ class GradAugSettings:
         subnetwork_every (`int`, *optional*, defaults to `1`):
             Trains sub-networks every k-th optimizer step, from the first step on. 1 or more.
         cuda_graphs (`bool`, *optional*, defaults to `False`):
-            Captures the full network's passes, and sub-networks' passes with soft targets, as CUDA graphs. There is
-            one capture for each width, image size and batch shape, up to 64; further passes run eagerly. This is
-            faster for small networks and batches, where the host is the limit. With random widths, set `width_choices`
-            or `width_divisor` too.
+            Captures the passes of the full network and of the sub-networks as CUDA graphs. Needs `subnetwork_targets`
+            `"soft"`. There is one capture for each width, image size and batch shape, up to 64; further passes run
+            eagerly. With random depth, sub-networks run eagerly. This is faster for small networks and batches, where
+            the host is the limit. With random widths, set `width_choices` or `width_divisor` too.
         nonfinite_loss (`str`, *optional*, defaults to `"stop"`):
             What [`GradAugTrainer`] does if a loss or the gradient is NaN or infinite. `"stop"` raises an error before
             anything of the step is saved. `"skip"` skips the optimizer step and counts it, and waits for the device in
@@ -157,8 +157,9 @@ class GradAugSettings:
     cuda_graphs: bool = field(
         default=False,
         metadata={
-            "help": "Capture passes as CUDA graphs, one for each width, image size and batch shape, up to 64. Faster "
-            "for small networks and batches. With random widths, set width_choices or width_divisor too."
+            "help": "Capture all passes as CUDA graphs, one for each width, image size and batch shape, up to 64. Needs "
+            "soft targets. With random depth, sub-networks run eagerly. Faster for small networks and batches. With "
+            "random widths, set width_choices or width_divisor too."
         },
     )
     nonfinite_loss: NonFiniteLoss = field(

@@ -272,8 +272,8 @@ def _training_settings(trainer: Trainer) -> dict[str, Any]:
     if "adam" not in args.optim:
         settings.update(adam_beta1=None, adam_beta2=None, adam_epsilon=None)
     settings["max_steps" if args.max_steps <= 0 else "num_train_epochs"] = None  # the other one counts
-    # As the authors' figures are given: images in an optimizer step.
-    settings["images in a step"] = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    # Images in an optimizer step, as the authors give it.
+    settings["global batch size"] = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
     return settings
 
 

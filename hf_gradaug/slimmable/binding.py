@@ -48,7 +48,7 @@ class FullNetwork:
 
     def __init__(self, model: nn.Module):
         self.names = [name for name, _ in model.named_modules()]
-        # What sub-networks can do once for many passes. Views of weights are in there, so that all go when a weight moves.
+        # Plans that sub-networks use for many passes. They hold views of the weights, so they are cleared when a weight moves.
         self.plans: WeakKeyDictionary[Subnetwork, dict[Any, _Plan]] = WeakKeyDictionary()
         self._weights: list[tuple] = []
         self._read(model)
@@ -277,7 +277,7 @@ class _Use(NamedTuple):
     parameter: nn.Parameter
     selection: Selection
     dtype: torch.dtype
-    is_dense: bool  # the entries in the parameter
+    is_dense: bool  # whether the selected entries are contiguous in the parameter
     count: int  # earlier uses of the same parameter
 
 

@@ -70,14 +70,24 @@ def test_arithmetic():
     squares = 0.9**2 + 2 * (1 - 0.9**3) / 3 / 0.1  # of 0.9, and of two widths that are uniform in [0.9, 1]
     ratio = round(1 + squares * area, 2)
     assert f"= {area:.3f}." in PAGE and f"= {squares:.3f}." in PAGE and f"**{ratio}**" in PAGE
-    results = json.loads((images.ROOT / "docs" / "results" / "h200" / "graphs.json").read_text("utf-8"))["entries"]
-    (entry,) = (each for name, each in results.items() if name.endswith("graphs, batch 256"))
-    measured, factor = round(entry["arms"]["gradaug"]["time_ratio"], 2), round(ratio / entry["flop_ratio"], 2)
-    ratio = round(measured * factor, 2)
-    assert f"r = {measured} x {factor} = **{ratio}**" in PAGE
-    rows = re.findall(r"^\| (\d+) x .*? \| ([\d,]+) \| \[\d\] \| ([\d.]+) \| (\d+) \|$", PAGE, re.M)
-    assert len(rows) == 7
-    for gpus, plain, hours, gpu_hours in rows:
-        expected = EPOCHS * IMAGES * ratio / number(plain) / 3600
+    ratios = {}
+    for kind, file, setting, digits in (
+        ("fast", "graphs", "graphs, batch 256", 2),
+        ("TF32", "steps", "float32, batch 128", 2),
+        ("small", "batch-64", "divisor 32, batch 64", 1),
+    ):
+        results = json.loads((images.ROOT / "docs" / "results" / "h200" / f"{file}.json").read_text("utf-8"))
+        (entry,) = (each for name, each in results["entries"].items() if name.endswith(setting))
+        measured, factor = round(entry["arms"]["gradaug"]["time_ratio"], 2), round(ratio / entry["flop_ratio"], 2)
+        ratios[kind] = round(measured * factor, digits)
+        assert f"{measured} x {factor} = **{ratios[kind]}**" in PAGE
+    rows = re.findall(r"^\| (\d+) x (.*?) \| ([\d,]+) \| \[\d\] \| ([\d.]+) \| (\d+) \|$", PAGE, re.M)
+    assert len(rows) == 7 and sum("TF32" in name for _, name, *_ in rows) == 1
+    for gpus, name, plain, hours, gpu_hours in rows:
+        expected = EPOCHS * IMAGES * ratios["TF32" if "TF32" in name else "fast"] / number(plain) / 3600
         assert number(hours) == pytest.approx(expected, abs=0.05)
         assert number(gpu_hours) == pytest.approx(expected * int(gpus), abs=0.5)
+    costs = {
+        kind: [2 * number(row[-1]) for row in rows if row[0] == "8" and ("TF32" in row[1]) == kind] for kind in (0, 1)
+    }
+    assert f"8 GPUs cost ${min(costs[0]):.0f} to ${max(costs[0]):.0f}, and ${costs[1][0]:.0f} with TF32" in PAGE

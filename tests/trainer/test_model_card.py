@@ -73,7 +73,7 @@ def test_card_of_a_gradaug_run(tmp_path, from_scratch):
     assert (rows["learning_rate"], rows["weight_decay"]) == ("0.05", "0.01")
     assert (rows["optim"], rows["optim_args"]) == ("sgd", "momentum=0.9,nesterov=True")
     assert rows["max_steps"] == "2" and "num_train_epochs" not in rows
-    assert rows["images in a step"] == "8" and rows["optimizer steps"] == "2" and rows["seed"] == "0"
+    assert rows["global batch size"] == "8" and rows["optimizer steps"] == "2" and rows["seed"] == "0"
     assert (rows["training images"], rows["evaluation images"]) == ("32", "12")
     assert rows["cutmix_alpha"] == "1" and "mixup_alpha" not in rows
     assert rows["loss"] == f"{metrics['eval_loss']:.4g}" and rows["accuracy"] == f"{metrics['eval_accuracy']:.4g}"
@@ -256,6 +256,17 @@ def test_card_of_the_project(path):
         assert card.data.eval_results is None and "We have not run it" in card.text
 
 
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
+def test_links_of_a_card_resolve(path):
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text("utf-8")):
+        file, _, anchor = link.partition("#")
+        target = path.parent / file
+        assert target.is_file(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", target.read_text("utf-8"), re.M)
+            assert anchor in [heading.lower().replace(" ", "-") for heading in headings], link
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_has_a_card_that_agrees(path):
     card = card_of(path).read_text()
@@ -270,9 +281,9 @@ def test_recipe_has_a_card_that_agrees(path):
         if name in recipe:
             assert rows[name] == _show(recipe[name]), name
     if path.stem.startswith("cifar"):
-        assert int(rows["images in a step"]) == recipe["per_device_train_batch_size"]
+        assert int(rows["global batch size"]) == recipe["per_device_train_batch_size"]
     if path.stem.startswith("imagenet_"):
-        assert int(rows["images in a step"]) == 512
+        assert int(rows["global batch size"]) == 512
     for name in ("scales", "lr_milestones"):
         if name in recipe:
             assert rows[name] == _show(recipe[name]), name
