@@ -232,7 +232,7 @@ def _draw_objects(picture: Image.Image, found: dict[str, torch.Tensor], names: l
         draw = ImageDraw.Draw(picture)
         if "boxes" in found:
             draw.rectangle((left, top, right, bottom), outline=colour, width=3)
-        text = f"{names[label]} {score:.0%}"
+        text = f"{names[label]}: {score:.0%}"
         width, height = draw.textbbox((0, 0), text, font=font)[2:]
         x = min(max(left, 0), picture.width - width)
         places = [(x, y) for y in (top - height - 2, bottom + 2, *range(0, picture.height, height))]
