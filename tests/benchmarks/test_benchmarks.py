@@ -130,6 +130,7 @@ def test_memory_of_each_arm_shows_progress(monkeypatch, capsys):
     assert "memory, gradaug: 100%" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_float16_trains_with_a_scaler():
     args = step.BenchmarkArguments(smoke=True, dtype="float16", device="cpu")
     passes = []

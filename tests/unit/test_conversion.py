@@ -129,6 +129,7 @@ def test_logits_equal_those_of_the_authors_layout(depth, save):
     torch.testing.assert_close(logits_of(model, batch), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_there_and_back(script, tmp_path, save):
     network = random_network(50)
     # What the authors' training saves.

@@ -9,6 +9,7 @@ from hf_gradaug import RobustnessResults, RobustnessSettings, corrupt_image, mea
 from hf_gradaug.robustness import CORRUPTIONS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_a_corruption_is_a_function_of_image_severity_and_seed(corruption):
     image = np.random.default_rng(0).integers(0, 256, (36, 32, 3), dtype=np.uint8)

@@ -136,6 +136,7 @@ def test_a_classifier_that_does_not_normalize(trained, data):
 # The numbers
 
 
+@pytest.mark.slow
 def test_accuracies(classifier, trained, data):
     torch.manual_seed(3)
     np.random.seed(3)

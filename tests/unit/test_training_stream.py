@@ -124,6 +124,7 @@ def test_workers_share_the_window(rows, counted, monkeypatch):
         assert counted["rows"] - before == 4 + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("reader", "processes"), [(0, 1), (0, 2), (2, 3), (1, 7)])
 @pytest.mark.parametrize("buffer_size", [1, 5, 100])
