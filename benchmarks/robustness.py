@@ -136,7 +136,8 @@ def train(args: RobustnessBenchmarkArguments, folder: str) -> tuple[dict[tuple[s
     runs = []
     for (arm, seed), path in models.items():
         flags = [*ARMS[arm], "--do_train", "--do_eval", "--seed", str(seed), "--output_dir", path]
-        flags += ["--log_level", "error", *args.train_flags.split()]
+        # Without the flag, bars are off from the second run on, because the log level stays.
+        flags += ["--disable_tqdm", "False", "--log_level", "error", *args.train_flags.split()]
         runs.append(("run_image_classification", flags))
     return models, runs
 

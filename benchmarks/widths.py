@@ -59,7 +59,7 @@ def run(args: WidthsArguments, arm: str, seed: int) -> dict[str, Any]:
     """What the export of one trained network reports."""
     with temporary_folder() as folder:
         train = [*ARMS[arm][0], "--do_train", "--output_dir", folder, "--num_train_epochs", str(args.epochs)]
-        train += ["--log_level", "error", "--eval_strategy", "no", "--use_cpu"]
+        train += ["--disable_tqdm", "False", "--log_level", "error", "--eval_strategy", "no", "--use_cpu"]
         export = [folder, "--widths", *map(str, args.widths), "--output_dir", folder, "--device", "cpu"]
         for script, flags in (("run_image_classification", train), ("export_subnetworks", export)):
             print(f"{arm}, seed {seed}: {script}", file=sys.stderr, flush=True)
