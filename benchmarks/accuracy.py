@@ -109,14 +109,9 @@ class Runner:
         if grid.results.exists() and not grid.results.read_bytes().endswith(b"\n"):
             self._rewrite()  # so that the next line begins one
         levels = {cell: grid.level(cell.dataset, cell.arm) for cell in grid.cells}
+        wanted = [cell for cell in grid.cells if cell.arm in (self.args.arms or grid.study.arms)]
         for level in range(max(levels.values()) + 1):
-            missing = [
-                cell
-                for cell in grid.cells
-                if levels[cell] == level
-                and cell.arm in (self.args.arms or grid.study.arms)
-                and grid.record(cell) is None
-            ]
+            missing = [cell for cell in wanted if levels[cell] == level and grid.record(cell) is None]
             # A teacher whose line is there, but whose model is not, as in a new clone, is trained again.
             teachers = dict.fromkeys(teacher for cell in missing if (teacher := grid.teacher(cell)))
             gone = [cell for cell in teachers if not (grid.models / cell.folder / "model.safetensors").exists()]

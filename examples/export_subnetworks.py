@@ -144,7 +144,6 @@ def add_depth(name: str, kept_blocks: list[list[int]] | None) -> str:
 
 def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     logging.basicConfig(format="%(levelname)s - %(name)s - %(message)s", level=logging.WARNING)
-    logging.getLogger("hf_gradaug").setLevel(logging.INFO)  # each width says when it is measured
     parser = HfArgumentParser((ExportArguments, DataArguments))
     parser.add_argument("model", help="Image classifier: a Hub name or folder.")
     args, data_args, positional = parser.parse_args_into_dataclasses(args, look_for_args_file=False)

@@ -146,16 +146,15 @@ def run(
     wanted = [split for split, use in (("train", training_args.do_train), ("validation", evaluates)) if use]
     if not wanted:
         raise ValueError("Nothing to do: give `do_train`, `do_eval` or both.")
-    if source := model_args.model_name_or_path:
-        side = data_args.image_square_size
+    if source := model_args.model_name_or_path or model_args.config_name or model_args.backbone:
         # Its error says why a model can't be loaded.
         check_has_subnetworks(AutoConfig.from_pretrained(source, **model_args.hub), training_args)
+    if model_args.model_name_or_path:
+        side = data_args.image_square_size
         processor = AutoImageProcessor.from_pretrained(
             source, size={"height": side, "width": side}, do_pad=False, **model_args.hub
         )
     else:
-        if source := model_args.config_name or model_args.backbone:
-            check_has_subnetworks(AutoConfig.from_pretrained(source, **model_args.hub), training_args)
         processor = task.new_processor(data_args.image_square_size)
     with training_args.main_process_first(desc="write the scenes"):
         paths = {split: data_args.paths(split, training_args.output_dir) for split in wanted}

@@ -2,7 +2,6 @@
 """Accuracy against width: measurement, table and plot."""
 
 import itertools
-import logging
 import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,8 +20,6 @@ from ..slimmable.narrowing import check_width
 from .calibration import batchnorm_layers, read_images, recalibrate_batchnorm
 from .subnetworks import copy_subnetwork, narrowed_fields
 
-
-logger = logging.getLogger(__name__)
 
 _RECALIBRATED, _KEPT = "accuracy_recalibrated", "accuracy"
 # Titles and formats of the table's columns, by the keys of the rows.
@@ -88,7 +85,6 @@ def export_widths(
                 f"`{name}` must be a `DataLoader` or a list, which can be read for each width, but is a {type(data).__name__}."
             )
     for width in widths:
-        logger.info(f"Measuring width {width:g}.")
         subnetwork = copy_subnetwork(model, width, width_divisor, kept_blocks)
         row = {
             "width": width,
