@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """One step on ResNet-50 in float64 equals the authors' step, written out in plain PyTorch in `reference_step.py`."""
 
+import pytest
 import torch
 from helpers.reference_step import gradaug_step
 from helpers.tiny import tiny_images
@@ -9,6 +10,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from hf_gradaug import GradAug, GradAugSettings
 
 
+@pytest.mark.slow  # a ResNet-50 in float64
 def test_equals_the_authors_step():
     torch.manual_seed(0)
     model = ResNetForImageClassification(ResNetConfig(num_labels=10)).double().train()
