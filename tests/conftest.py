@@ -6,7 +6,6 @@ import gc
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -99,18 +98,6 @@ def subprocess_env() -> dict[str, str]:
     """
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="session")
-def torchrun(subprocess_env):
-    """Runs a script in several processes, `torchrun(script, *words, processes=2)`, and gives what came of it."""
-
-    def run(script: str | Path, *words: str, processes: int = 2, timeout: float = 300) -> subprocess.CompletedProcess:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command = [*launcher, str(script), *words]
-        return subprocess.run(command, env=subprocess_env, capture_output=True, text=True, timeout=timeout)
-
-    return run
 
 
 @pytest.fixture

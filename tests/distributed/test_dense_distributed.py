@@ -1,11 +1,11 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""An example for detection in two real processes, started by `torchrun` with gloo, and in one."""
+"""An example for detection in two real processes, in a group as `torchrun` makes it, with gloo, and in one."""
 
 import json
 
 import pytest
 from detection.common import main
-from helpers import images
+from helpers import harness, images
 from helpers.dense import dense_config
 from helpers.tiny import largest_difference, state_of
 from transformers import AutoModelForObjectDetection
@@ -14,7 +14,7 @@ from transformers import AutoModelForObjectDetection
 pytestmark = pytest.mark.distributed
 
 
-def test_two_processes_train_and_evaluate_as_one(tmp_path, root, torchrun):
+def test_two_processes_train_and_evaluate_as_one(tmp_path, root):
     # Each process counts the objects of both, and nothing but the loss goes over the batch. transformers divides the
     # number of objects by that of processes twice, so that the loss is twice as large; clipped, its gradient is the same.
     config = dense_config("deformable_detr")
@@ -31,8 +31,7 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path, root, torchrun):
     one, two = tmp_path / "one", tmp_path / "two"
     main(images.load_script("run_object_detection").TASK, [*args, *batch(4), "--output_dir", str(one)])
     script = root / "examples" / "run_object_detection.py"
-    done = torchrun(script, *args, *batch(2), "--ddp_backend", "gloo", "--output_dir", str(two), timeout=600)
-    assert done.returncode == 0, done.stderr
+    harness.run_script_in_ranks(tmp_path, script, *args, *batch(2), "--ddp_backend", "gloo", "--output_dir", str(two))
 
     first, second = (AutoModelForObjectDetection.from_pretrained(folder) for folder in (one, two))
     start = AutoModelForObjectDetection.from_config(config)

@@ -1,11 +1,12 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Two real processes and more, started by `torchrun` with gloo."""
+"""Two real processes and more, in a group as `torchrun` makes it, with gloo."""
 
 import functools
 import json
 
 import pytest
 import torch
+from helpers import harness
 from helpers.scripts import train_tiny
 from helpers.tiny import largest_difference
 from transformers import AutoModelForImageClassification
@@ -94,7 +95,7 @@ LAUNCHES = {
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, root, torchrun):
+def trained(tmp_path_factory, root):
     """Gives a training of `LAUNCHES` by its name: the weights, what it wrote down and its folder."""
     folder = tmp_path_factory.mktemp("trainings")
 
@@ -110,8 +111,8 @@ def trained(tmp_path_factory, root, torchrun):
         if processes == 1:
             train_tiny.main(words)
         else:
-            done = torchrun(root / "tests" / "helpers" / "scripts" / "train_tiny.py", words, processes=processes)
-            assert done.returncode == 0, done.stderr
+            script = root / "tests" / "helpers" / "scripts" / "train_tiny.py"
+            harness.run_script_in_ranks(folder / name, script, words, processes=processes)
         for training in jobs:
             assert json.loads((folder / training / "result.json").read_text())["processes"] == processes
 

@@ -15,7 +15,7 @@ import evaluate
 import numpy as np
 import pytest
 import torch
-from helpers import images
+from helpers import harness, images
 from huggingface_hub.errors import HTTPError
 from sklearn.metrics import f1_score
 from torch.utils.data import DataLoader
@@ -340,15 +340,14 @@ def test_curves_of_gradaug_and_plain_runs(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_two_processes_stream_accumulate_and_evaluate(tmp_path, torchrun):
+def test_two_processes_stream_accumulate_and_evaluate(tmp_path):
     path = str(images.make_parquet(tmp_path / "data", num_shards=3, images_per_shard=7))
-    done = torchrun(
-        images.ROOT / "examples" / "run_image_classification.py", "--train_dir", path, "--validation_dir", path, *MODEL, *QUIET,
+    harness.run_script_in_ranks(
+        tmp_path, images.ROOT / "examples" / "run_image_classification.py", "--train_dir", path, "--validation_dir", path, *MODEL, *QUIET,
         "--gradaug", "--streaming", "--do_train", "--do_eval", "--num_train_epochs", "2", "--per_device_train_batch_size", "2",
         "--gradient_accumulation_steps", "2", "--per_device_eval_batch_size", "4", "--eval_strategy", "epoch",
         "--output_dir", str(tmp_path / "out"), "--ddp_backend", "gloo",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
     assert state["global_step"] == 6  # 21 images: 6 batches of 4, accumulated by 2, twice
     assert [row["step"] for row in state["log_history"] if "eval_loss" in row] == [3, 6, 6]

@@ -4,6 +4,7 @@
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -227,10 +228,13 @@ class Kill(TrainerCallback):
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_one_process_dies(tmp_path, root, torchrun):
+def test_one_process_dies(tmp_path, root, subprocess_env):
     """SIGKILL of one of two processes in the middle of a step: the other ends too, and `torchrun` names the rank."""
+    script = root / "tests" / "helpers" / "scripts" / "train_and_die.py"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, str(script), str(tmp_path / "out")]
     # A minute for the other to end, and the rest for the two to start.
-    done = torchrun(root / "tests" / "helpers" / "scripts" / "train_and_die.py", str(tmp_path / "out"), timeout=100)
+    done = subprocess.run(command, env=subprocess_env, capture_output=True, text=True, timeout=100)
     assert done.returncode != 0
     assert "rank      : 1 (local_rank: 1)" in done.stderr and "Signal 9 (SIGKILL)" in done.stderr
     pids = [int(path.read_text()) for path in (tmp_path / "out").glob("*.pid")]

@@ -10,6 +10,7 @@ import importlib
 import multiprocessing
 import os
 import resource
+import runpy
 import shutil
 import signal
 import socket
@@ -64,16 +65,30 @@ def finish(process, log: Path, timeout: float = 60) -> Run:
     return Run(process.exitcode, log.read_text())
 
 
-def run_ranks(folder: Path, function: Callable, *args) -> list[Run]:
-    """Runs a function in two processes of one group, as `torchrun` sets their environment."""
+def run_ranks(folder: Path, function: Callable, *args, processes: int = 2, timeout: float = 60) -> list[Run]:
+    """Runs a function in several processes of one group, in the environment that `torchrun` sets."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
-        group = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(probe.getsockname()[1])}
+        group = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(probe.getsockname()[1])}
+    group |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
     runs = []
-    for rank in ("0", "1"):
+    for rank in map(str, range(processes)):
         log = folder / f"{rank}.log"
         runs.append((start(log, function, *args, env={"RANK": rank, "LOCAL_RANK": rank, **group}), log))
-    return [finish(process, log) for process, log in runs]
+    return [finish(process, log, timeout) for process, log in runs]
+
+
+def run_script_in_ranks(folder: Path, script: Path, *words: str, processes: int = 2) -> None:
+    """Runs a script as `torchrun` would, without the time that each process takes to import the libraries."""
+    folder.mkdir(exist_ok=True)
+    for run in run_ranks(folder, _run_script, str(script), *words, processes=processes, timeout=300):
+        assert run.code == 0, run.text
+
+
+def _run_script(*words: str) -> None:
+    sys.argv = list(words)
+    sys.path.insert(0, str(Path(words[0]).parent))
+    runpy.run_path(words[0], run_name="__main__")
 
 
 def _enter(log: Path, env: dict[str, str], function: Callable, *args) -> None:

@@ -11,7 +11,7 @@ import datasets
 import pytest
 import torch
 from accelerate import debug_launcher
-from helpers import images
+from helpers import harness, images
 from helpers.streams import IMAGES_PER_SHARD, SEED, RecordingTrainer, stream_trainer
 from helpers.tiny import TinyImages, largest_difference, state_of, tiny_model, tiny_trainer
 from transformers import Trainer, TrainingArguments
@@ -160,13 +160,11 @@ def places_by_seed(epochs):
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_two_processes_share_the_stream_and_resume(tmp_path, root, torchrun, shards):
+def test_two_processes_share_the_stream_and_resume(tmp_path, root, shards):
     def run(output, *checkpoint):
         output.mkdir()
-        done = torchrun(
-            root / "tests" / "helpers" / "scripts" / "train_stream.py", str(output), shards, "16", *checkpoint
-        )
-        assert done.returncode == 0, done.stderr
+        script = root / "tests" / "helpers" / "scripts" / "train_stream.py"
+        harness.run_script_in_ranks(output, script, str(output), shards, "16", *checkpoint)
         return [json.loads((output / f"seen_{rank}.json").read_text()) for rank in range(2)]
 
     seen = run(tmp_path / "whole")
