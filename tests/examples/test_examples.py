@@ -227,19 +227,18 @@ def test_config_overrides(script):
 
 
 @pytest.fixture(scope="module")
-def digits(root, subprocess_env, tmp_path_factory):
-    """Trains an arm as `make train` starts it, but with three of ten epochs and one thread; gives the output folder."""
+def digits(root, tmp_path_factory):
+    """Trains an arm as `make train` does, but with three of ten epochs and one thread; gives the output folder."""
 
     @functools.cache
     def train(arm: str) -> Path:
         folder = tmp_path_factory.mktemp(arm)
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", "1"]
-        launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
         flags = ["--output_dir", str(folder), "--do_train", "--do_eval", "--disable_tqdm", "True"]
         flags += ["--num_train_epochs", "3", *(["--gradaug"] if arm == "gradaug" else [])]
         script = str(root / "examples" / "run_image_classification.py")
-        done = subprocess.run([*launch, script, *flags], env=subprocess_env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        log = folder / "log"
+        run = harness.finish(harness.start(log, harness.run_script, script, *flags), log, timeout=300)
+        assert run.code == 0, run.text
         return folder
 
     return train

@@ -81,11 +81,12 @@ def run_ranks(folder: Path, function: Callable, *args, processes: int = 2, timeo
 def run_script_in_ranks(folder: Path, script: Path, *words: str, processes: int = 2) -> None:
     """Runs a script as `torchrun` would, without the time that each process takes to import the libraries."""
     folder.mkdir(exist_ok=True)
-    for run in run_ranks(folder, _run_script, str(script), *words, processes=processes, timeout=300):
+    for run in run_ranks(folder, run_script, str(script), *words, processes=processes, timeout=300):
         assert run.code == 0, run.text
 
 
-def _run_script(*words: str) -> None:
+def run_script(*words: str) -> None:
+    """In the child: a script with its arguments, as `python` would."""
     sys.argv = list(words)
     sys.path.insert(0, str(Path(words[0]).parent))
     runpy.run_path(words[0], run_name="__main__")
