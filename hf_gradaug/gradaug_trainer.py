@@ -76,7 +76,7 @@ class GradAugMixin:
         self._step_log = self._new_step_log()
         self._subnetwork_share = 0.0  # of the full network's floating-point operations, in the last batch
         super().__init__(*args, **kwargs)
-        if self._corrects_baseline:
+        if self._needs_trainer_fixes:
             # These heads take `**kwargs`, from which the Trainer concludes that they scale their loss by
             # `num_items_in_batch`. They don't, or count other items: it would grow with the accumulation steps and the
             # processes.
@@ -88,7 +88,8 @@ class GradAugMixin:
         return self.args if isinstance(self.args, GradAugSettings) else GradAugSettings()
 
     @property
-    def _corrects_baseline(self) -> bool:
+    def _needs_trainer_fixes(self) -> bool:
+        """Whether the Trainer's own loss scaling and FSDP2 wrapping are wrong for this model or these settings."""
         is_classifier = getattr(self.model, "loss_type", None) == "ForImageClassification"
         settings = self.gradaug_settings
         return settings.num_subnetworks > 0 or settings.subnetwork_targets == "labels" or is_classifier
@@ -133,7 +134,7 @@ class GradAugMixin:
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         # Accelerate itself fails on models without input embeddings, such as these.
-        if self._corrects_baseline and self.accelerator.is_fsdp2:
+        if self._needs_trainer_fixes and self.accelerator.is_fsdp2:
             shard_as_one_unit(self.model, self.accelerator.state.fsdp_plugin)
         return super().create_optimizer(model)
 
