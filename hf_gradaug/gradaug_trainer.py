@@ -200,8 +200,13 @@ class GradAugMixin:
         inputs: dict[str, Tensor | Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        is_own = getattr(label_loss, "__func__", None) is not GradAugMixin.compute_loss
-        if gradaug_pass.is_full and self.gradaug.captured is not None and not is_own and self._has_model_loss:
+        is_overridden = getattr(label_loss, "__func__", None) is not GradAugMixin.compute_loss
+        if (
+            gradaug_pass.is_full
+            and self.gradaug.captured is not None
+            and not is_overridden
+            and self._trainer_uses_model_loss
+        ):
             return gradaug_pass.compute(model)
         if gradaug_pass.learns_from_labels:
             # A copy, because `compute_loss` may pop the labels.
@@ -222,7 +227,8 @@ class GradAugMixin:
         return loss
 
     @property
-    def _has_model_loss(self) -> bool:
+    def _trainer_uses_model_loss(self) -> bool:
+        """Whether the Trainer's loss is the one in the model's outputs, which a CUDA graph can replay."""
         stock = super().compute_loss.__func__ is Trainer.compute_loss
         return stock and self.compute_loss_func is None and self.label_smoother is None
 
