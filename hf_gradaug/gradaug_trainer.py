@@ -317,8 +317,10 @@ def _with_labels(
         inputs["labels"] = gradaug_pass.soft_labels
     if num_items_in_batch is None or not gradaug_pass.learns_from_labels:
         return inputs, None
-    # The items of other processes and micro-batches are in the number, so that it can't be counted here.
-    return inputs, num_items_in_batch if gradaug_pass.share == 1 else num_items_in_batch * gradaug_pass.share
+    if gradaug_pass.batch_fraction == 1:
+        return inputs, num_items_in_batch
+    # The number includes the items of other processes and micro-batches, so it can't be counted here.
+    return inputs, num_items_in_batch * gradaug_pass.batch_fraction
 
 
 def _accepted(function: Callable, kwargs: dict[str, Any]) -> dict[str, Any]:
