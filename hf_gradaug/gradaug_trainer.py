@@ -74,7 +74,7 @@ class GradAugMixin:
         self.gradaug: GradAug | None = None
         self._loss_guard: NonFiniteLossGuard | None = None
         self._step_log = self._new_step_log()
-        self._subnetwork_share = 0.0  # of the full network's floating-point operations, in the last batch
+        self._subnetwork_flops = 0.0  # in the last batch, relative to the full network
         super().__init__(*args, **kwargs)
         if self._needs_trainer_fixes:
             # These heads take `**kwargs`, from which the Trainer concludes that they scale their loss by
@@ -144,7 +144,7 @@ class GradAugMixin:
     def _inner_training_loop(self, *args, **kwargs) -> TrainOutput:
         # `auto_find_batch_size` calls this once per batch size, so the state is reset.
         self._step_log = self._new_step_log()
-        self._subnetwork_share = 0.0
+        self._subnetwork_flops = 0.0
         if self.gradaug is None:
             return super()._inner_training_loop(*args, **kwargs)
         self._loss_guard = self._new_loss_guard()
@@ -165,7 +165,7 @@ class GradAugMixin:
             check_can_train(self, self.model, self.gradaug_settings)
             self._make_gradaug(self.model)
         inputs = self._prepare_inputs(inputs)
-        losses, passes, share = [], [], 0.0
+        losses, passes, relative_flops = [], [], 0.0
         self._loss_guard.start()
         # The Trainer's step calls `compute_loss`, which may be a user's: only passes that learn from labels go through it.
         label_loss, own = self.compute_loss, vars(self).get("compute_loss")
@@ -176,14 +176,14 @@ class GradAugMixin:
                 with sync, gradaug_pass:
                     losses.append(super().training_step(model, *_with_labels(gradaug_pass, num_items_in_batch)))
                     if not gradaug_pass.is_full:
-                        share += self._share_of_flops(gradaug_pass, inputs)
+                        relative_flops += self._relative_flops(gradaug_pass, inputs)
                 passes.append(gradaug_pass)
         finally:
             del self.compute_loss
             if own is not None:  # a user's function, set on the trainer
                 self.compute_loss = own
         self._loss_guard.finish(losses, passes, step=self.state.global_step + 1)
-        self._subnetwork_share = share
+        self._subnetwork_flops = relative_flops
         self._step_log.add(
             losses,
             passes,
@@ -280,10 +280,10 @@ class GradAugMixin:
             self._loss_guard.settle()
 
     def floating_point_ops(self, inputs: dict[str, Tensor | Any]) -> float:
-        share, self._subnetwork_share = self._subnetwork_share, 0.0
-        return super().floating_point_ops(inputs) * (1 + share)
+        relative_flops, self._subnetwork_flops = self._subnetwork_flops, 0.0
+        return super().floating_point_ops(inputs) * (1 + relative_flops)
 
-    def _share_of_flops(self, gradaug_pass: GradAugPass, inputs: dict[str, Tensor | Any]) -> float:
+    def _relative_flops(self, gradaug_pass: GradAugPass, inputs: dict[str, Tensor | Any]) -> float:
         # The Trainer's estimate is proportional to input size and parameters.
         name = self.gradaug.image_name
         pixels = gradaug_pass.inputs[name].numel() / inputs[name].numel()
