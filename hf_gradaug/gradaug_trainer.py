@@ -187,7 +187,7 @@ class GradAugMixin:
         self._step_log.add(
             losses,
             passes,
-            share=1 / self.current_gradient_accumulation_steps,
+            weight=1 / self.current_gradient_accumulation_steps,
             only_finite=self.args.logging_nan_inf_filter,
         )
         return torch.stack(losses).sum()
