@@ -39,17 +39,17 @@ class SubnetworkSpec:
 
     Args:
         width (`float`, *optional*, defaults to `1.0`): Width multiplier, in (0, 1].
-        divisor (`int`, *optional*, defaults to `1`): Channel counts are rounded to its multiples.
+        width_divisor (`int`, *optional*, defaults to `1`): Channel counts are rounded to its multiples.
         kept_blocks (`tuple[tuple[int, ...], ...]`, *optional*): For each stage, the indices of the blocks that run.
     """
 
     width: float = 1.0
-    divisor: int = 1
+    width_divisor: int = 1
     kept_blocks: KeptBlocks | None = None
 
     def config(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """The config of the sub-network, from the full network's."""
-        config = narrow_config(config, self.width, self.divisor)
+        config = narrow_config(config, self.width, self.width_divisor)
         return config if self.kept_blocks is None else shallower_config(config, self.kept_blocks)
 
 
@@ -68,7 +68,7 @@ class _Subnetworks:
         self.active: list[_Activation] = []
 
     def get(self, model: nn.Module, spec: SubnetworkSpec) -> Subnetwork:
-        config = narrow_config(model.config, spec.width, spec.divisor)
+        config = narrow_config(model.config, spec.width, spec.width_divisor)
         whole = self._cached(config, lambda: self._make(model, config, spec.width))
         if spec.kept_blocks is None:
             return whole
