@@ -37,7 +37,7 @@ _BATCHNORM_LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CHECKPOINTING = ("gradient_checkpointing", "_gradient_checkpointing_func")
 
 
-class FullNetwork:
+class ModuleIndex:
     """
     The full network's modules and parameters by index, so that no pass looks them up by name.
 
@@ -139,16 +139,16 @@ class Subnetwork:
     Args:
         skeleton (`nn.Module`):
             A model without weights.
-        full ([`FullNetwork`]):
-            The full network.
+        module_index ([`ModuleIndex`]):
+            The full network's modules.
         sources (`list[_Source | _BlockSource]`):
             For each module of the skeleton.
     """
 
-    def __init__(self, skeleton: nn.Module, full: FullNetwork, sources: list[_Source | _BlockSource]):
+    def __init__(self, skeleton: nn.Module, module_index: ModuleIndex, sources: list[_Source | _BlockSource]):
         self.skeleton = skeleton
         self.num_parameters = sum(parameter.numel() for parameter in skeleton.parameters())
-        self._full = full
+        self._module_index = module_index
         self._sources = sources
         self._modules = [_Target(module) for module in skeleton.modules()]
 
@@ -156,12 +156,12 @@ class Subnetwork:
     def narrow(
         cls,
         skeleton: nn.Module,
-        full: FullNetwork,
+        module_index: ModuleIndex,
         shapes: dict[str, tuple[int, ...]],
         selections: dict[str, Selection],
     ) -> "Subnetwork":
         """A sub-network with all blocks, from the full network's shapes and the selected entries, by name."""
-        places = {name: index for index, name in enumerate(full.names)}
+        places = {name: index for index, name in enumerate(module_index.names)}
 
         def entries(prefix: str, tensors: dict[str, Tensor | None]) -> list[_Entries]:
             names = [name for name, like in tensors.items() if like is not None]
@@ -170,7 +170,7 @@ class Subnetwork:
 
         return cls(
             skeleton,
-            full,
+            module_index,
             [
                 _Source(
                     name,
@@ -203,7 +203,7 @@ class Subnetwork:
                 sources.append(_BlockSource(stage[0] if stage else 0, place, by_place[name[:start], name[end:]]))
             else:
                 sources.append(replace(by_name[name], settings=_settings(module)))  # its config has fewer blocks
-        return Subnetwork(skeleton, self._full, sources)
+        return Subnetwork(skeleton, self._module_index, sources)
 
     def sources(self, kept_blocks: KeptBlocks | None = None) -> list[_Source]:
         """For each module of the skeleton, its source in the full network, given the kept blocks."""
@@ -222,7 +222,7 @@ class Subnetwork:
         `torch.func.functional_call` would unbind when the forward returns. Gradient checkpointing runs parts of the
         forward again in the backward, and would then find a skeleton without weights.
         """
-        modules, sources = self._full.modules(model), self.sources(kept_blocks)
+        modules, sources = self._module_index.modules(model), self.sources(kept_blocks)
         for target, source in zip(self._modules, sources, strict=True):
             module, state = modules[source.index], target.state
             if target.may_change or kept_blocks is not None:
@@ -247,7 +247,7 @@ class Subnetwork:
                 target.state["_parameters"][entries.name] = entries.selection.take(parameter)
             return
         cast_dtype = _cast_dtype(model)
-        plans = self._full.plans.setdefault(self, {})
+        plans = self._module_index.plans.setdefault(self, {})
         if kept_blocks is not None:  # too many choices of blocks for a plan of each
             plan = _Plan(weights, cast_dtype)
         elif (plan := plans.get(cast_dtype)) is None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .binding import FullNetwork, Subnetwork
+from .binding import ModuleIndex, Subnetwork
 from .depth import KeptBlocks, block_finder, dropped_parameters, kept_names, shallower_config
 from .image_size import size_arguments
 from .narrowing import narrow_config
@@ -63,7 +63,7 @@ class _Subnetworks:
     def __init__(self, model_class: type[nn.Module], build: Build | None):
         self.model_class = model_class
         self.build = build
-        self.full: FullNetwork | None = None
+        self.module_index: ModuleIndex | None = None
         self.cache: OrderedDict[str, Subnetwork] = OrderedDict()
         self.active: list[_Activation] = []
 
@@ -88,10 +88,10 @@ class _Subnetworks:
         skeleton = build_skeleton(config, self.build or self.model_class)
         full, narrow = shapes_of(model), shapes_of(skeleton)
         check_same("parameter or buffer", full, narrow, width)
-        if self.full is None:
-            self.full = FullNetwork(model)
+        if self.module_index is None:
+            self.module_index = ModuleIndex(model)
         selections = {name: select(name, full[name], narrow[name], model.config, config) for name in narrow}
-        return Subnetwork.narrow(skeleton, self.full, full, selections)
+        return Subnetwork.narrow(skeleton, self.module_index, full, selections)
 
     def _make_shallower(self, whole: Subnetwork, config: PreTrainedConfig, spec: SubnetworkSpec) -> Subnetwork:
         skeleton = build_skeleton(config, self.build or self.model_class)
@@ -191,8 +191,8 @@ class SlimmableModel:
 
     def _apply(self, fn, recurse=True):
         state: _Subnetworks = self.__dict__[_STATE]
-        if state.full is not None:
-            state.full.plans.clear()  # their views would keep the weights' memory on the device that the model leaves
+        if state.module_index is not None:
+            state.module_index.plans.clear()  # their views would keep the weights' memory on the device that the model leaves
         return super()._apply(fn, recurse)
 
     def __deepcopy__(self, memo: dict) -> nn.Module:
