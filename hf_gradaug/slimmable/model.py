@@ -344,10 +344,10 @@ def _forward_subnetwork(model: nn.Module, activation: _Activation, args: tuple, 
     outputs = skeleton(*args, **kwargs) if activation.compiled else _forward_eagerly(skeleton, args, kwargs)
     if activation.kept_blocks is None or activation.detached:
         return outputs
-    return _reaching(dropped_parameters(model, activation.kept_blocks), outputs)
+    return _add_zero_gradients(dropped_parameters(model, activation.kept_blocks), outputs)
 
 
-def _reaching(parameters: list[nn.Parameter], outputs: Any) -> Any:
+def _add_zero_gradients(parameters: list[nn.Parameter], outputs: Any) -> Any:
     """
     Makes the backward of the outputs give these parameters a gradient of 0.
 
