@@ -53,8 +53,8 @@ class SubnetworkSpec:
         return config if self.kept_blocks is None else shallower_config(config, self.kept_blocks)
 
 
-class _Subnetworks:
-    """A slimmable model's state, apart from its modules: its plain class, cached sub-networks, the active ones."""
+class _SlimmableState:
+    """What a slimmable model holds beside its modules: its plain class, cached sub-networks, the active ones."""
 
     # Widths are drawn from an interval, but channel counts are whole: ResNet-50 has 385 different sub-networks between
     # 0.9 and 1. Each takes 1 MB, and some ten milliseconds to build.
@@ -185,18 +185,18 @@ class SlimmableModel:
             logits = model(pixel_values=pixel_values).logits
         ```
         """
-        state: _Subnetworks = self.__dict__[_STATE]
+        state: _SlimmableState = self.__dict__[_STATE]
         subnetwork = state.get(self, SubnetworkSpec(width, width_divisor, kept_blocks))
         return _Activation(state.active, subnetwork, kept_blocks, detached, compiled)
 
     def _apply(self, fn, recurse=True):
-        state: _Subnetworks = self.__dict__[_STATE]
+        state: _SlimmableState = self.__dict__[_STATE]
         if state.module_index is not None:
             state.module_index.plans.clear()  # their views would keep the weights' memory on the device that the model leaves
         return super()._apply(fn, recurse)
 
     def __deepcopy__(self, memo: dict) -> nn.Module:
-        state: _Subnetworks = self.__dict__[_STATE]
+        state: _SlimmableState = self.__dict__[_STATE]
         copied = state.model_class.__new__(state.model_class)
         memo[id(self)] = copied
         copied.__dict__.update(copy.deepcopy(_plain_state(self), memo))
@@ -314,7 +314,7 @@ def subnetwork_state_dict(
 
 
 def _swap_class(model: nn.Module, build: Build | None) -> nn.Module:
-    model.__dict__[_STATE] = _Subnetworks(type(model), build)
+    model.__dict__[_STATE] = _SlimmableState(type(model), build)
     model.__class__ = _slimmable_class(type(model))
     return model
 
