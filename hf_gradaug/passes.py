@@ -156,11 +156,11 @@ class FullPass(GradAugPass):
         if found is None:
             return None
         loss, logits = found
-        self.targets = self.gradaug.target_kind.of({"logits": logits})
+        self.targets = self.gradaug.target_kind.from_outputs({"logits": logits})
         return loss
 
     def _loss(self, outputs: Any, label_loss: Tensor | None) -> Tensor:
-        self.targets = self.gradaug.target_kind.of(outputs)
+        self.targets = self.gradaug.target_kind.from_outputs(outputs)
         return self._label_loss(outputs, label_loss)
 
 
