@@ -1,24 +1,24 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-All that is worth measuring on a GPU, in a given time: tests, time and memory of a step, short runs, cells of a study.
+Runs the GPU measurements in a given time: tests, time and memory of a step, short runs, and cells of a study.
 
     python -m benchmarks.gpu --minutes 9 --output outputs/gpu
     python -m benchmarks.gpu --minutes 5 --output outputs/gpu --only steps graphs
     python -m benchmarks.gpu --minutes 9 --output outputs/gpu --only study --study digits --jobs 4
 
-Each part is a process with a time limit: its share of the time that is left. The parts run one after the other. Each
-has a log, and a line in results.jsonl as soon as it ends; steps and cells are written one by one meanwhile. The last
-thing printed is a table of all results. `--smoke` is a dry run, which needs no GPU.
+The parts run one after the other, each as a process with a time limit. The limit is the part's fraction of the
+remaining time. Each part writes a log, and a line in results.jsonl when it ends. Steps and cells are written as they
+finish. A table of all results is printed at the end. `--smoke` is a dry run that needs no GPU.
 
 Parts:
 
-- tests: the unit and trainer tests, and all that need a GPU. Files that need a missing package are left out;
+- tests: the unit and trainer tests, and all tests that need a GPU. Files that need a missing package are skipped;
 - steps: `benchmarks.step_grid` for ResNet-50 at several batch sizes, dtypes and divisors;
 - networks: the same for ConvNeXt-T and WRN-16-4;
-- graphs, compile: the same with captured passes and with torch.compile;
+- graphs, compile: ResNet-50 with CUDA graphs and with torch.compile;
 - host: `benchmarks.host_time`;
 - fp16, bf16: two epochs of the example on the embedded digits;
-- study: `benchmarks.accuracy`, several cells at a time, which goes on where results in docs/results end.
+- study: `benchmarks.accuracy` with several cells at a time. It continues from the results in docs/results.
 """
 
 import argparse
@@ -72,7 +72,7 @@ END = 5.0  # seconds between the signal to end and the one that ends
 
 
 def find_tests() -> tuple[list[str], list[str]]:
-    """The test files to run, and the files left out because a package is missing."""
+    """The test files to run, and the files that are skipped because a package is missing."""
     paths = [
         path
         for path in sorted((ROOT / "tests").rglob("test_*.py"))
@@ -84,7 +84,7 @@ def find_tests() -> tuple[list[str], list[str]]:
 
 
 def make_command(args: argparse.Namespace, part: str, seconds: float) -> list[str]:
-    """What Python runs for a part that has so many seconds."""
+    """Python's arguments for a part with this time limit in seconds."""
     output, smoke = args.output, ["--smoke"] if args.smoke else []
     if part == "tests":
         files, missing = find_tests()
@@ -112,7 +112,7 @@ def make_command(args: argparse.Namespace, part: str, seconds: float) -> list[st
 
 
 def copy_results(study: Study | None, folder: Path) -> None:
-    """The lines of results that there are, of a study and of the searches that it builds on, so that it goes on there."""
+    """Copies existing results of a study and of the searches that it builds on. The study continues from them."""
     folder.mkdir(exist_ok=True)
     while study is not None:
         lines = ROOT / "docs" / "results" / f"{study.name}.jsonl"
@@ -122,7 +122,7 @@ def copy_results(study: Study | None, folder: Path) -> None:
 
 
 def run(command: Sequence[str], log: Path, seconds: float) -> int | None:
-    """Runs Python with its output in a file; returns the exit code, or `None` if the time was up."""
+    """Runs Python with its output in a file. Returns the exit code, or `None` after the time limit."""
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with open(log, "w", encoding="utf-8") as file:
         # In a session of its own, so that its own processes end with it.
@@ -146,7 +146,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def get_rows(args: argparse.Namespace, part: str, log: Path) -> Iterator[str]:
-    """What a part found, a line a row of the table, however far it came."""
+    """The rows of the table for a part, as far as it has results."""
     if part in STEPS:
         for name, entry in read_json(args.output / f"{part}.json").get("entries", {}).items():
             if "error" in entry:

@@ -1,23 +1,24 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Host time of a sub-network's pass relative to a plain pass: what Python and the launching of kernels take, without
-arithmetic.
+Host time of a sub-network's pass, relative to a plain pass: the time for Python and for launching kernels.
 
-The networks have the depth of ResNet-50, ConvNeXt-T and ViT-S, few channels and small images, so that computing takes
-next to nothing. A pass is one forward and backward. Plain passes and passes of sub-networks take turns, and each
-figure is the median over the repetitions and the widths:
+The networks have the depth of ResNet-50, ConvNeXt-T and ViT-S, but few channels and small images. So the arithmetic
+takes almost no time. A pass is one forward and backward. Plain passes and sub-network passes take turns. Each time is
+the median over the repetitions and widths:
 
-- plain: the full network without GradAug, with no gradients yet, as in an optimizer step;
-- detached: a sub-network on detached copies of the weights, the default in training, which adds to the gradients;
+- plain: the full network without GradAug. It starts without gradients, as in an optimizer step;
+- detached: a sub-network on detached copies of the weights, the default in training. It adds to the gradients;
 - views: a sub-network on slices of the weights that autograd sees, as in the pass that synchronizes processes.
 
-Then whole steps through `GradAug.passes`, without the optimizer: the full network and three sub-networks, at the
-images' own size, relative to a plain step. With several processes (DistributedDataParallel over gloo) all passes but
-the last run without synchronization, and only the steps are measured. A sub-network's own share of a step is
-`pass_ratio`.
+Then whole steps of `GradAug.passes` are measured, without the optimizer. A step is the full network and three
+sub-networks on images of the original size. Its time is relative to a plain step. `pass_ratio` is the extra time per
+sub-network, in plain steps.
 
-Each process has one thread. On a busy machine, `--clock cpu` leaves out what other programs take. On a GPU, the clock
-stops when the last kernel is launched; the GPU is waited for between the measurements only.
+With several processes (DistributedDataParallel over gloo), only the steps are measured. All passes but the last run
+without synchronization.
+
+Each process has one thread. On a busy machine, use `--clock cpu` to exclude the time of other programs. On a GPU, the
+timer stops when the last kernel is launched. The benchmark waits for the GPU only between measurements.
 
 Command:
 
@@ -59,7 +60,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "convnext-tiny": lambda: transformers.ConvNextForImageClassification(
         transformers.ConvNextConfig(hidden_sizes=[32] * 4, image_size=32, num_labels=10)
     ),
-    # As many heads as ViT-S has would not become fewer at these widths.
+    # 32 heads, because each of `WIDTHS` then removes some. The 6 heads of ViT-S would all stay at 0.97 and 0.93.
     "vit-small": lambda: transformers.ViTForImageClassification(
         transformers.ViTConfig(
             hidden_size=64, num_attention_heads=32, intermediate_size=64, image_size=32, patch_size=16, num_labels=10
@@ -78,16 +79,17 @@ class HostTimeArguments:
 
     models: list[str] = field(default_factory=lambda: [*MODELS], metadata={"help": "Of: " + ", ".join(MODELS)})
     repetitions: int = field(default=30, metadata={"help": "Measured rounds."})
-    warmup: int = field(default=3, metadata={"help": "Rounds before those, 1 or more."})
-    processes: int = field(default=1, metadata={"help": "Processes of DistributedDataParallel; 1 is without it."})
+    warmup: int = field(default=3, metadata={"help": "Unmeasured first rounds, 1 or more."})
+    processes: int = field(default=1, metadata={"help": "Processes; 2 or more use DistributedDataParallel."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(
-        default="float32", metadata={"help": "The other ones are by autocast, float16 without scaling the loss."}
+        default="float32",
+        metadata={"help": "Autocast dtype; float32 is without autocast. float16 has no loss scaling."},
     )
-    device: str = field(default="cpu", metadata={"help": "Where the networks are."})
+    device: str = field(default="cpu", metadata={"help": "Device of the networks."})
     clock: Literal["wall", "cpu"] = field(
-        default="wall", metadata={"help": "cpu counts the time of the process alone, for a busy machine."}
+        default="wall", metadata={"help": "cpu counts only the CPU time of the process, for busy machines."}
     )
-    smoke: bool = field(default=False, metadata={"help": "The smallest settings, to see that it runs."})
+    smoke: bool = field(default=False, metadata={"help": "Run the smallest settings as a quick check."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
 
     def __post_init__(self):
@@ -101,7 +103,7 @@ class HostTimeArguments:
 
 
 class Bench:
-    """A network with random weights, a batch for it, and the passes and steps that are timed."""
+    """A network with random weights, a batch, and the timed passes and steps."""
 
     def __init__(self, args: HostTimeArguments, name: str):
         set_seed(0)
@@ -117,7 +119,7 @@ class Bench:
         )
 
     def time(self, function: Callable[[], Any]) -> float:
-        """Microseconds until everything is launched."""
+        """Microseconds until the function returns. On a GPU, its kernels may still run."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         start = self.clock()
@@ -131,7 +133,7 @@ class Bench:
             logits.sum().backward()
 
     def time_passes(self) -> dict[str, list[float]]:
-        """One round: each width of each mode, with a plain pass before."""
+        """One round: a plain pass before each width of each mode."""
         slimmable, times = make_slimmable(self.model), {"plain": [], **{mode: [] for mode in MODES}}
         for (mode, detached), width in itertools.product(MODES.items(), WIDTHS):
             self.model.zero_grad()
@@ -142,7 +144,7 @@ class Bench:
         return times
 
     def build_steps(self, processes: int) -> dict[str, Callable[[], None]]:
-        """A function that runs a step, for plain training and by mode."""
+        """The functions that run one step: plain training, and GradAug by mode."""
         settings = GradAugSettings(num_subnetworks=len(WIDTHS), min_width=min(WIDTHS), scales=[1.0])
         gradaugs = {mode: GradAug(self.model, settings, detached=detached) for mode, detached in MODES.items()}
         model = self.model if processes == 1 else DistributedDataParallel(self.model)
@@ -166,7 +168,7 @@ class Bench:
 
 
 def measure(args: HostTimeArguments, rendezvous: str | None = None, rank: int = 0) -> dict[str, dict[str, Any]]:
-    """The figures of one process, by network."""
+    """The results of one process, by network."""
     torch.set_num_threads(1)
     if args.processes > 1:
         torch.distributed.init_process_group(
@@ -206,7 +208,7 @@ def repeat(
 
 
 def summarize(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    """Medians and quartiles, and the ratio to the plain one."""
+    """Median, quartiles, count, and the ratio to `plain`, by arm."""
     plain, summary = statistics.median(times["plain"]), {}
     for arm, values in times.items():
         median = statistics.median(values)
@@ -216,7 +218,7 @@ def summarize(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 
 def measure_processes(args: HostTimeArguments) -> list[dict[str, Any]]:
-    """The figures of each process."""
+    """The results of each process."""
     if args.processes == 1:
         return [measure(args)]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,33 +1,34 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Time and peak memory of one optimizer step, in turns:
+Time and peak memory of one optimizer step. Arms:
 
 - plain: training without GradAug;
-- gradaug: GradAug as it is by default;
-- views: the authors' way, sub-networks of which each weight is a slice that autograd sees;
-- naive: the same with one joint backward;
-- separate: each sub-network a model with weights of its own. It trains nothing useful: it takes what the arithmetic of
-  the step takes on this machine, and the difference to it is GradAug's own work.
+- gradaug: GradAug with its defaults;
+- views: the authors' implementation. Each weight of a sub-network is a slice that autograd sees;
+- naive: like `views`, with one joint backward;
+- separate: each sub-network is a model with its own weights. Its time is the time of the step's arithmetic on this
+  machine. The rest of a GradAug step is overhead. This arm trains nothing useful.
 
-The arms take turns in one run, so that whatever else the machine does meets all of them. Each figure is the median of
-the repetitions. On a GPU the clock stops when the GPU is done. The networks have random weights. The sub-networks have
-the same widths and sizes in every step, so that each step is the same amount of work. Loading of data is not measured;
-transforming the batch for the sub-networks is.
+The arms take turns in one run, so other load on the machine affects all of them. Each time is the median of the
+repetitions. On a GPU, the timer waits until the GPU has finished. The weights are random. Every step uses the same
+widths and sizes, so all steps do the same work. Transforming the batch for the sub-networks is measured; loading data
+is not.
 
-bfloat16 and float16 are by autocast. float16 has a `GradScaler`, as training does, which waits for the GPU once a
-step.
+bfloat16 and float16 use autocast. float16 also uses a `GradScaler`, as in training. It synchronizes with the GPU once
+per step.
 
 Command:
 
     python -m benchmarks.step --batch_size 16 --image_size 224 --repetitions 5 --output results.json
     python -m benchmarks.step --dtype bfloat16 --channels_last --width_divisor 32 --output results.json
 
-`python -m benchmarks.step_grid` runs it for a list of settings, and draws the picture.
+`python -m benchmarks.step_grid` runs a list of settings and plots the results.
 
-Peak memory on CUDA is the most that PyTorch's allocator had handed out at a time (weights, gradients, momentum,
-activations). On the CPU it is the same, from the events of `torch.profiler`, each arm in a process of its own. The
-system's figure is the reserved memory on CUDA, and on Linux the growth of the peak resident size. The second includes
-the buffers of oneDNN, and freed memory that the C library keeps: it moves by run, and falls with
+Peak memory is the peak of PyTorch's allocations: weights, gradients, momentum and activations. CUDA's allocator reports
+it. On the CPU it comes from the events of `torch.profiler`, and each arm runs in its own process.
+
+The system's peak is the reserved memory on CUDA. On Linux without CUDA it is the growth of the peak resident size. That
+includes oneDNN's buffers and freed memory that the C library keeps. It varies between runs, and is lower with
 `MALLOC_MMAP_THRESHOLD_=131072` in the environment.
 """
 
@@ -72,7 +73,7 @@ from .common import ROOT, describe_run, write_json
 
 @dataclass(frozen=True)
 class Network:
-    """A network to measure, and its usual images."""
+    """A network to measure, and its usual image size."""
 
     model_class: type[PreTrainedModel]
     config: PreTrainedConfig
@@ -91,10 +92,10 @@ MODELS = {
     ),
 }
 ARMS = ("plain", "gradaug", "views", "naive", "separate")
-# Of the paper's configuration for ImageNet: n 3, min width 0.9, and each of its smaller sizes once.
+# The paper's ImageNet settings: 3 sub-networks, min width 0.9, and each smaller size once.
 WIDTHS = (0.97, 0.93, 0.9)
 SCALES = (6 / 7, 5 / 7, 4 / 7)
-SEED = 56936  # step 0 draws these widths, to 0.0005, and these sizes
+SEED = 56936  # step 0 draws these sizes, and these widths to within 0.0005
 TIME_BAR = 1.05  # of the FLOP ratio
 MEMORY_BAR = 1.10
 
@@ -111,23 +112,25 @@ class BenchmarkArguments:
         default=None, metadata={"help": "Height and width of the batch in pixels; 224, and 32 for wrn-16-4."}
     )
     dtype: Literal["float32", "bfloat16", "float16"] = field(
-        default="float32", metadata={"help": "bfloat16 and float16 are by autocast, float16 with a GradScaler."}
+        default="float32", metadata={"help": "Autocast dtype; float32 is without autocast, float16 with a GradScaler."}
     )
-    channels_last: bool = field(default=False, metadata={"help": "Memory format of the weights and the images."})
+    channels_last: bool = field(default=False, metadata={"help": "Use channels_last for weights and images."})
     width_divisor: int = field(default=1, metadata={"help": "See GradAugSettings."})
-    torch_compile: bool = field(default=False, metadata={"help": "torch.compile, of the sub-networks too."})
-    cuda_graphs: bool = field(default=False, metadata={"help": "See GradAugSettings. For the arm gradaug."})
-    repetitions: int = field(default=5, metadata={"help": "Measured steps of each arm."})
-    warmup: int = field(default=1, metadata={"help": "Steps of each arm before those, 1 or more."})
-    arms: list[str] = field(
-        default_factory=lambda: list(ARMS), metadata={"help": "What to measure: " + ", ".join(ARMS)}
+    torch_compile: bool = field(
+        default=False, metadata={"help": "Compile the network and its sub-networks with torch.compile."}
     )
-    memory: bool = field(default=True, metadata={"help": "Measure the peak memory too."})
-    device: str = field(default="auto", metadata={"help": "auto takes a GPU if there is one."})
-    smoke: bool = field(default=False, metadata={"help": "The smallest settings, to see that it runs."})
+    cuda_graphs: bool = field(default=False, metadata={"help": "See GradAugSettings. Only for the arm gradaug."})
+    repetitions: int = field(default=5, metadata={"help": "Measured steps of each arm."})
+    warmup: int = field(default=1, metadata={"help": "Unmeasured first steps of each arm, 1 or more."})
+    arms: list[str] = field(
+        default_factory=lambda: list(ARMS), metadata={"help": "Arms to measure: " + ", ".join(ARMS)}
+    )
+    memory: bool = field(default=True, metadata={"help": "Also measure the peak memory."})
+    device: str = field(default="auto", metadata={"help": "auto: a GPU if available, else the CPU."})
+    smoke: bool = field(default=False, metadata={"help": "Run the smallest settings as a quick check."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
     memory_of: str | None = field(
-        default=None, metadata={"help": "Only print the peak memory of this arm. For the benchmark's own use."}
+        default=None, metadata={"help": "Only print the peak memory of this arm. For internal use."}
     )
 
     def __post_init__(self):
@@ -153,10 +156,10 @@ class BenchmarkArguments:
 
 
 def count_flops(config: PreTrainedConfig, model_class: type[PreTrainedModel], size: tuple[int, int]) -> int:
-    """FLOPs for one image of a forward and backward. Nothing is computed: the network is on the meta device."""
+    """FLOPs of a forward and backward per image, counted on the meta device without computing."""
     with torch.device("meta"):
         model = model_class(config).train()
-        # BatchNorm refuses a single value per channel, which one small image can come down to.
+        # Two images: BatchNorm needs more than one value per channel, and the last feature map may be one pixel.
         images = torch.empty(2, config.num_channels, *size)
     with FlopCounterMode(display=False) as counter:
         model(pixel_values=images).logits.sum().backward()
@@ -187,20 +190,20 @@ def make_settings(args: BenchmarkArguments, arm: str) -> GradAugSettings:
 
 def build_step(args: BenchmarkArguments, arm: str, passes: list[dict[str, Any]]) -> Callable[[], None]:
     """
-    A function that runs one optimizer step of an arm, with a network, optimizer and batch of its own. It appends width
-    and size of each pass of GradAug to `passes`.
+    A function that runs one optimizer step of an arm, with its own network, optimizer and batch. It appends the width
+    and size of each GradAug pass to `passes`.
     """
     set_seed(0)
     device = torch.device(args.device)
     memory_format = torch.channels_last if args.channels_last else torch.preserve_format
 
     def build(config: PreTrainedConfig) -> PreTrainedModel:
-        # The config is copied, because GradAug edits it.
+        # A copy, because GradAug edits the config.
         model = MODELS[args.model].model_class(copy.deepcopy(config)).to(device, memory_format=memory_format)
         return model.train()
 
     def compiled(model: PreTrainedModel) -> Callable[..., Any]:
-        # Without dynamic shapes, every width and size is a graph of its own: the fastest kernels, the longest warm-up.
+        # Static shapes: one graph for each width and size. The kernels are the fastest, and the warm-up the longest.
         return torch.compile(model, dynamic=False) if args.torch_compile else model
 
     config = MODELS[args.model].config
@@ -210,7 +213,7 @@ def build_step(args: BenchmarkArguments, arm: str, passes: list[dict[str, Any]])
         "pixel_values": images.to(memory_format=memory_format),
         "labels": torch.randint(config.num_labels, (args.batch_size,), device=device),
     }
-    # The rate is small, so that the weights stay what a network's weights are, however many steps are measured.
+    # A small learning rate keeps the weights in a realistic range over many steps.
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4, nesterov=True)
     scaler = torch.amp.GradScaler(device.type, enabled=args.dtype == "float16")
     autocast = functools.partial(
@@ -264,7 +267,7 @@ def build_step(args: BenchmarkArguments, arm: str, passes: list[dict[str, Any]])
 
 
 def time_steps(args: BenchmarkArguments) -> tuple[dict[str, list[float]], dict[str, list[dict[str, Any]]]]:
-    """Seconds of each repetition by arm, and the passes that a step of GradAug had."""
+    """Seconds of each repetition by arm, and the passes of a GradAug step by arm."""
     passes: dict[str, list] = {arm: [] for arm in args.arms}
     synchronize = torch.cuda.synchronize if args.on_cuda else lambda: None
     seconds: dict[str, list[float]] = {arm: [] for arm in args.arms}
@@ -285,7 +288,7 @@ def time_steps(args: BenchmarkArguments) -> tuple[dict[str, list[float]], dict[s
 
 
 def _resident_bytes(name: str) -> int | None:
-    # `resource.getrusage` would not do: a process that another one starts begins with the peak of that one.
+    # Not `resource.getrusage`: a child process inherits its parent's peak.
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -294,11 +297,11 @@ def _resident_bytes(name: str) -> int | None:
 
 
 def measure_memory(args: BenchmarkArguments, arm: str) -> dict[str, int | None]:
-    """Peak memory of an arm in bytes; on the CPU for a fresh process. See the top of this file for what is measured."""
+    """Peak memory of an arm in bytes, as the module docstring defines it. On the CPU, call it in a fresh process."""
 
     def run_two_steps() -> None:
         step = build_step(args, arm, passes=[])
-        step()  # the momentum is there from the second step on
+        step()  # the momentum exists from the second step on
         step()
 
     if args.on_cuda:
@@ -311,7 +314,7 @@ def measure_memory(args: BenchmarkArguments, arm: str) -> dict[str, int | None]:
             "peak_memory_bytes": torch.cuda.max_memory_allocated() - allocated,
             "system_peak_bytes": torch.cuda.max_memory_reserved() - reserved,
         }
-    # The profiler needs memory itself, so the system's figure comes first, from steps of its own.
+    # The profiler uses memory too, so the system's peak is measured first, in separate steps.
     before = _resident_bytes("VmRSS")
     run_two_steps()
     resident = None if before is None else _resident_bytes("VmHWM") - before
@@ -327,15 +330,15 @@ def measure_memory(args: BenchmarkArguments, arm: str) -> dict[str, int | None]:
 
 
 def measure_memory_apart(argv: Sequence[str], arm: str) -> dict[str, int | None]:
-    """The same, measured in a fresh process with the arguments of this one."""
+    """[`measure_memory`] in a fresh process with the same arguments."""
     command = [sys.executable, "-m", "benchmarks.step", *argv, "--memory_of", arm]
-    env = {"KINETO_LOG_LEVEL": "5", **os.environ}  # the profiler's own messages are no news here
+    env = {"KINETO_LOG_LEVEL": "5", **os.environ}  # silences the profiler's messages
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env, cwd=ROOT)
     return json.loads(result.stdout.splitlines()[-1])
 
 
 def summarize(args: BenchmarkArguments, seconds: dict[str, list[float]], memory: dict[str, dict]) -> dict[str, Any]:
-    """Figures of each arm. Ratios are to the arm `plain`, and absent without it."""
+    """Results of each arm. Ratios to the arm `plain` need that arm."""
     arms: dict[str, Any] = {}
     for arm, values in seconds.items():
         median = statistics.median(values)
@@ -379,10 +382,10 @@ def print_table(results: dict[str, Any]) -> None:
 
 
 def measure(argv: Sequence[str], memory: bool = True) -> dict[str, Any]:
-    """Everything about one setting, given as on the command line."""
+    """All results of one setting. `argv` is as on the command line."""
     (args,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(list(argv))
     description = describe_run("step", argv, args.device)
-    # Memory first, while this process has nothing on the GPU.
+    # Memory first, while this process has no tensors on the GPU.
     peak_of = (
         functools.partial(measure_memory, args) if args.on_cuda else functools.partial(measure_memory_apart, argv)
     )

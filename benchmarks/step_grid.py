@@ -1,15 +1,14 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Runs `benchmarks.step` for a list of settings, each a change of the one before it that matters for speed, and draws a
-picture.
+Runs `benchmarks.step` for a list of settings that affect speed, and plots the results.
 
-The overhead is what a step of ResNet-50 takes beyond its arithmetic: GradAug against separate models of the same
-widths.
+It also measures the overhead of a ResNet-50 step: the time beyond the step's arithmetic. This compares GradAug with
+separate models of the same widths.
 
     python -m benchmarks.step_grid --output docs/results/step-grid.json --plot docs/step-grid.png
 
-Figures are compared inside of an entry, whose arms take turns. Entries run one after the other: what the machine did
-meanwhile is between them.
+Compare only times of the same entry: its arms take turns. Entries run one after the other, so load on the machine may
+differ between them.
 """
 
 import gc
@@ -29,7 +28,7 @@ from . import step
 from .common import describe_run, write_json
 
 
-# Words of an entry, each of which adds flags. A number stands for the braces.
+# The words of an entry and the flags that each adds. A number replaces the braces.
 WORDS = {
     "float32": "",
     "bfloat16": "--dtype bfloat16",
@@ -71,26 +70,31 @@ def get_flags(entry: str) -> list[str]:
 
 @dataclass
 class GridArguments:
-    """Options of the grid. What `benchmarks.step` also has is handed on to it."""
+    """Options of the grid. Options that `benchmarks.step` also has are passed on to it."""
 
-    models: list[str] = field(default_factory=lambda: [*step.MODELS], metadata={"help": "Which networks."})
+    models: list[str] = field(default_factory=lambda: [*step.MODELS], metadata={"help": "Networks to measure."})
     entries: list[str] = field(
         default_factory=lambda: [*ENTRIES],
-        metadata={"help": "Which settings, each some of these, separated by commas: " + ", ".join(WORDS)},
+        metadata={
+            "help": "Settings to measure. Each combines some of these, separated by commas: " + ", ".join(WORDS)
+        },
     )
-    arms: list[str] = field(default_factory=lambda: [*step.ARMS], metadata={"help": "Of: " + ", ".join(step.ARMS)})
+    arms: list[str] = field(
+        default_factory=lambda: [*step.ARMS], metadata={"help": "Arms to measure: " + ", ".join(step.ARMS)}
+    )
     batch_size: int = field(default=8, metadata={"help": "Images in a batch."})
     image_size: int | None = field(
-        default=None, metadata={"help": "Height and width of the batch in pixels, if not the network's usual one."}
+        default=None,
+        metadata={"help": "Height and width of the images in pixels. Not given: the network's usual size."},
     )
     repetitions: int = field(default=3, metadata={"help": "Measured steps of each arm."})
-    warmup: int = field(default=1, metadata={"help": "Steps of each arm before those."})
+    warmup: int = field(default=1, metadata={"help": "Unmeasured first steps of each arm."})
     overhead_batch_size: int = field(
-        default=32, metadata={"help": "Images in a batch of the step whose overhead is measured; 0 leaves it out."}
+        default=32, metadata={"help": "Batch size for the measurement of the overhead; 0 skips it."}
     )
-    smoke: bool = field(default=False, metadata={"help": "The smallest settings, to see that it runs."})
+    smoke: bool = field(default=False, metadata={"help": "Run the smallest settings as a quick check."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
-    plot: str | None = field(default=None, metadata={"help": "File for the picture."})
+    plot: str | None = field(default=None, metadata={"help": "File for the plot."})
 
     def __post_init__(self):
         if self.smoke:
@@ -112,7 +116,7 @@ ARM_NAMES = {
 
 
 def plot(results: dict[str, Any], path: str) -> None:
-    """The time of a step, as a multiple of the plain step of the same setting: one panel a model, one group an entry."""
+    """Plots step times relative to the plain step of the same entry: one panel per model, one group per entry."""
     models = list(dict.fromkeys(entry["settings"]["model"] for entry in results["entries"].values()))
     figure = new_figure(8, 0.5 + 3.6 * len(models))
     for axes, model in zip(figure.subplots(len(models), 1, squeeze=False)[:, 0], models):
@@ -160,15 +164,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             flags = ["--model", model, "--batch_size", str(args.batch_size), *shared, *get_flags(entry)]
             print(f"\n{model}: {entry}", flush=True)
             try:
-                # On a CPU it takes long, and depends on the dtype alone; compiled code holds other buffers.
+                # Slow on a CPU, where it depends only on the dtype. Compiled code holds other buffers.
                 memory = torch.cuda.is_available() or entry in ("float32", "bfloat16")
                 measured = step.measure([*flags, "--arms", *args.arms], memory=memory)
                 step.print_table(measured)
-            except Exception as error:  # such as a lack of memory: the other entries may fit
+            except Exception as error:  # for example out of memory; other entries may fit
                 traceback.print_exc()
                 measured = {"error": repr(error)}
             results["entries"][f"{model}: {entry}"] = measured
-            write_json(results, args.output)  # what is done is kept, whatever comes
+            write_json(results, args.output)  # keeps finished entries if a later one fails
             gc.collect()
             torch.compiler.reset()
     if args.overhead_batch_size > 0:

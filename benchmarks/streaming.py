@@ -1,21 +1,22 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Whether streamed JPEG shards keep the model busy: training from them, against training from tensors in memory.
+Measures whether streaming JPEG shards keeps the model busy, compared with training from tensors in memory.
 
-Photo-like JPEG images (500 x 375 pixels) are made from a seed and stored as Parquet and as WebDataset shards. Then
-each model is trained by `GradAugTrainer`, with no sub-networks unless asked for: plain training takes the most images
-a second, so it is the harder test. The arms take turns:
+Photo-like JPEG images (500 x 375 pixels) are made from a seed and stored as Parquet and WebDataset shards.
+`GradAugTrainer` then trains each model, by default without sub-networks. Plain training takes the most images per
+second, so it is the harder test. The arms take turns:
 
-- memory: from tensors in memory, no workers;
-- parquet and tar: from the shards, through the way that the example script takes, with each number of workers;
-- loader: the loader of that way alone, without a model;
-- raw: decoding and augmenting images in memory alone, in as many processes as there are workers, each with one thread.
+- memory: training from tensors in memory, without workers;
+- parquet and tar: training from the shards with each number of workers, by the example script's data pipeline;
+- loader: that pipeline's data loader alone, without a model;
+- raw: only decoding and augmenting images in memory. It uses one process per worker, each with one thread.
 
-Of each run the first steps don't count: workers start then. `waiting` is the share of the time that the training loop
-waits for a batch. The parts of an image's way (reading, decoding, augmenting, collating) are timed one by one in one
-process.
+Workers start in the first steps of a run, so these steps don't count. `waiting` is the fraction of the time that the
+training loop waits for a batch. The stages of the pipeline (reading, decoding, augmenting, collating) are also timed
+one by one in one process.
 
-`resnet-50` takes so long that decoding isn't the limit; `tiny`, a ConvNeXt of one layer, takes so little that it is.
+`resnet-50` is slow enough that decoding isn't the bottleneck. `tiny`, a ConvNeXt of one layer, is fast enough that it
+is.
 
 Command:
 
@@ -92,12 +93,12 @@ class BenchmarkArguments:
             raise ValueError(f"`workers` must be in 1..num_shards ({self.num_shards}), but is {self.workers}.")
 
     def steps_of(self, model: str) -> tuple[int, int]:
-        """How many steps, and images in each."""
+        """The number of measured steps, and the batch size."""
         return (2 * self.steps, 4 * self.batch_size) if model == "tiny" else (self.steps, self.batch_size)
 
 
 class InMemory(Dataset):
-    """A batch of finished tensors, over and over."""
+    """Repeats one batch of tensors in memory."""
 
     def __init__(self, batch_size: int, image_size: int, length: int):
         images = torch.randn(batch_size, 3, image_size, image_size)
@@ -139,7 +140,7 @@ class StopWatch(TrainerCallback):
 
 
 def train(args: BenchmarkArguments, model: str, dataset: Any, workers: int) -> dict[str, float]:
-    """Images per second, and the share of the time that the training loop waited."""
+    """Images per second, and the fraction of the time that the training loop waited for a batch."""
     (steps, batch_size), watch, threads = args.steps_of(model), StopWatch(args.warmup), torch.get_num_threads()
     if model == "tiny":
         # It has nothing to share out, and a second thread would wait for a core that the workers have.
@@ -160,7 +161,7 @@ def train(args: BenchmarkArguments, model: str, dataset: Any, workers: int) -> d
 
 
 def measure_loader(args: BenchmarkArguments, stream: Any, workers: int) -> dict[str, float]:
-    """The loader alone, with nobody to wait for."""
+    """Images per second of the data loader alone."""
     steps, batch_size = args.steps_of("tiny")
     loader = StatefulDataLoader(stream, batch_size, num_workers=workers, collate_fn=ImageCollator(NUM_LABELS))
     batches = iter(loader)
@@ -183,7 +184,7 @@ def _decode(rows: list[dict], transform: Any, barrier: Any, batches: int, batch_
 
 
 def measure_raw(args: BenchmarkArguments, rows: list[dict], transform: Any, workers: int) -> dict[str, float]:
-    """Decoding and augmenting alone, in several processes at once."""
+    """Images per second of decoding and augmenting alone, in several processes."""
     context, (steps, batch_size) = multiprocessing.get_context("fork"), args.steps_of("tiny")
     barrier, batches = context.Barrier(workers + 1), max(1, steps // workers)
     work = (rows, transform, barrier, batches, batch_size)
@@ -200,7 +201,7 @@ def measure_raw(args: BenchmarkArguments, rows: list[dict], transform: Any, work
 
 
 def measure_parts(args: BenchmarkArguments, data: ImageData, transform: Any) -> dict[str, float]:
-    """Milliseconds that each part of an image's way takes, one after the other in this process, with one thread."""
+    """Milliseconds per image for each stage of the pipeline, timed one by one in this process with one thread."""
     clock = time.perf_counter
     count = min(args.num_images, 4 * args.batch_size)
     threads = torch.get_num_threads()
@@ -224,7 +225,7 @@ def measure_parts(args: BenchmarkArguments, data: ImageData, transform: Any) -> 
 
 
 def measure(args: BenchmarkArguments, folder: Path) -> dict[str, Any]:
-    """All arms in turns, `repetitions` times; a list of runs by arm, and the parts of an image's way by kind."""
+    """Runs all arms in turns, `repetitions` times. Returns the runs by arm, and the times of the stages by kind."""
     data = {kind: load_shards(folder / kind, args.num_images) for kind in KINDS}
     processor = transformers.ConvNextImageProcessor(size={"shortest_edge": args.image_size}, resample=2)
     transform = get_train_transform(processor)
@@ -258,7 +259,7 @@ def measure(args: BenchmarkArguments, folder: Path) -> dict[str, Any]:
 
 
 def summarize(args: BenchmarkArguments, measured: dict[str, Any]) -> dict[str, Any]:
-    """Medians, and of each training from shards its ratio to training from memory and to raw decoding."""
+    """Medians. Training from shards also gets its ratio to training from memory and to raw decoding."""
     arms: dict[str, Any] = {}
     for name, runs in measured["runs"].items():
         rates = [run["images_per_second"] for run in runs]
@@ -295,7 +296,7 @@ GROUPS = {
 
 
 def plot(results: dict[str, Any], path: str) -> None:
-    """Images per second, a panel for each group of arms with a scale of its own, and where an image's time goes."""
+    """Plots images per second, with a panel and scale for each group of arms, and the time of each stage per image."""
     arms, parts = results["arms"], results["milliseconds_per_image"]
     groups = {group: {n: a for n, a in arms.items() if n.split(", ")[0] == group} for group in GROUPS}
     groups = {group: mine for group, mine in groups.items() if mine}

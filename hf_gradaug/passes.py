@@ -60,14 +60,14 @@ class GradAugPass:
         kept_blocks (`tuple[tuple[int, ...], ...]`, *optional*):
             For each stage, the indices of the residual blocks that the sub-network keeps. `None` if it keeps all.
         depth (`float`):
-            Share of the residual blocks that run.
+            Fraction of the residual blocks that run.
         soft_labels (`torch.Tensor`, *optional*):
             Class probabilities of shape `(batch_size, num_labels)`, if the batch has them and the pass learns from
             labels.
         rows (`torch.Tensor`, *optional*):
             Indices of the images that the sub-network sees. `None` if it sees the whole batch.
-        share (`float`):
-            Share of the batch that the pass sees.
+        batch_fraction (`float`):
+            Fraction of the batch's images that the pass sees.
         learns_from_labels (`bool`):
             Whether the loss uses the labels. It always does for the full network.
         network (`nn.Module`):
@@ -75,7 +75,7 @@ class GradAugPass:
     """
 
     is_full: bool
-    width = depth = share = 1.0
+    width = depth = batch_fraction = 1.0
     kept_blocks: KeptBlocks | None = None
     rows: Tensor | None = None
 
@@ -156,11 +156,11 @@ class FullPass(GradAugPass):
         if found is None:
             return None
         loss, logits = found
-        self.targets = self.gradaug.target_kind.of({"logits": logits})
+        self.targets = self.gradaug.target_kind.from_outputs({"logits": logits})
         return loss
 
     def _loss(self, outputs: Any, label_loss: Tensor | None) -> Tensor:
-        self.targets = self.gradaug.target_kind.of(outputs)
+        self.targets = self.gradaug.target_kind.from_outputs(outputs)
         return self._label_loss(outputs, label_loss)
 
 
@@ -183,7 +183,7 @@ class SubnetworkPass(GradAugPass):
         self._full, self._spec = full, spec
         self.width, self.kept_blocks, self.rows = spec.width, spec.kept_blocks, rows
         if rows is not None:
-            self.share = len(rows) / len(full.inputs[gradaug.image_name])
+            self.batch_fraction = len(rows) / len(full.inputs[gradaug.image_name])
 
     @property
     def depth(self) -> float:
@@ -420,7 +420,7 @@ class GradAug:
             self, {k: v for k, v in inputs.items() if soft_labels is None or v is not soft_labels}, soft_labels
         )
         subnetworks = self._subnetwork_passes(full, n, step)
-        if self._images_of_a_subnetwork(images) == 1:
+        if self._subnetwork_batch_size(images) == 1:
             subnetworks = [each for each in subnetworks if self._can_train_on_one_image(each)]
             n = len(subnetworks)
         for index, each in enumerate(itertools.chain([full], subnetworks)):
@@ -433,7 +433,7 @@ class GradAug:
         names = [name for name in full.inputs if self.target_kind.learns_from_labels or name not in self.label_names]
         for index, spec in enumerate(self._draw_subnetworks(n, step), start=1):
             inputs = {name: full.inputs[name] for name in names}
-            rows = self._share_of_batch(images, index)
+            rows = self._subnetwork_rows(images, index)
             if rows is not None:
                 inputs = {name: select_rows(value, rows, len(images)) for name, value in inputs.items()}
             inputs = transform_images(inputs, self.image_name, transform, step_generator(self.seed, step, index))
@@ -466,7 +466,7 @@ class GradAug:
                 )
         return labels
 
-    def _images_of_a_subnetwork(self, images: Tensor) -> int:
+    def _subnetwork_batch_size(self, images: Tensor) -> int:
         return max(1, int(len(images) * self.settings.subnetwork_batch_fraction + 0.5))
 
     def _can_train_on_one_image(self, subnetwork: SubnetworkPass) -> bool:
@@ -484,12 +484,12 @@ class GradAug:
                 )
         return self._trains_one_image[size]
 
-    def _share_of_batch(self, images: Tensor, index: int) -> Tensor | None:
+    def _subnetwork_rows(self, images: Tensor, index: int) -> Tensor | None:
         """Indices of the images that sub-network `index` (from 1) sees; `None` for all."""
         if self.settings.subnetwork_batch_fraction == 1:
             return None
-        batch_size, count = len(images), self._images_of_a_subnetwork(images)
-        # Evenly spaced, so that micro-batches and processes together see the same share as one whole batch.
+        batch_size, count = len(images), self._subnetwork_batch_size(images)
+        # Evenly spaced, so that micro-batches and processes together see the same images as one whole batch.
         spaced = torch.arange(count, device=images.device) * batch_size // count
         return (spaced + index - 1) % batch_size
 

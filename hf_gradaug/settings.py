@@ -64,7 +64,7 @@ class GradAugSettings:
             Rounds the sub-networks' channel counts to its multiples, 1 or more. The inner layers of a ResNet
             bottleneck have a quarter of its outer count, so 32 makes them multiples of 8.
         subnetwork_batch_fraction (`float`, *optional*, defaults to `1.0`):
-            Share of the batch that each sub-network sees, in (0, 1]. Each sub-network sees different images, evenly
+            Fraction of the batch that each sub-network sees, in (0, 1]. Each sub-network sees different images, evenly
             spaced in the batch.
         subnetwork_every (`int`, *optional*, defaults to `1`):
             Trains sub-networks every k-th optimizer step, from the first step on. 1 or more.
@@ -149,7 +149,7 @@ class GradAugSettings:
     )
     subnetwork_batch_fraction: float = field(
         default=1.0,
-        metadata={"help": "Share of the batch that each sub-network sees, in (0, 1]. Each sees different images."},
+        metadata={"help": "Fraction of the batch that each sub-network sees, in (0, 1]. Each sees different images."},
     )
     subnetwork_every: int = field(
         default=1, metadata={"help": "Train sub-networks every k-th optimizer step, 1 or more."}

@@ -24,7 +24,7 @@ class LabelTargets:
     def __init__(self, model: nn.Module, temperature: float):
         pass
 
-    def of(self, outputs: Any) -> None:
+    def from_outputs(self, outputs: Any) -> None:
         """Returns `None`: the labels are the targets."""
 
 
@@ -54,7 +54,7 @@ class SoftTargets:
         # The head itself decides at the first labels.
         return getattr(self.config, "problem_type", None) == "multi_label_classification"
 
-    def of(self, outputs: Any) -> Tensor:
+    def from_outputs(self, outputs: Any) -> Tensor:
         """Targets of shape `(batch_size, num_labels)`, detached, from the full network's outputs."""
         make = binary_soft_targets if self._is_multi_label else soft_targets
         return make(get_logits(outputs), self.temperature)
@@ -83,7 +83,7 @@ class QuerySoftTargets:
         check_has_query_targets(model)
         self.model, self.temperature = model, temperature
 
-    def of(self, outputs: Any) -> QueryTargets:
+    def from_outputs(self, outputs: Any) -> QueryTargets:
         return query_targets(self.model, outputs, self.temperature)
 
     def loss(self, outputs: Any, targets: QueryTargets) -> Tensor:

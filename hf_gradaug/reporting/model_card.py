@@ -330,12 +330,11 @@ def _count(dataset: Any) -> int | None:
 
 
 def _limits(metrics: Mapping[str, float]) -> list[str]:
-    limits = ["One run with one seed: how much another seed changes is not known from it."]
+    limits = ["This is one run with one seed. The variation between seeds was not measured."]
     if metrics:
-        limits.append("The figures are of the evaluation set. If it was used to choose settings, they are too good.")
+        limits.append("The results are on the evaluation set. If it was used to choose settings, they are optimistic.")
     limits.append(
-        "Other data, corrupted or manipulated images, and differences between groups of people that images may show were not "
-        "measured."
+        "Not measured: other data, corrupted or adversarial images, and differences between groups of people."
     )
     return limits
 

@@ -37,7 +37,7 @@ _BATCHNORM_LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CHECKPOINTING = ("gradient_checkpointing", "_gradient_checkpointing_func")
 
 
-class FullNetwork:
+class ModuleIndex:
     """
     The full network's modules and parameters by index, so that no pass looks them up by name.
 
@@ -110,7 +110,7 @@ class _Source:
         self.has_dicts = any(type(value) is dict for value in self.settings.values())
 
 
-class _Target:
+class _SkeletonModule:
     """A module of a skeleton."""
 
     def __init__(self, module: nn.Module):
@@ -139,29 +139,29 @@ class Subnetwork:
     Args:
         skeleton (`nn.Module`):
             A model without weights.
-        full ([`FullNetwork`]):
-            The full network.
+        module_index ([`ModuleIndex`]):
+            The full network's modules.
         sources (`list[_Source | _BlockSource]`):
             For each module of the skeleton.
     """
 
-    def __init__(self, skeleton: nn.Module, full: FullNetwork, sources: list[_Source | _BlockSource]):
+    def __init__(self, skeleton: nn.Module, module_index: ModuleIndex, sources: list[_Source | _BlockSource]):
         self.skeleton = skeleton
         self.num_parameters = sum(parameter.numel() for parameter in skeleton.parameters())
-        self._full = full
+        self._module_index = module_index
         self._sources = sources
-        self._modules = [_Target(module) for module in skeleton.modules()]
+        self._modules = [_SkeletonModule(module) for module in skeleton.modules()]
 
     @classmethod
     def narrow(
         cls,
         skeleton: nn.Module,
-        full: FullNetwork,
+        module_index: ModuleIndex,
         shapes: dict[str, tuple[int, ...]],
         selections: dict[str, Selection],
     ) -> "Subnetwork":
         """A sub-network with all blocks, from the full network's shapes and the selected entries, by name."""
-        places = {name: index for index, name in enumerate(full.names)}
+        places = {name: index for index, name in enumerate(module_index.names)}
 
         def entries(prefix: str, tensors: dict[str, Tensor | None]) -> list[_Entries]:
             names = [name for name, like in tensors.items() if like is not None]
@@ -170,7 +170,7 @@ class Subnetwork:
 
         return cls(
             skeleton,
-            full,
+            module_index,
             [
                 _Source(
                     name,
@@ -203,7 +203,7 @@ class Subnetwork:
                 sources.append(_BlockSource(stage[0] if stage else 0, place, by_place[name[:start], name[end:]]))
             else:
                 sources.append(replace(by_name[name], settings=_settings(module)))  # its config has fewer blocks
-        return Subnetwork(skeleton, self._full, sources)
+        return Subnetwork(skeleton, self._module_index, sources)
 
     def sources(self, kept_blocks: KeptBlocks | None = None) -> list[_Source]:
         """For each module of the skeleton, its source in the full network, given the kept blocks."""
@@ -222,20 +222,20 @@ class Subnetwork:
         `torch.func.functional_call` would unbind when the forward returns. Gradient checkpointing runs parts of the
         forward again in the backward, and would then find a skeleton without weights.
         """
-        modules, sources = self._full.modules(model), self.sources(kept_blocks)
-        for target, source in zip(self._modules, sources, strict=True):
-            module, state = modules[source.index], target.state
-            if target.may_change or kept_blocks is not None:
+        modules, sources = self._module_index.modules(model), self.sources(kept_blocks)
+        for skeleton_module, source in zip(self._modules, sources, strict=True):
+            module, state = modules[source.index], skeleton_module.state
+            if skeleton_module.may_change or kept_blocks is not None:
                 state.update(_copied(source.settings) if source.has_dicts else source.settings)
-                if target.checkpoints:
+                if skeleton_module.checkpoints:
                     state.update({name: getattr(module, name) for name in _CHECKPOINTING if hasattr(module, name)})
             # Past `nn.Module.__setattr__`, which would take a third of a small network's pass.
             state["training"] = module.training
             if not source.buffers:
                 continue
-            if module.training and target.keeps_statistics:
+            if module.training and skeleton_module.keeps_statistics:
                 # It computes with the statistics of its batch. Only the full network keeps running ones (paper, section 3).
-                state["_buffers"].update(dict.fromkeys(target.buffers))
+                state["_buffers"].update(dict.fromkeys(skeleton_module.buffers))
                 continue
             for entries in source.buffers:
                 # A copy, because a forward may write into it.
@@ -243,11 +243,11 @@ class Subnetwork:
                 state["_buffers"][entries.name] = selected.clone()
         weights = self._weights(modules, sources)
         if not detached:
-            for target, entries, parameter in weights:
-                target.state["_parameters"][entries.name] = entries.selection.take(parameter)
+            for skeleton_module, entries, parameter in weights:
+                skeleton_module.state["_parameters"][entries.name] = entries.selection.take(parameter)
             return
         cast_dtype = _cast_dtype(model)
-        plans = self._full.plans.setdefault(self, {})
+        plans = self._module_index.plans.setdefault(self, {})
         if kept_blocks is not None:  # too many choices of blocks for a plan of each
             plan = _Plan(weights, cast_dtype)
         elif (plan := plans.get(cast_dtype)) is None:
@@ -256,11 +256,11 @@ class Subnetwork:
 
     def _weights(
         self, modules: list[nn.Module], sources: list[_Source]
-    ) -> Iterator[tuple[_Target, _Entries, nn.Parameter]]:
-        for target, source in zip(self._modules, sources, strict=True):
+    ) -> Iterator[tuple[_SkeletonModule, _Entries, nn.Parameter]]:
+        for skeleton_module, source in zip(self._modules, sources, strict=True):
             parameters = modules[source.index]._parameters
             for entries in source.parameters:
-                yield target, entries, entries.checked(parameters[entries.name])
+                yield skeleton_module, entries, entries.checked(parameters[entries.name])
 
     def unbind(self) -> None:
         """Removes the weights from the skeleton. A later computation with it raises an error."""
@@ -291,7 +291,9 @@ class _Plan:
             linear layers.
     """
 
-    def __init__(self, weights: Iterable[tuple[_Target, _Entries, nn.Parameter]], cast_dtype: torch.dtype | None):
+    def __init__(
+        self, weights: Iterable[tuple[_SkeletonModule, _Entries, nn.Parameter]], cast_dtype: torch.dtype | None
+    ):
         self._uses: list[_Use] = []
         self._places: list[tuple[dict[str, Tensor], str, int]] = []
         self._aliases: list[tuple[int, Tensor]] = []
@@ -299,9 +301,9 @@ class _Plan:
         self._copies: dict[bool, list[tuple[int, Tensor]]] = {True: [], False: []}
         self._concatenated: list[int] = []
         by_parameter: dict[int, list[int]] = defaultdict(list)
-        for target, entries, parameter in weights:
+        for skeleton_module, entries, parameter in weights:
             dtype, selection = parameter.dtype, entries.selection
-            if cast_dtype is not None and target.is_cast and dtype == torch.float32:
+            if cast_dtype is not None and skeleton_module.is_cast and dtype == torch.float32:
                 dtype = cast_dtype
             others = by_parameter[id(parameter)]
             same = (i for i in others if self._uses[i].dtype == dtype and self._uses[i].selection.key == selection.key)
@@ -309,7 +311,7 @@ class _Plan:
                 index = len(self._uses)
                 self._uses.append(self._plan(index, parameter, selection, dtype, len(others)))
                 others.append(index)
-            self._places.append((target.state["_parameters"], entries.name, index))
+            self._places.append((skeleton_module.state["_parameters"], entries.name, index))
         self._trained = [index for index, use in enumerate(self._uses) if use.parameter.requires_grad]
 
     @torch.no_grad()

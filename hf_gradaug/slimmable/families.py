@@ -3,7 +3,7 @@
 How each model family narrows. The rules follow transformers' configuration and modeling files.
 
 Attention narrows by whole heads and grouped layers by whole groups. So a sub-network's heads and groups are heads and
-groups of the full network. If one config field sets all stages, they lose the same share of their heads or groups.
+groups of the full network. If one config field sets all stages, they lose the same fraction of their heads or groups.
 """
 
 import math
@@ -53,7 +53,7 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
 @register_family("bit", depth=STAGES)
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     # The model rounds a stage and the quarter of it inside its blocks to multiples of 8, and group normalization has
-    # one number of groups for all layers: the least share to take away is one that leaves all of these whole.
+    # one number of groups for all layers: the smallest reduction keeps all of these whole.
     groups, sizes = config.num_groups, list(config.hidden_sizes)
     if config.width_factor != 1 or any(size % 32 for size in sizes):
         raise ValueError(
@@ -62,10 +62,10 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
         )
     step = math.lcm(*(32 * groups // math.gcd(32 * groups, size) for size in sizes))
     step = math.lcm(step, groups // math.gcd(groups, config.embedding_size))
-    kept, shares = _kept_shares(config, narrow, sizes[0], groups // step, f"groups ({step} of {groups})")
-    config.num_groups = groups * kept // shares
-    config.embedding_size = config.embedding_size * kept // shares
-    config.hidden_sizes = [size * kept // shares for size in sizes]
+    kept, units = _kept_units(config, narrow, sizes[0], groups // step, f"groups ({step} of {groups})")
+    config.num_groups = groups * kept // units
+    config.embedding_size = config.embedding_size * kept // units
+    config.hidden_sizes = [size * kept // units for size in sizes]
 
 
 @register_family("mobilenet_v1")
@@ -210,7 +210,7 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     heads, sizes = config.num_attention_heads, list(config.hidden_sizes)
     # One number of heads for all stages: rounding what their head sizes have in common rounds each.
     common = math.gcd(*(size // heads for size in sizes))
-    kept, _ = _kept_shares(config, narrow, heads * common, heads, "heads")
+    kept, _ = _kept_units(config, narrow, heads * common, heads, "heads")
     config.num_attention_heads = kept
     config.hidden_sizes = [size * kept // heads for size in sizes]
     config.neck_hidden_sizes = narrow(config.neck_hidden_sizes)
@@ -218,18 +218,18 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
 
 def _narrow_one_attention(config: PreTrainedConfig, narrow: Narrow) -> None:
     heads, size = config.num_attention_heads, config.hidden_size
-    config.num_attention_heads, _ = _kept_shares(config, narrow, size, heads, "heads")
+    config.num_attention_heads, _ = _kept_units(config, narrow, size, heads, "heads")
     config.hidden_size = size * config.num_attention_heads // heads
 
 
 def _narrow_doubling_attention(config: PreTrainedConfig, narrow: Narrow, factor: float) -> None:
     """For stages that are each `factor` times as wide as the one before."""
     heads = list(config.num_heads)
-    kept, shares = _kept_shares(
+    kept, units = _kept_units(
         config, narrow, config.embed_dim, math.gcd(*heads), f"heads, in all stages alike ({heads})"
     )
-    config.embed_dim = config.embed_dim * kept // shares
-    config.num_heads = [count * kept // shares for count in heads]
+    config.embed_dim = config.embed_dim * kept // units
+    config.num_heads = [count * kept // units for count in heads]
     config.hidden_size = int(config.embed_dim * factor ** (len(heads) - 1))
 
 
@@ -240,15 +240,15 @@ def _narrow_stages(narrow: Narrow, sizes: Sequence[int], heads: Sequence[int]) -
     return narrowed, [size // head_size for size, head_size in zip(narrowed, head_sizes)]
 
 
-def _kept_shares(config: PreTrainedConfig, narrow: Narrow, size: int, shares: int, what: str) -> tuple[int, int]:
-    """Of `shares` equal shares of `size` channels, how many a sub-network keeps; and `shares`."""
-    if shares < 2:
+def _kept_units(config: PreTrainedConfig, narrow: Narrow, size: int, units: int, what: str) -> tuple[int, int]:
+    """The number of heads or groups that a sub-network keeps, of `units` with `size` channels together; and `units`."""
+    if units < 2:
         raise ValueError(
             f"{config.model_type} narrows by whole {what}, and this config has no narrower sub-network: its {size} "
             "channels can't be divided."
         )
-    (kept,) = narrow([size], multiple=size // shares)
-    return kept * shares // size, shares
+    (kept,) = narrow([size], multiple=size // units)
+    return kept * units // size, units
 
 
 def _check_own_multiple(config: PreTrainedConfig, narrow: Narrow, multiple: int) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .binding import FullNetwork, Subnetwork
+from .binding import ModuleIndex, Subnetwork
 from .depth import KeptBlocks, block_finder, dropped_parameters, kept_names, shallower_config
 from .image_size import size_arguments
 from .narrowing import narrow_config
@@ -39,22 +39,22 @@ class SubnetworkSpec:
 
     Args:
         width (`float`, *optional*, defaults to `1.0`): Width multiplier, in (0, 1].
-        divisor (`int`, *optional*, defaults to `1`): Channel counts are rounded to its multiples.
+        width_divisor (`int`, *optional*, defaults to `1`): Channel counts are rounded to its multiples.
         kept_blocks (`tuple[tuple[int, ...], ...]`, *optional*): For each stage, the indices of the blocks that run.
     """
 
     width: float = 1.0
-    divisor: int = 1
+    width_divisor: int = 1
     kept_blocks: KeptBlocks | None = None
 
     def config(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """The config of the sub-network, from the full network's."""
-        config = narrow_config(config, self.width, self.divisor)
+        config = narrow_config(config, self.width, self.width_divisor)
         return config if self.kept_blocks is None else shallower_config(config, self.kept_blocks)
 
 
-class _Subnetworks:
-    """A slimmable model's state, apart from its modules: its plain class, cached sub-networks, the active ones."""
+class _SlimmableState:
+    """What a slimmable model holds beside its modules: its plain class, cached sub-networks, the active ones."""
 
     # Widths are drawn from an interval, but channel counts are whole: ResNet-50 has 385 different sub-networks between
     # 0.9 and 1. Each takes 1 MB, and some ten milliseconds to build.
@@ -63,12 +63,12 @@ class _Subnetworks:
     def __init__(self, model_class: type[nn.Module], build: Build | None):
         self.model_class = model_class
         self.build = build
-        self.full: FullNetwork | None = None
+        self.module_index: ModuleIndex | None = None
         self.cache: OrderedDict[str, Subnetwork] = OrderedDict()
         self.active: list[_Activation] = []
 
     def get(self, model: nn.Module, spec: SubnetworkSpec) -> Subnetwork:
-        config = narrow_config(model.config, spec.width, spec.divisor)
+        config = narrow_config(model.config, spec.width, spec.width_divisor)
         whole = self._cached(config, lambda: self._make(model, config, spec.width))
         if spec.kept_blocks is None:
             return whole
@@ -88,10 +88,10 @@ class _Subnetworks:
         skeleton = build_skeleton(config, self.build or self.model_class)
         full, narrow = shapes_of(model), shapes_of(skeleton)
         check_same("parameter or buffer", full, narrow, width)
-        if self.full is None:
-            self.full = FullNetwork(model)
+        if self.module_index is None:
+            self.module_index = ModuleIndex(model)
         selections = {name: select(name, full[name], narrow[name], model.config, config) for name in narrow}
-        return Subnetwork.narrow(skeleton, self.full, full, selections)
+        return Subnetwork.narrow(skeleton, self.module_index, full, selections)
 
     def _make_shallower(self, whole: Subnetwork, config: PreTrainedConfig, spec: SubnetworkSpec) -> Subnetwork:
         skeleton = build_skeleton(config, self.build or self.model_class)
@@ -185,18 +185,18 @@ class SlimmableModel:
             logits = model(pixel_values=pixel_values).logits
         ```
         """
-        state: _Subnetworks = self.__dict__[_STATE]
+        state: _SlimmableState = self.__dict__[_STATE]
         subnetwork = state.get(self, SubnetworkSpec(width, width_divisor, kept_blocks))
         return _Activation(state.active, subnetwork, kept_blocks, detached, compiled)
 
     def _apply(self, fn, recurse=True):
-        state: _Subnetworks = self.__dict__[_STATE]
-        if state.full is not None:
-            state.full.plans.clear()  # their views would keep the weights' memory on the device that the model leaves
+        state: _SlimmableState = self.__dict__[_STATE]
+        if state.module_index is not None:
+            state.module_index.plans.clear()  # their views would keep the weights' memory on the device that the model leaves
         return super()._apply(fn, recurse)
 
     def __deepcopy__(self, memo: dict) -> nn.Module:
-        state: _Subnetworks = self.__dict__[_STATE]
+        state: _SlimmableState = self.__dict__[_STATE]
         copied = state.model_class.__new__(state.model_class)
         memo[id(self)] = copied
         copied.__dict__.update(copy.deepcopy(_plain_state(self), memo))
@@ -314,7 +314,7 @@ def subnetwork_state_dict(
 
 
 def _swap_class(model: nn.Module, build: Build | None) -> nn.Module:
-    model.__dict__[_STATE] = _Subnetworks(type(model), build)
+    model.__dict__[_STATE] = _SlimmableState(type(model), build)
     model.__class__ = _slimmable_class(type(model))
     return model
 
@@ -344,10 +344,10 @@ def _forward_subnetwork(model: nn.Module, activation: _Activation, args: tuple, 
     outputs = skeleton(*args, **kwargs) if activation.compiled else _forward_eagerly(skeleton, args, kwargs)
     if activation.kept_blocks is None or activation.detached:
         return outputs
-    return _reaching(dropped_parameters(model, activation.kept_blocks), outputs)
+    return _add_zero_gradients(dropped_parameters(model, activation.kept_blocks), outputs)
 
 
-def _reaching(parameters: list[nn.Parameter], outputs: Any) -> Any:
+def _add_zero_gradients(parameters: list[nn.Parameter], outputs: Any) -> Any:
     """
     Makes the backward of the outputs give these parameters a gradient of 0.
 

@@ -18,22 +18,22 @@ class LossParts:
 
     def __init__(self, *names: str):
         self.names = names
-        self._sums: Tensor | None = None  # of the parts, and of the steps that they are of
+        self._sums: Tensor | None = None  # of the weighted parts, then of the weights
 
     def __bool__(self) -> bool:
         return self._sums is not None
 
-    def add(self, parts: list[Tensor], share: float, only_finite: bool) -> None:
-        """Adds the detached parts of a batch, times the batch's share of an optimizer step."""
-        values = torch.stack([*parts, torch.full_like(parts[0], share)])
+    def add(self, parts: list[Tensor], weight: float, only_finite: bool) -> None:
+        """Adds the detached parts of a batch, already multiplied by its `weight`: 1 / gradient accumulation steps."""
+        values = torch.stack([*parts, torch.full_like(parts[0], weight)])
         if only_finite:  # as the Trainer leaves them out of the sum
             values = torch.where(torch.isfinite(values).all(), values, torch.zeros_like(values))
         self._sums = values if self._sums is None else self._sums + values
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         # Every process comes here for the same log line, whatever its losses were.
-        *sums, steps = accelerator.reduce(self._sums, reduction="sum").tolist()
-        return {name: value / steps for name, value in zip(self.names, sums)} if steps > 0 else {}
+        *sums, weight = accelerator.reduce(self._sums, reduction="sum").tolist()
+        return {name: value / weight for name, value in zip(self.names, sums)} if weight > 0 else {}
 
 
 class StepLog:
@@ -48,8 +48,8 @@ class StepLog:
     def __bool__(self) -> bool:
         return bool(self.losses)
 
-    def add(self, losses: list[Tensor], passes: list[GradAugPass], share: float, only_finite: bool) -> None:
-        self.losses.add([losses[0], sum(losses[1:], torch.zeros_like(losses[0]))], share, only_finite)
+    def add(self, losses: list[Tensor], passes: list[GradAugPass], weight: float, only_finite: bool) -> None:
+        self.losses.add([losses[0], sum(losses[1:], torch.zeros_like(losses[0]))], weight, only_finite)
         self.width += sum(p.width for p in passes[1:])
         self.depth += sum(p.depth for p in passes[1:])
         self.draws_depth |= any(p.kept_blocks is not None for p in passes)

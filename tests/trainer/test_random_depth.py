@@ -145,8 +145,8 @@ def test_every_parameter_moves_and_logs(tmp_path, kind):
     plain = tiny_trainer(tmp_path, num_subnetworks=0, max_steps=4)
     plain.train()
     numbers = [sum(x.numel() for x in p.network.parameters()) * p.size[0] ** 2 for p in passes]
-    share = trainer.state.total_flos / model.num_parameters() / (plain.state.total_flos / plain.model.num_parameters())
-    assert share == pytest.approx(sum(numbers) / (4 * model.num_parameters() * 32**2))
+    ratio = trainer.state.total_flos / model.num_parameters() / (plain.state.total_flos / plain.model.num_parameters())
+    assert ratio == pytest.approx(sum(numbers) / (4 * model.num_parameters() * 32**2))
 
 
 def test_width_alone_logs_no_depth(tmp_path):

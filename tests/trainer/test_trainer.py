@@ -187,13 +187,13 @@ def test_logs(tmp_path):
 
     plain = tiny_trainer(tmp_path, num_subnetworks=0, max_steps=4, gradient_accumulation_steps=2)
     plain.train()
-    share = trainer.state.total_flos / plain.state.total_flos
+    ratio = trainer.state.total_flos / plain.state.total_flos
     by_hand = sum(
         (p.size[0] / 32) ** 2 * sum(x.numel() for x in p.network.parameters()) / trainer.model.num_parameters()
         for p in passes
     ) / (len(passes) / 4)
-    assert share == pytest.approx(by_hand)
-    assert share > 1
+    assert ratio == pytest.approx(by_hand)
+    assert ratio > 1
 
 
 def test_evaluation_and_prediction_run_the_full_network_alone(tmp_path):

@@ -117,7 +117,7 @@ def test_the_trainer_computes_the_loss_of_subnetworks_as_the_full_networks(tmp_p
         assert largest_difference(train(learning_rate=0.01, **args), plain) < 1e-5
 
 
-def test_a_share_of_the_batch_has_its_share_of_the_items(tmp_path):
+def test_a_fraction_of_the_batch_has_that_fraction_of_the_items(tmp_path):
     seen = []
 
     def loss_func(outputs, labels, num_items_in_batch):

@@ -112,7 +112,7 @@ def test_no_subnetworks_is_one_pass():
 @pytest.mark.parametrize(
     ("batch_size", "fraction", "rows"), [(9, 1 / 3, [0, 3, 6]), (8, 0.5, [0, 2, 4, 6]), (4, 0.01, [0])]
 )
-def test_share_of_the_batch(batch_size, fraction, rows):
+def test_batch_fraction(batch_size, fraction, rows):
     images, labels = tiny_images(batch_size), torch.arange(batch_size) % 3
     settings = GradAugSettings(scales=[1.0], subnetwork_batch_fraction=fraction)
     gradaug = GradAug(tiny_model().eval(), settings)
@@ -122,19 +122,20 @@ def test_share_of_the_batch(batch_size, fraction, rows):
     for index, (gradaug_pass, loss, outputs) in enumerate(subnetworks):
         expected = [(row + index) % batch_size for row in rows]
         assert gradaug_pass.rows.tolist() == expected
+        assert gradaug_pass.batch_fraction == len(rows) / batch_size
         assert torch.equal(gradaug_pass.inputs["pixel_values"], images[expected])
         assert torch.equal(loss, soft_target_loss(outputs.logits.detach(), targets[expected]))
 
 
-def test_shares_of_micro_batches_are_those_of_the_batch():
+def test_rows_of_micro_batches_are_those_of_the_batch():
     settings = GradAugSettings(scales=[1.0], subnetwork_batch_fraction=1 / 3)
 
-    def shares(part):
+    def subnetwork_images(part):
         gradaug = GradAug(tiny_model(), settings)
         inputs = {"pixel_values": tiny_images(12)[part], "labels": torch.zeros(12, dtype=torch.long)[part]}
         return [p.inputs["pixel_values"] for p, _, _ in run(gradaug, inputs)[1:]]
 
-    for whole, first, second in zip(shares(slice(0, 12)), shares(slice(0, 6)), shares(slice(6, 12))):
+    for whole, first, second in zip(*map(subnetwork_images, (slice(0, 12), slice(0, 6), slice(6, 12)))):
         assert torch.equal(whole, torch.cat([first, second]))
 
 
