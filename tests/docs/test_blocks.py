@@ -61,8 +61,7 @@ def test_python_compiles_and_finds_its_names(text):
     compile(text, "block", "exec")
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom):
-            module = importlib.import_module(node.module)
-            assert not [item.name for item in node.names if not hasattr(module, item.name)]
+            exec(ast.unparse(node), {})
 
 
 PROGRAMS = [block for block in blocks("python") if is_program(block.values[0])]
