@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .losses import get_logits
+from .slimmable.binding import has_hooks
 
 
 logger = logging.getLogger(__name__)
@@ -87,9 +88,15 @@ class CapturedPasses:
         self.limit = limit
         self._captures: dict[tuple, Capture] = {}
         self._gradients: list[tuple[nn.Parameter, Tensor]] = []
-        self._weights: list[tuple] = []
+        self._places: list[tuple] = []  # of the weights
         self._pool = None
         self._is_open = False  # between a forward and its backward
+
+    def start(self, device: torch.device) -> None:
+        """Begins a step, on a batch on this device. An earlier one may have ended by an error."""
+        if device.type != "cuda":
+            raise ValueError(f"`cuda_graphs` must be False on other devices than GPUs, but is True on {device}.")
+        self._is_open = False
 
     def run(
         self, network: Any, inputs: dict[str, Tensor], compute: Callable, is_full: bool
@@ -107,9 +114,10 @@ class CapturedPasses:
         Raises:
             `RuntimeError`: If the pass can't be captured.
         """
-        if self._is_open or not torch.is_grad_enabled():
+        weights = list(self.model.parameters())
+        if self._is_open or not torch.is_grad_enabled() or any(map(has_hooks, weights)):
             return None
-        self._follow_weights()
+        self._follow(weights)
         shapes = tuple((name, value.shape, value.dtype, value.stride()) for name, value in inputs.items())
         precision = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
         key = (network, shapes, precision, tuple(module.training for module in self.model.modules()))
@@ -133,15 +141,13 @@ class CapturedPasses:
     def _close(self) -> None:
         self._is_open = False
 
-    def _follow_weights(self) -> None:
-        weights = [(id(weight), weight.data_ptr(), weight.requires_grad) for weight in self.model.parameters()]
-        if weights != self._weights:
-            self._weights = weights
+    def _follow(self, weights: list[nn.Parameter]) -> None:
+        places = [(id(weight), weight.data_ptr(), weight.requires_grad) for weight in weights]
+        if places != self._places:
+            self._places = places
             self._captures.clear()
             self._pool = torch.cuda.graph_pool_handle()
-            self._gradients = [
-                (weight, torch.zeros_like(weight)) for weight in self.model.parameters() if weight.requires_grad
-            ]
+            self._gradients = [(weight, torch.zeros_like(weight)) for weight in weights if weight.requires_grad]
 
     def _own_gradients(self) -> None:
         emptied = []

@@ -179,7 +179,7 @@ class GradAugMixin:
                         relative_flops += self._relative_flops(gradaug_pass, inputs)
                 passes.append(gradaug_pass)
         finally:
-            del self.compute_loss
+            vars(self).pop("compute_loss", None)  # there is none if the step ends before its first pass
             if own is not None:  # a user's function, set on the trainer
                 self.compute_loss = own
         self._loss_guard.finish(losses, passes, step=self.state.global_step + 1)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 
 # Advice for models without logits for soft targets.
@@ -136,6 +137,39 @@ def are_probabilities(labels: Tensor) -> bool:
     """Whether each row is a distribution over classes: no entry below 0, a sum of 1. Waits for the device."""
     total = at_least_float32(labels).sum(-1)
     return bool((labels >= 0).all() & torch.isclose(total, torch.ones_like(total), atol=1e-2).all())
+
+
+def settle_problem_type(config: PreTrainedConfig, labels: Tensor) -> None:
+    """
+    Says what floating-point labels are, as the model's head would, where the config doesn't say it.
+
+    Args:
+        config (`PreTrainedConfig`): Its `problem_type` becomes `"multi_label_classification"` if it is `None`.
+        labels (`torch.Tensor`): Floating-point labels of shape `(batch_size, num_labels)`.
+
+    Raises:
+        `ValueError`: If the config doesn't say it and the labels may be of either kind, or if the labels of a
+            single-label problem are no class probabilities.
+    """
+    problem_type = getattr(config, "problem_type", None)
+    if problem_type not in (None, "single_label_classification"):
+        return
+    is_single_label = are_probabilities(labels)
+    if problem_type is None and is_single_label:
+        # A head takes all floating-point labels for multi-label ones. One label in each row may mean either.
+        raise ValueError(
+            "`config.problem_type` must be set for floating-point labels whose rows sum to 1, but is None. "
+            "'single_label_classification' takes them for class probabilities, as of CutMix and MixUp, and "
+            "'multi_label_classification' for a probability of each label."
+        )
+    if problem_type is None:
+        config.problem_type = "multi_label_classification"  # a loss of one's own would pass the head by
+    elif not is_single_label:
+        raise ValueError(
+            "`labels` must be class probabilities, each row 0 or more and of sum 1, where `config.problem_type` is "
+            "'single_label_classification', but are not. Set it to 'multi_label_classification' if an image can have "
+            "several labels: with `subnetwork_targets` 'soft', sub-networks then learn a probability of each."
+        )
 
 
 @contextmanager

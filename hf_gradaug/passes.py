@@ -26,7 +26,7 @@ from transformers.utils.generic import find_labels
 
 from .captured import CapturedPasses, loss_and_logits
 from .dense.inputs import check_rotations, select_rows, transform_images
-from .losses import are_probabilities, get_float_labels, get_logits, soft_label_cross_entropy
+from .losses import get_float_labels, get_logits, settle_problem_type, soft_label_cross_entropy
 from .messages import shorten
 from .sampling import draw_blocks, draw_widths, step_generator
 from .settings import GradAugSettings
@@ -194,7 +194,7 @@ class SubnetworkPass(GradAugPass):
     @property
     def num_parameters(self) -> int:
         """Number of parameters of the sub-network."""
-        return self._active.subnetwork.num_parameters
+        return self.gradaug.subnetwork(self.width, self.kept_blocks).subnetwork.num_parameters
 
     @property
     def _is_detached(self) -> bool:
@@ -311,8 +311,8 @@ class GradAug:
             Inputs that hold labels. Sub-networks with soft targets don't get them. Defaults to the arguments of the
             model's `forward` with "label" in their name.
         detached (`bool`, *optional*, defaults to `True`):
-            Runs passes that don't synchronize gradients on detached copies of the weights, which is faster. Turn it
-            off if hooks on the parameters must see every pass. See [`~SlimmableModel.subnetwork`].
+            Runs passes that don't synchronize gradients on detached copies of the weights, which is faster. See
+            [`~SlimmableModel.subnetwork`].
 
     Raises:
         `TypeError`: If the model can't have sub-networks (see [`make_slimmable`]).
@@ -405,10 +405,8 @@ class GradAug:
             found = shorten(sorted(inputs)) if isinstance(inputs, Mapping) else f"a {type(inputs).__name__}"
             raise ValueError(f"GradAug transforms the images in the batch's {name!r}, but the batch is {found}.")
         images = inputs[name]
-        if self.captured is not None and images.device.type != "cuda":
-            raise ValueError(
-                f"`cuda_graphs` must be False on other devices than GPUs, but is True on {images.device}."
-            )
+        if self.captured is not None:
+            self.captured.start(images.device)
         n = settings.num_subnetworks if step % settings.subnetwork_every == 0 else 0
         if self.transform is None and n > 0:
             size = tuple(images.shape[-2:])
@@ -441,30 +439,15 @@ class GradAug:
             yield SubnetworkPass(full, inputs, spec, rows)
 
     def _get_soft_labels(self, inputs: Mapping[str, Any]) -> Tensor | None:
-        """
-        The batch's labels if they are class probabilities, else `None`. If the config doesn't set `problem_type`, the
-        first labels decide, because heads treat all floating-point labels as multi-label.
-        """
+        """The batch's labels if they are class probabilities, else `None`."""
         labels, config = get_float_labels(inputs), self.model.config
-        problem_type = getattr(config, "problem_type", None)
-        if labels is None or problem_type not in (None, "single_label_classification"):
-            return None
-        if problem_type is None and self.target_kind.learns_from_labels:
+        if labels is None or (self.target_kind.learns_from_labels and getattr(config, "problem_type", None) is None):
             return None
         # On other devices a look would wait for the device in each step.
         if not self._checked_labels or labels.device.type == "cpu":
             self._checked_labels = True
-            if are_probabilities(labels):
-                config.problem_type = "single_label_classification"
-            elif problem_type is None:
-                return None
-            else:
-                raise ValueError(
-                    "`labels` must be class probabilities, each row 0 or more and of sum 1, where `config.problem_type` is "
-                    "'single_label_classification', but are not. Set it to 'multi_label_classification' if an image can have "
-                    "several labels: with `subnetwork_targets` 'soft', sub-networks then learn a probability of each."
-                )
-        return labels
+            settle_problem_type(config, labels)
+        return labels if config.problem_type == "single_label_classification" else None
 
     def _subnetwork_batch_size(self, images: Tensor) -> int:
         return max(1, int(len(images) * self.settings.subnetwork_batch_fraction + 0.5))

@@ -37,6 +37,11 @@ _BATCHNORM_LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CHECKPOINTING = ("gradient_checkpointing", "_gradient_checkpointing_func")
 
 
+def has_hooks(parameter: nn.Parameter) -> bool:
+    """Whether a user's hooks run when the parameter gets a gradient, for example one that masks it."""
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
+
+
 class ModuleIndex:
     """
     The full network's modules and parameters by index, so that no pass looks them up by name.
@@ -50,6 +55,7 @@ class ModuleIndex:
         self.names = [name for name, _ in model.named_modules()]
         # Plans that sub-networks use for many passes. They hold views of the weights, so they are cleared when a weight moves.
         self.plans: WeakKeyDictionary[Subnetwork, dict[Any, _Plan]] = WeakKeyDictionary()
+        self.has_hooks = False  # on parameters, which a pass on detached weights would leave out
         self._weights: list[tuple] = []
         self._read(model)
 
@@ -67,11 +73,11 @@ class ModuleIndex:
         """The current modules, in the order of `names`. Drops all plans if modules or weights have changed."""
         if not all(children.get(name) is child for children, name, child in self._links):
             self._read(model)
+        parameters = [each for found in self._parameters for each in found.values() if each is not None]
+        self.has_hooks = any(map(has_hooks, parameters))
         weights = [
             (id(weight), weight.data_ptr(), weight.requires_grad, weight.dtype, weight.stride())
-            for parameters in self._parameters
-            for weight in parameters.values()
-            if weight is not None
+            for weight in parameters
         ]
         if weights != self._weights:
             self._weights = weights
@@ -223,6 +229,10 @@ class Subnetwork:
         forward again in the backward, and would then find a skeleton without weights.
         """
         modules, sources = self._module_index.modules(model), self.sources(kept_blocks)
+        # A loss that was set on the model is the sub-networks' too, where they learn from labels.
+        vars(self.skeleton).pop("_loss_function", None)
+        if "_loss_function" in vars(model):
+            self.skeleton.loss_function = model.loss_function
         for skeleton_module, source in zip(self._modules, sources, strict=True):
             module, state = modules[source.index], skeleton_module.state
             if skeleton_module.may_change or kept_blocks is not None:
@@ -242,7 +252,7 @@ class Subnetwork:
                 selected = entries.selection.take(entries.checked(module._buffers[entries.name]))
                 state["_buffers"][entries.name] = selected.clone()
         weights = self._weights(modules, sources)
-        if not detached:
+        if not detached or self._module_index.has_hooks:
             for skeleton_module, entries, parameter in weights:
                 skeleton_module.state["_parameters"][entries.name] = entries.selection.take(parameter)
             return

@@ -165,9 +165,9 @@ class SlimmableModel:
                 `detached`, `backward` gives the parameters of dropped blocks a gradient of 0.
             detached (`bool`, *optional*, defaults to `False`):
                 Computes with dense copies of the weights. `backward` adds all their gradients to `parameter.grad` at
-                once. This is faster and gives the same sums. But hooks on the parameters don't run, including
-                DistributedDataParallel's. `torch.autograd.grad` doesn't reach the parameters, and the gradients can't
-                be differentiated.
+                once. This is faster and gives the same sums. But DistributedDataParallel doesn't synchronize them,
+                `torch.autograd.grad` doesn't reach the parameters, and the gradients can't be differentiated. It has
+                no effect while a parameter has hooks, such as one that masks its gradient: they run in each pass.
             compiled (`bool`, *optional*, defaults to `False`):
                 Lets `torch.compile` compile the sub-network too, once for each width and image size.
 

@@ -12,6 +12,7 @@ from hf_gradaug.losses import binary_soft_target_loss, binary_soft_targets
 
 
 SEVERAL = torch.tensor([[1.0, 1, 0], [0, 0, 1], [1, 0, 1], [0, 0, 0]])
+ONE_EACH = torch.eye(3)[[0, 1, 2, 0]]
 MIXED = torch.tensor([[0.5, 0.5, 0], [0, 0, 1], [1, 0, 0], [0.2, 0.3, 0.5]])
 
 
@@ -33,17 +34,22 @@ def run(gradaug, labels):
     return losses
 
 
-def test_the_first_batch_decides():
-    for labels, problem_type in ((SEVERAL, "multi_label_classification"), (MIXED, "single_label_classification")):
-        model = tiny_model()
+def test_what_float_labels_mean():
+    for labels, problem_type, given in (
+        (SEVERAL, "multi_label_classification", None),
+        (ONE_EACH, "multi_label_classification", "multi_label_classification"),
+        (MIXED, "single_label_classification", "single_label_classification"),
+    ):
+        model = tiny_model(problem_type=given)
         gradaug = GradAug(model)
-        assert model.config.problem_type is None  # not before there are labels
+        assert model.config.problem_type == given  # not before there are labels
         (loss, outputs), *subnetworks = run(gradaug, labels)
         assert model.config.problem_type == problem_type
-        expected = F.binary_cross_entropy_with_logits if labels is SEVERAL else F.cross_entropy
+        multi_label = problem_type == "multi_label_classification"
+        expected = F.binary_cross_entropy_with_logits if multi_label else F.cross_entropy
         torch.testing.assert_close(loss, expected(outputs.logits, labels))
         for loss, sub in subnetworks:
-            if labels is SEVERAL:
+            if multi_label:
                 expected = binary_soft_target_loss(sub.logits, outputs.logits.detach().sigmoid())
             else:
                 expected = F.kl_div(
@@ -58,10 +64,36 @@ def test_rows_that_are_no_probabilities():
         ValueError, match="`labels` must be class probabilities.*`config.problem_type`.*`subnetwork_tar"
     ):
         run(gradaug, SEVERAL)
-    gradaug = GradAug(tiny_model())
     run(gradaug, MIXED)
     with pytest.raises(ValueError, match="`labels` must be class probabilities"):
         run(gradaug, SEVERAL)
+
+
+@pytest.mark.parametrize("rows", [MIXED, ONE_EACH])
+def test_labels_that_may_be_of_either_kind(tmp_path, rows):
+    """Of images with one label each, the first batch doesn't say whether later images have several."""
+    trainer = tiny_trainer(tmp_path, trainer_kwargs={"train_dataset": FloatLabels(rows), "eval_dataset": None})
+    with pytest.raises(ValueError, match="`config.problem_type` must be set .* but is None.*CutMix"):
+        trainer.train()
+    assert "compute_loss" not in vars(trainer) and trainer.model.config.problem_type is None
+
+
+def test_a_multi_label_loss_of_ones_own(tmp_path):
+    """The head doesn't see these labels, and so can't tell that there are several."""
+    trainer = tiny_trainer(
+        tmp_path,
+        trainer_kwargs={
+            "train_dataset": FloatLabels(SEVERAL),
+            "eval_dataset": None,
+            "compute_loss_func": lambda outputs, labels, **_: F.binary_cross_entropy_with_logits(
+                outputs.logits, labels
+            ),
+        },
+        max_steps=1,
+    )
+    trainer.train()
+    targets = trainer.gradaug.target_kind.from_outputs({"logits": torch.zeros(1, 3)})
+    assert targets.tolist() == [[0.5, 0.5, 0.5]]
 
 
 def test_soft_targets_of_a_multi_label_model():
@@ -172,7 +204,47 @@ def test_a_loss_without_outputs_is_an_error(tmp_path):
         tiny_trainer(tmp_path, cls=Subclass).train()
 
 
-def test_mixed_labels_under_a_distilling_trainer(tmp_path):
+def test_a_loss_that_is_set_on_the_model_is_the_subnetworks(tmp_path):
+    seen = []
+
+    def own(labels, pooled_logits, config, **kwargs):
+        seen.append(pooled_logits.shape)
+        return 7 + 0 * pooled_logits.sum()
+
+    settings = {"subnetwork_targets": "labels", "num_subnetworks": 2, "max_steps": 1, "logging_steps": 1}
+    trainer = tiny_trainer(tmp_path, **settings)
+    stock = trainer.model.loss_function
+    trainer.model.loss_function = own
+    trainer.train()
+    assert len(seen) == 3
+    assert next(line for line in trainer.state.log_history if "loss_full" in line)["loss"] == pytest.approx(21)
+    del trainer.model._loss_function
+    trainer.train()
+    assert trainer.model.loss_function is stock and len(seen) == 3
+
+
+@pytest.mark.parametrize("kind", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_on_parameters_see_each_pass(tmp_path, kind):
+    """A masked gradient keeps an entry as it is."""
+    trainer = tiny_trainer(tmp_path, max_steps=2)
+    weight, calls = trainer.model.classifier.weight, []
+    before = weight.detach().clone()
+
+    def mask(gradient):
+        calls.append(1)
+        return gradient * torch.tensor([[0.0], [1.0], [1.0]])
+
+    def mask_sum(parameter):
+        parameter.grad = mask(parameter.grad)
+
+    getattr(weight, kind)(mask if kind == "register_hook" else mask_sum)
+    trainer.train()
+    assert len(calls) == 2 * 4
+    assert torch.equal(weight[0], before[0]) and not torch.equal(weight[1], before[1])
+
+
+@pytest.mark.parametrize("targets", ["soft", "labels"])
+def test_mixed_labels_under_a_distilling_trainer(tmp_path, targets):
     """Its loss goes through the model's head, which takes floating-point labels for multi-label ones."""
     teacher = tiny_model(seed=1).eval()
 
@@ -188,7 +260,11 @@ def test_mixed_labels_under_a_distilling_trainer(tmp_path):
         pass
 
     trainer = tiny_trainer(
-        tmp_path, cls=Both, trainer_kwargs={"train_dataset": FloatLabels(MIXED), "eval_dataset": None}
+        tmp_path,
+        tiny_model(problem_type="single_label_classification"),
+        cls=Both,
+        trainer_kwargs={"train_dataset": FloatLabels(MIXED), "eval_dataset": None},
+        subnetwork_targets=targets,
     )
     before = parameters_of(trainer.model)
     trainer.train()

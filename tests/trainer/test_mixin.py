@@ -46,7 +46,8 @@ def test_mixin_leaves_the_trainer_its_ways(tmp_path):
         stock.train()
         mine.train()
         assert largest_difference(parameters_of(mine.model), parameters_of(stock.model)) == 0
-    trainer = tiny_trainer(tmp_path, tiny_model(), mixed, **kwargs)  # a loss of one's own beside sub-networks
+    model = tiny_model(problem_type="single_label_classification")
+    trainer = tiny_trainer(tmp_path, model, mixed, **kwargs)  # a loss of one's own beside sub-networks
     trainer.train()
     assert trainer.state.log_history[0]["loss_subnetworks"] > 0
 

@@ -78,7 +78,7 @@ def test_losses_and_their_weights():
 def test_soft_labels():
     one_hot = torch.nn.functional.one_hot(LABELS, 3).float()
     hard = run(GradAug(tiny_model()), batch())
-    soft = run(GradAug(tiny_model()), batch(labels=one_hot))
+    soft = run(GradAug(tiny_model(problem_type="single_label_classification")), batch(labels=one_hot))
     for (_, loss, _), (_, expected, _) in zip(soft, hard):
         torch.testing.assert_close(loss, expected)
     assert torch.equal(soft[0][0].soft_labels, one_hot)
