@@ -6,7 +6,6 @@ import copy
 import io
 import logging
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +17,6 @@ from pycocotools.coco import COCO
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchmetrics.detection import MeanAveragePrecision
-from tqdm import tqdm
 from transformers import BaseImageProcessor
 from transformers.backbone_utils import BackboneMixin
 
@@ -118,6 +116,8 @@ class CocoDataset(Dataset):
         self.class_names = [category["name"] for category in self.coco.loadCats(self.categories)]
         self._labels = {category: label for label, category in enumerate(self.categories)}
         self._ids = sorted(self.coco.getImgIds())[:max_samples]
+        # Shared with data-loading workers, which start anew in each epoch: one warning, not one from each.
+        self._has_warned = torch.tensor(False).share_memory_()
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -137,33 +137,19 @@ class CocoDataset(Dataset):
         self._labels = {category: numbers[label] for category, label in self._labels.items()}
         self.class_names = list(class_names)
 
-    def find_ambiguous_turns(self, quiet: bool = False) -> list[str]:
-        """
-        The pictures that EXIF turns, where nothing tells whether their annotations are turned: their JSON has no size, or
-        the turned picture has the size of the stored one. [`read`] takes such annotations as those of the upright picture.
-
-        Args:
-            quiet (`bool`): whether to show no progress. Only the heads of the files are read.
-        """
-        found = []
-        for entry in tqdm(self.coco.loadImgs(self._ids), "EXIF", unit=" pictures", disable=quiet):
-            with contextlib.suppress(Exception), Image.open(os.path.join(self.folder, entry["file_name"])) as picture:
-                if picture.format == "PNG" and "exif" not in picture.info:  # it would be decoded
-                    continue
-                orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
-                same = (
-                    orientation in (2, 3, 4) or picture.width == picture.height or not {"width", "height"} <= {*entry}
-                )
-                if 2 <= orientation <= 8 and same:
-                    found.append(entry["file_name"])
-        return found
-
     def read(self, index: int) -> tuple[Image.Image, list[dict[str, Any]]]:
         """A picture and its annotations, whose `category_id` is the label, from 0 without gaps."""
         (entry,) = self.coco.loadImgs(self._ids[index])
         path = os.path.join(self.folder, entry["file_name"])
         size = (entry["width"], entry["height"]) if {"width", "height"} <= entry.keys() else None
         picture = decode_image({"path": path, "bytes": None}, f"picture {entry['id']}", size)
+        if not self._has_warned and _is_turn_ambiguous(path, size):
+            self._has_warned.fill_(True)
+            logger.warning(
+                f"Image '{entry['file_name']}' has an EXIF orientation, and the size in the JSON can't tell whether its "
+                "annotations are for the upright image or the stored one. Upright is assumed, here and in further such "
+                "images. If that is wrong, save turned images again without EXIF."
+            )
         entry.update(width=picture.width, height=picture.height)  # which its masks need
         found = self.coco.loadAnns(self.coco.getAnnIds(entry["id"]))
         return picture, [self._complete(item) for item in found]
@@ -229,14 +215,16 @@ class CocoDataset(Dataset):
         return targets
 
 
-def warn_of_ambiguous_turns(datasets: Iterable[CocoDataset], quiet: bool = False) -> None:
-    """One warning for all data sets, see [`CocoDataset.find_ambiguous_turns`]."""
-    if found := [name for dataset in datasets for name in dataset.find_ambiguous_turns(quiet)]:
-        logger.warning(
-            f"{'1 image has' if len(found) == 1 else f'{len(found)} images have'} an EXIF orientation, and the size in the JSON can't tell whether their annotations "
-            f"are for the upright image or the stored one. The first is '{found[0]}'. Upright is assumed. If that is wrong, "
-            "save turned images again without EXIF."
-        )
+def _is_turn_ambiguous(path: str, size: tuple[int, int] | None) -> bool:
+    """
+    Whether EXIF turns an image, but nothing tells whether its annotations are turned: there is no size, or the turned
+    image has the size of the stored one. Only the head of the file is read.
+    """
+    with Image.open(path) as file:
+        if file.format == "PNG" and "exif" not in file.info:  # it would be decoded
+            return False
+        orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
+        return 2 <= orientation <= 8 and (size is None or orientation in (2, 3, 4) or file.width == file.height)
 
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -41,7 +41,6 @@ from .coco import (
     collate,
     load_backbone_weights,
     predict_objects,
-    warn_of_ambiguous_turns,
 )
 
 
@@ -165,8 +164,6 @@ def run(
         split: CocoDataset(*path, processor, task.with_masks, split == "validation", limits[split])
         for split, path in paths.items()
     }
-    if training_args.should_log:
-        warn_of_ambiguous_turns(datasets.values(), quiet=training_args.disable_tqdm)
     split, first = next(iter(datasets.items()))
     model = build_model(task, model_args, f"the {split} pictures", first.class_names)
     for split, dataset in datasets.items():

@@ -2,15 +2,17 @@
 """The example scripts for detection and instance segmentation, the data that they read, and their metrics."""
 
 import json
+import logging
 
 import pytest
 import torch
 from detection import coco
-from detection.coco import CocoDataset, load_backbone_weights, warn_of_ambiguous_turns
+from detection.coco import CocoDataset, collate, load_backbone_weights
 from detection.common import DenseTrainer, main
 from helpers import images
 from helpers.tiny import randomize, tiny_config, tiny_model
 from PIL import Image
+from torch.utils.data import DataLoader
 from transformers import (
     AutoImageProcessor,
     AutoModelForObjectDetection,
@@ -233,43 +235,56 @@ def test_a_model_without_sub_networks_is_named_before_the_data_are_read(tasks, n
         main(tasks[name], words)
 
 
-def test_turned_pictures_that_no_size_tells_are_named_once(tmp_path, caplog, capsys):
-    entries = []
-    # Turned by 90 degrees, a picture that isn't square has other sizes upright and stored, which tell.
-    for number, (orientation, size) in enumerate(
-        [(1, (30, 30)), (6, (40, 30)), (3, (40, 30)), (6, (30, 30)), (2, None)]
-    ):
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        Image.new("RGB", size or (40, 30)).save(tmp_path / f"{number}.jpg", exif=exif)
-        sizes = {"width": size[0], "height": size[1]} if size else {}
-        entries.append({"id": number, "file_name": f"{number}.jpg", **sizes})
-    entries.append({"id": 9, "file_name": "missing.jpg", "width": 4, "height": 4})
-    contents = {"images": entries, "annotations": [], "categories": CATEGORIES}
+@pytest.mark.parametrize(
+    "orientation, size, is_ambiguous",
+    [
+        (1, (30, 30), False),
+        # Turned by 90 degrees, a picture that isn't square has other sizes upright and stored, which tell.
+        (6, (40, 30), False),
+        (3, (40, 30), True),
+        (6, (30, 30), True),
+        (2, None, True),
+    ],
+)
+def test_a_turned_image_that_no_size_tells_is_named_when_it_is_read(tmp_path, caplog, orientation, size, is_ambiguous):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size or (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
+    entry = {"file_name": "turned.jpg"} | ({"width": size[0], "height": size[1]} if size else {})
+    contents = {
+        "images": [{"id": 2, **entry}, {"id": 4, **entry}],
+        "annotations": [],
+        "categories": CATEGORIES,
+    }
     (tmp_path / "annotations.json").write_text(json.dumps(contents))
     dataset = CocoDataset(str(tmp_path), str(tmp_path / "annotations.json"), None)
-    assert dataset.find_ambiguous_turns() == ["2.jpg", "3.jpg", "4.jpg"]
-    assert "EXIF: 100%" in capsys.readouterr().err
-    warn_of_ambiguous_turns([dataset, dataset], quiet=True)
-    (message,) = caplog.messages
-    assert (
-        message.startswith("6 images have an EXIF orientation")
-        and "The first is '2.jpg'. Upright is assumed" in message
-    )
-    assert message.endswith("save turned images again without EXIF.") and not capsys.readouterr().err
+    assert not caplog.messages
+    for index in (0, 1, 0):
+        dataset.read(index)
+    assert len(caplog.messages) == is_ambiguous
+    for message in caplog.messages:
+        assert message.startswith("Image 'turned.jpg' has an EXIF orientation") and "Upright is assumed" in message
 
 
-def test_the_script_warns_of_turned_pictures(tasks, folder, tmp_path, caplog):
+def test_workers_warn_of_turned_images_once_in_all_epochs(folder, capfd):
     exif = Image.Exif()
     exif[0x0112] = 3
-    Image.new("RGB", (40, 30), "gray").save(f"{folder[0]}/a.png", exif=exif)
-    words = [
-        "--validation_dir",
-        folder[0],
-        "--validation_annotations",
-        folder[1],
-        "--output_dir",
-        str(tmp_path / "out"),
-    ]
-    main(tasks["object_detection"], [*QUIET, "--do_eval", *words])
-    assert [message[:12] for message in caplog.messages if "EXIF" in message] == ["1 image has "]
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (40, 30), "gray").save(f"{folder[0]}/{name}", exif=exif)
+    dataset = CocoDataset(*folder, RTDetrImageProcessor(size={"height": 64, "width": 64}))
+    loader = DataLoader(dataset, collate_fn=collate, num_workers=1)
+    handler = logging.StreamHandler()  # records of a worker stay there, its output doesn't
+    coco.logger.addHandler(handler)
+    try:
+        for _ in range(2):
+            assert len(list(loader)) == 2
+    finally:
+        coco.logger.removeHandler(handler)
+    assert capfd.readouterr().err.count("has an EXIF orientation") == 1
+
+
+def test_images_are_not_opened_before_the_training(folder, monkeypatch):
+    opened = []
+    monkeypatch.setattr(coco.Image, "open", lambda path: opened.append(path))
+    CocoDataset(*folder, None)
+    assert not opened
