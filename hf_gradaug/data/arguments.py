@@ -28,7 +28,9 @@ class DataArguments:
     train_val_split: float = field(
         default=0.15, metadata={"help": "Share of the training images held out if there is no validation split."}
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Maximum number of training images."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Maximum number of training images. Of streamed shards, the first are used."}
+    )
     max_eval_samples: int | None = field(
         default=None, metadata={"help": "Maximum number of validation images, and of test images."}
     )

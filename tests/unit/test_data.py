@@ -2,6 +2,7 @@
 """Loading, columns, classes, transforms, mixing and streams."""
 
 from collections import Counter
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -290,3 +291,40 @@ def test_max_samples(tmp_path):
         data = load_image_data(args)
         assert data.num_train_examples == 7 and len(images_of(data)) == 7
         assert len(data.get_dataset("validation", grey)) == 5
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_classes_without_training_images_are_named(tmp_path, caplog, streaming):
+    path = images.make_folder(tmp_path / "data")
+    args = DataArguments(train_dir=str(path), validation_dir=str(path), streaming=streaming)
+    load_image_data(args)
+    assert "no training images" not in caplog.text
+    data = load_image_data(replace(args, max_train_samples=2))
+    labels = {row["label"] for row in data.splits["train"]}
+    missing = [name for label, name in enumerate(images.CLASSES) if label not in labels]
+    assert missing and caplog.messages[-1] == f"These classes have no training images: {missing}."
+
+
+def test_names_of_a_column_without_images_are_named(tmp_path, caplog):
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog", "owl"])}
+    )
+    rows = {"image": [images.make_image(0, number) for number in range(4)], "label": [0, 1, 0, 1]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data" / "a.parquet")
+    path = str(tmp_path / "data")
+    load_image_data(DataArguments(train_dir=path, validation_dir=path))
+    assert caplog.messages == ["These classes have no training images: ['owl']."]
+
+
+def test_a_streamed_folder_is_the_stored_one(tmp_path):
+    path = str(images.make_folder(tmp_path / "data", images_per_class=8))
+    images.make_folder(tmp_path / "two", classes=("cat", "dog"))
+    of = {}
+    for streaming in (False, True):
+        args = DataArguments(train_dir=path, validation_dir=path, streaming=streaming, max_train_samples=8)
+        data = load_image_data(args)
+        assert data.num_train_examples == 8
+        of[streaming] = [row["image"]["path"] for row in data.splits["train"]]
+        with pytest.raises(ValueError, match=r"\['owl'\] are among the validation images, but not among the train"):
+            load_image_data(replace(args, train_dir=str(tmp_path / "two")))
+    assert of[True] == of[False]
