@@ -57,6 +57,10 @@ class CocoArguments:
                 raise ValueError(
                     f"`{split}_dir` and `{split}_annotations` must be given together, but are {folder!r} and {annotations!r}."
                 )
+        for name in ("max_train_samples", "max_eval_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be 1 or more, but is {value}.")
         if self.num_scenes < 5:
             raise ValueError(f"`num_scenes` must be 5 or more, but is {self.num_scenes}.")
 

@@ -152,7 +152,8 @@ def find_columns(
         `tuple[str, str | None]`: Both names. The label's name is `None` if no column fits.
 
     Raises:
-        `ValueError`: If a given column is missing, there is no image column, or several columns fit equally well.
+        `ValueError`: If a given column is missing, there is no image column, several columns fit equally well, or one
+            column is given for both.
     """
     for flag, name in (("image_column_name", image_column_name), ("label_column_name", label_column_name)):
         if name is not None and name not in features:
@@ -166,6 +167,10 @@ def find_columns(
     if image is None:
         raise ValueError(
             f"No column holds images; the columns are {shorten(features)}. Name it with `image_column_name`."
+        )
+    if image == label:
+        raise ValueError(
+            f"`image_column_name` must be another column than that of the labels, but both are '{image}'."
         )
     return image, label
 

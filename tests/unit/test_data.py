@@ -152,6 +152,8 @@ def test_columns_are_found_by_type_then_by_name():
     assert find_columns(both, "mask", "coarse_label") == ("mask", "coarse_label")
     with pytest.raises(ValueError, match=r"`image_column_name` must be one of the columns \['mask', 'img'"):
         find_columns(both, "pic")
+    with pytest.raises(ValueError, match="`image_column_name` must be another column .*, but both are 'coarse_label'"):
+        find_columns(both, "coarse_label", "coarse_label")
     with pytest.raises(ValueError, match=r"Several columns can hold images: \['a', 'b'\]"):
         find_columns(datasets.Features({"a": image, "b": image}))
     with pytest.raises(ValueError, match="No column holds images"):
@@ -223,6 +225,8 @@ def test_horizontal_flip_and_crop_scale():
     assert rises(False) == {True} and rises(True) == {True, False}
     with pytest.raises(ValueError, match=r"`random_resized_crop_scale` must .*, but is \[0.5, 2\]"):
         get_train_transform(processor, (0.5, 2))
+    with pytest.raises(ValueError, match="`color_jitter` must be 0 or more, but is nan"):
+        get_train_transform(processor, color_jitter=float("nan"))
 
 
 def test_mixing_gives_class_probabilities_to_training_batches_only():
@@ -241,6 +245,8 @@ def test_mixing_gives_class_probabilities_to_training_batches_only():
     assert torch.equal(evaluation["labels"], torch.arange(4))
     with pytest.raises(ValueError, match=r"`mix_prob` must be in \[0, 1\], but is 2"):
         ImageCollator(5, mix_prob=2)
+    with pytest.raises(ValueError, match=r"`cutmix_alpha` must be 0 \(off\) or more, but is nan"):
+        ImageCollator(5, cutmix_alpha=float("nan"))
 
 
 def test_what_the_trainer_is_told_about_a_stream(tmp_path, caplog):
@@ -291,6 +297,10 @@ def test_max_samples(tmp_path):
         data = load_image_data(args)
         assert data.num_train_examples == 7 and len(images_of(data)) == 7
         assert len(data.get_dataset("validation", grey)) == 5
+    for name in ("max_train_samples", "max_eval_samples", "num_train_samples", "num_labels"):
+        for value in (0, -1):
+            with pytest.raises(ValueError, match=f"`{name}` must be 1 or more, but is {value}"):
+                DataArguments(**{name: value})
 
 
 @pytest.mark.parametrize("streaming", [False, True])
