@@ -5,7 +5,9 @@ import contextlib
 import copy
 import io
 import logging
+import math
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,6 +80,11 @@ class CocoArguments:
         return os.path.join(folder, IMAGES), os.path.join(folder, ANNOTATIONS)
 
 
+def _check_different(what: str, values: list[Any], annotations: str) -> None:
+    if twice := [value for value, count in Counter(values).items() if count > 1]:
+        raise ValueError(f"{what} in '{annotations}' must differ, but these occur more than once: {shorten(twice)}.")
+
+
 class CocoDataset(Dataset):
     """
     Pictures and their instances, as inputs of a model.
@@ -97,7 +104,7 @@ class CocoDataset(Dataset):
             Keeps only the first images.
 
     Raises:
-        `ValueError`: If the file isn't in that format.
+        `ValueError`: If the file isn't in that format, or two of its entries have one number or name.
     """
 
     def __init__(
@@ -111,17 +118,24 @@ class CocoDataset(Dataset):
     ):
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its duration
             self.coco = COCO(annotations)
-        if missing := [key for key in ("images", "annotations", "categories") if key not in self.coco.dataset]:
+        contents = self.coco.dataset
+        missing = [key for key in ("images", "categories") if not contents.get(key)]
+        if missing := missing + ["annotations"] * ("annotations" not in contents):
             raise ValueError(f"'{annotations}' must hold instances in COCO's format, but has no {missing}.")
+        by_id = {"images": self.coco.imgs, "annotations": self.coco.anns, "categories": self.coco.cats}
+        for what, found in by_id.items():
+            if len(found) < len(contents[what]):
+                _check_different(f"`id` of the {what}", [item["id"] for item in contents[what]], annotations)
         self.folder, self.processor = folder, processor
         self.with_masks, self.with_targets = with_masks, with_targets
         # COCO's own category numbers have gaps.
         self.categories = sorted(self.coco.getCatIds())
         self.class_names = [category["name"] for category in self.coco.loadCats(self.categories)]
+        _check_different("`name` of the categories", self.class_names, annotations)
         self._labels = {category: label for label, category in enumerate(self.categories)}
         self._ids = sorted(self.coco.getImgIds())[:max_samples]
         # Shared with data-loading workers, which start anew in each epoch: one warning, not one from each.
-        self._has_warned = torch.tensor(False).share_memory_()
+        self._warned = torch.zeros(2, dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -147,16 +161,27 @@ class CocoDataset(Dataset):
         path = os.path.join(self.folder, entry["file_name"])
         size = (entry["width"], entry["height"]) if {"width", "height"} <= entry.keys() else None
         picture = decode_image({"path": path, "bytes": None}, f"picture {entry['id']}", size)
-        if not self._has_warned and _is_turn_ambiguous(path, size):
-            self._has_warned.fill_(True)
-            logger.warning(
+        if not self._warned[0] and _is_turn_ambiguous(path, size):
+            self._warn(
+                0,
                 f"Image '{entry['file_name']}' has an EXIF orientation, and the size in the JSON can't tell whether its "
                 "annotations are for the upright image or the stored one. Upright is assumed, here and in further such "
-                "images. If that is wrong, save turned images again without EXIF."
+                "images. If that is wrong, save turned images again without EXIF.",
             )
         entry.update(width=picture.width, height=picture.height)  # which its masks need
         found = self.coco.loadAnns(self.coco.getAnnIds(entry["id"]))
         return picture, [self._complete(item) for item in found]
+
+    def _warn(self, number: int, message: str) -> None:
+        """Each kind of warning is logged once."""
+        if not self._warned[number]:
+            self._warned[number] = True
+            logger.warning(message)
+
+    def find_unused(self) -> list[str]:
+        """The names of the categories that no annotation of an image has."""
+        used = {item["category_id"] for item in self.coco.loadAnns(self.coco.getAnnIds(self._ids))}
+        return [category["name"] for category in self.coco.loadCats(self.categories) if category["id"] not in used]
 
     def _complete(self, item: dict[str, Any]) -> dict[str, Any]:
         """An annotation with its label as `category_id`, and with box and area, which some files leave out."""
@@ -168,6 +193,10 @@ class CocoDataset(Dataset):
                 f"is {item['category_id']}."
             )
         item = {**item, "category_id": self._labels[item["category_id"]]}
+        if "bbox" in item:
+            self._check_box(item)
+        if self.with_masks and not item.get("segmentation"):
+            raise ValueError(f"Annotation {item['id']} must have a `segmentation`, but has none.")
         if item.get("segmentation"):
             rle = self.coco.annToRLE(item)
             entry = self.coco.imgs[item["image_id"]]
@@ -183,14 +212,31 @@ class CocoDataset(Dataset):
             raise ValueError(f"Annotation {item['id']} must have `bbox` or `segmentation`, but has neither.")
         return {**found, **item}
 
+    def _check_box(self, item: dict[str, Any]) -> None:
+        box, entry = item["bbox"], self.coco.imgs[item["image_id"]]
+        if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
+            raise ValueError(
+                f"`bbox` of annotation {item['id']} must be left, top, width and height in pixels, but is {box}."
+            )
+        left, top, width, height = box
+        if min(left, top) < -1 or left + width > entry["width"] + 1 or top + height > entry["height"] + 1:
+            self._warn(
+                1,
+                f"`bbox` of annotation {item['id']}, {box}, reaches beyond its image '{entry['file_name']}' of "
+                f"{entry['width']} x {entry['height']} pixels, and others may. It must be left, top, width and height, not "
+                "right and bottom.",
+            )
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         picture, annotations = self.read(index)
         objects = [item for item in annotations if not item.get("iscrowd")]
         if self.with_masks:
             inputs = self.processor(images=picture, return_tensors="pt")
             example = {name: inputs[name][0] for name in ("pixel_values", "pixel_mask") if name in inputs}
-            example["class_labels"] = torch.tensor([item["category_id"] for item in objects], dtype=torch.long)
             masks = self._masks(objects, picture)
+            has_area = masks.bool().flatten(1).any(1)  # image processors leave out boxes without one, too
+            labels = torch.tensor([item["category_id"] for item in objects], dtype=torch.long)
+            masks, example["class_labels"] = masks[has_area], labels[has_area]
             old_size, new_size = tuple(masks.shape[-2:]), tuple(example["pixel_values"].shape[-2:])
             example["mask_labels"] = resize_like_images(masks, old_size, new_size).float()
         else:

@@ -3,6 +3,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -162,6 +163,73 @@ def test_coco_data_for_segmentation(folder):
     assert empty["mask_labels"].shape == (0, 60, 80) and empty["targets"]["masks"].shape == (0, 30, 40)
 
 
+@pytest.fixture
+def change(folder):
+    """Changes the annotations' file, and gives its arguments."""
+
+    def change(**changes):
+        path = Path(folder[1])
+        contents = json.loads(path.read_text())
+        for name, entry in changes.items():
+            contents[name][0] |= entry
+        path.write_text(json.dumps(contents))
+        return folder
+
+    return change
+
+
+def test_entries_that_would_take_the_place_of_others_are_errors(folder, change):
+    original = Path(folder[1]).read_text()
+    for changes, words in (
+        ({"images": {"id": 9}}, r"`id` of the images in .* must differ, but these occur more than once: \[9\]"),
+        ({"annotations": {"id": 2}}, r"`id` of the annotations in .*: \[2\]"),
+        ({"categories": {"id": 3}}, r"`id` of the categories in .*: \[3\]"),
+        ({"categories": {"name": "dog"}}, r"`name` of the categories in .*: \['dog'\]"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            CocoDataset(*change(**changes), None)
+        Path(folder[1]).write_text(original)
+
+
+@pytest.mark.parametrize("box", [[4, 6, 10], [4, 6, -1, 12], [float("nan"), 6, 10, 12]])
+def test_a_box_that_is_none_is_named(change, box):
+    dataset = CocoDataset(*change(annotations={"bbox": box}), None)
+    with pytest.raises(
+        ValueError, match="`bbox` of annotation 1 must be left, top, width and height in pixels, but is"
+    ):
+        dataset.read(0)
+
+
+def test_boxes_beyond_the_image_are_told_once(change, caplog):
+    dataset = CocoDataset(*change(annotations={"bbox": [14, 6, 26.9, 24]}), None)
+    dataset.read(0)
+    assert not caplog.messages
+    dataset = CocoDataset(*change(annotations={"bbox": [14, 6, 34, 18]}), None)
+    for _ in range(2):
+        dataset.read(0)
+    (message,) = caplog.messages
+    assert "annotation 1, [14, 6, 34, 18], reaches beyond its image 'a.png' of 40 x 30 pixels" in message
+
+
+def test_masks_without_area_are_no_objects_and_missing_ones_are_named(change):
+    processor = Mask2FormerImageProcessor(size={"height": 60, "width": 80}, size_divisor=1)
+    flat = {"bbox": [4, 6, 0, 0], "segmentation": [[4, 6, 4, 6, 4, 6, 4, 6]]}
+    example = CocoDataset(*change(annotations=flat), processor, with_masks=True)[0]
+    assert example["mask_labels"].shape == (0, 60, 80) and example["class_labels"].shape == (0,)
+    dataset = CocoDataset(*change(annotations={"segmentation": []}), processor, with_masks=True)
+    with pytest.raises(ValueError, match="Annotation 1 must have a `segmentation`, but has none"):
+        dataset.read(0)
+
+
+def test_categories_without_annotated_images(folder):
+    assert CocoDataset(*folder, None).find_unused() == []
+    contents = json.loads(Path(folder[1]).read_text())
+    contents["annotations"].pop()
+    contents["categories"].append({"id": 90, "name": "owl"})
+    Path(folder[1]).write_text(json.dumps(contents))
+    assert CocoDataset(*folder, None).find_unused() == ["dog", "owl"]
+
+
 @pytest.mark.parametrize("with_masks", [False, True])
 def test_average_precision_of_perfect_and_of_shifted_predictions(tasks, folder, tmp_path, with_masks, monkeypatch):
     name = "instance_segmentation" if with_masks else "object_detection"
@@ -206,7 +274,7 @@ def test_errors_name_the_argument(tasks, folder, tmp_path):
     with pytest.raises(ValueError, match="`num_scenes` must be 5 or more, but is 4"):
         main(task, [*QUIET, *out, "--do_train", "--num_scenes", "4"])
     (tmp_path / "wrong.json").write_text('{"images": []}')
-    with pytest.raises(ValueError, match=r"wrong.json' must hold instances.*\['annotations', 'categories'\]"):
+    with pytest.raises(ValueError, match=r"wrong.json' must hold .*\['images', 'categories', 'annotations'\]"):
         CocoDataset(folder[0], str(tmp_path / "wrong.json"), None)
     assert not (tmp_path / "out").exists()
 
