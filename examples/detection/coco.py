@@ -59,7 +59,7 @@ class CocoArguments:
                 raise ValueError(
                     f"`{split}_dir` and `{split}_annotations` must be given together, but are {folder!r} and {annotations!r}."
                 )
-        for name in ("max_train_samples", "max_eval_samples"):
+        for name in ("max_train_samples", "max_eval_samples", "image_square_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be 1 or more, but is {value}.")

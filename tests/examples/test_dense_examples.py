@@ -268,7 +268,7 @@ def test_errors_name_the_argument(tasks, folder, tmp_path):
         main(task, [*QUIET, *out, "--do_train", "--model_name_or_path", "a", "--backbone", "b"])
     with pytest.raises(ValueError, match="`do_train`, `do_eval` or both"):
         main(task, [*QUIET, *out])
-    for name in ("max_train_samples", "max_eval_samples"):
+    for name in ("max_train_samples", "max_eval_samples", "image_square_size"):
         with pytest.raises(ValueError, match=f"`{name}` must be 1 or more, but is -1"):
             main(task, [*QUIET, *out, "--do_train", f"--{name}", "-1"])
     with pytest.raises(ValueError, match="`num_scenes` must be 5 or more, but is 4"):
