@@ -352,10 +352,3 @@ def test_workers_warn_of_turned_images_once_in_all_epochs(folder, capfd):
     finally:
         coco.logger.removeHandler(handler)
     assert capfd.readouterr().err.count("has an EXIF orientation") == 1
-
-
-def test_images_are_not_opened_before_the_training(folder, monkeypatch):
-    opened = []
-    monkeypatch.setattr(coco.Image, "open", lambda path: opened.append(path))
-    CocoDataset(*folder, None)
-    assert not opened
