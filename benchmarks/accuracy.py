@@ -24,15 +24,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 from transformers import HfArgumentParser
 
+from hf_gradaug.data import shorten
 from hf_gradaug.reporting import describe_machine, describe_versions
 
 from .cell import get_context, train
@@ -42,6 +44,7 @@ from .study_report import write_report
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+REFRESH = 10.0  # seconds after which the progress bar shows the time again
 
 
 @dataclass
@@ -79,6 +82,12 @@ def describe_commit() -> str:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
     return done.stdout.strip() or "unknown"
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Prints a line above the progress bar."""
+    with tqdm.external_write_mode():
+        print(text, file=file, flush=True)
 
 
 class Runner:
@@ -124,28 +133,42 @@ class Runner:
         if self.left is not None:
             cells = cells[: self.left]
             self.left -= len(cells)
-        with ThreadPoolExecutor(self.args.jobs) as pool:
-            list(pool.map(lambda cell: self._run_cell(cell, reuse), cells))
+        bar = tqdm(total=len(cells), unit=" cells", disable=not cells)
+        with ThreadPoolExecutor(self.args.jobs) as pool, bar:
+            futures = {pool.submit(self._run_cell, cell, reuse): cell for cell in cells}
+            pending = set(futures)
+            try:
+                while pending:
+                    # The pool takes the cells in their order.
+                    running = [cell.folder for future, cell in futures.items() if future in pending][: self.args.jobs]
+                    bar.set_postfix_str(shorten(running, 2))
+                    done, pending = wait(pending, REFRESH, FIRST_COMPLETED)
+                    bar.update(sum(future.result() for future in done))
+            finally:
+                for future in pending:
+                    future.cancel()
 
-    def _run_cell(self, cell: Cell, reuse: bool) -> None:
+    def _run_cell(self, cell: Cell, reuse: bool) -> bool:
+        """Whether the cell has ended before the time was up."""
         if self.seconds_left == 0:
-            return
+            return False
         origin = self.grid.origin(cell)
         same = self.same.get(as_key(origin)) if reuse else None
         record = same or self._train(cell, origin)
         where = f"{cell.dataset}, {cell.arm}, candidate {cell.candidate}, seed {cell.seed}"
         if record is None and self.seconds_left == 0:
-            print(f"{where}: has not ended in time", flush=True)
-            return
+            say(f"{where}: has not ended in time")
+            return False
         if record is None:
             self.failed.append(cell)
             log = self.grid.models / cell.folder / "log.txt"
-            print(f"{where}: failed, see {log}", file=sys.stderr, flush=True)
-            return
+            say(f"{where}: failed, see {log}", sys.stderr)
+            return True
         with self.lock:
             self._write(cell, {**record, **asdict(cell)})
         words = "from another study" if same else f"in {record['seconds']:.0f} s"
-        print(f"{where}: {record['metrics'][self.grid.study.measured]:.2%} {words}", flush=True)
+        say(f"{where}: {record['metrics'][self.grid.study.measured]:.2%} {words}")
+        return True
 
     def _train(self, cell: Cell, origin: Mapping[str, Any]) -> dict[str, Any] | None:
         folder = self.grid.models / cell.folder

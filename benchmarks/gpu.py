@@ -7,8 +7,9 @@ Runs the GPU measurements in a given time: tests, time and memory of a step, sho
     python -m benchmarks.gpu --minutes 9 --output outputs/gpu --only study --study digits --jobs 4
 
 The parts run one after the other, each as a process with a time limit. The limit is the part's fraction of the
-remaining time. Each part writes a log, and a line in results.jsonl when it ends. Steps and cells are written as they
-finish. A table of all results is printed at the end. `--smoke` is a dry run that needs no GPU.
+remaining time. Each part writes a log, whose last line the progress bar shows, and a line in results.jsonl when it
+ends. Steps and cells are written as they finish. A table of all results is printed at the end. `--smoke` is a dry run
+that needs no GPU.
 
 Parts:
 
@@ -35,6 +36,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from .study import Study
 
@@ -69,6 +72,7 @@ TEST_FOLDERS = ("tests/unit", "tests/trainer")
 # Packages that are no part of the installation, by the tests that need them.
 NEEDS = {"test_corruptions": ["imagecorruptions"], "test_robustness": ["foolbox"]}
 END = 5.0  # seconds between the signal to end and the one that ends
+REFRESH = 10.0  # seconds after which the progress bar shows the time again
 
 
 def find_tests() -> tuple[list[str], list[str]]:
@@ -105,7 +109,7 @@ def make_command(args: argparse.Namespace, part: str, seconds: float) -> list[st
     if part in ("fp16", "bf16"):
         flags = ["--gradaug", "--do_train", "--do_eval", f"--{part}", "--output_dir", f"{output}/{part}"]
         flags += ["--max_steps", "2", "--use_cpu"] if args.smoke else ["--num_train_epochs", "2"]
-        flags += ["--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "True"]
+        flags += ["--save_strategy", "no", "--report_to", "none"]
         return ["examples/run_image_classification.py", *flags]
     flags = ["--jobs", str(args.jobs), "--minutes", f"{seconds / 60:.3f}", "--results_dir", f"{output}/study"]
     return ["-m", "benchmarks.accuracy", args.study, *flags, *smoke]
@@ -122,16 +126,22 @@ def copy_results(study: Study | None, folder: Path) -> None:
 
 
 def run(command: Sequence[str], log: Path, seconds: float) -> int | None:
-    """Runs Python with its output in a file. Returns the exit code, or `None` after the time limit."""
-    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with open(log, "w", encoding="utf-8") as file:
+    """
+    Runs Python with its output in a file. Returns the exit code, or `None` after the time limit. A progress bar shows
+    the time and the last line of the output.
+    """
+    env, end = {**os.environ, "PYTHONUNBUFFERED": "1"}, time.monotonic() + seconds
+    bar = tqdm(desc=f"{log.stem}, {tqdm.format_interval(seconds)} at most", bar_format="{desc}: {elapsed}{postfix}")
+    with open(log, "w", encoding="utf-8") as file, bar:
         # In a session of its own, so that its own processes end with it.
         process = subprocess.Popen(
             [sys.executable, *command], cwd=ROOT, stdout=file, stderr=file, env=env, start_new_session=True
         )
         try:
-            return process.wait(seconds)
-        except subprocess.TimeoutExpired:
+            while (left := end - time.monotonic()) > 0:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return process.wait(min(left, REFRESH))
+                bar.set_postfix_str("".join(read_lines(log)[-1:])[:100])
             return None
         finally:
             for number in (signal.SIGTERM, signal.SIGKILL):
@@ -139,6 +149,11 @@ def run(command: Sequence[str], log: Path, seconds: float) -> int | None:
                     os.killpg(process.pid, number)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(END)
+
+
+def read_lines(log: Path) -> list[str]:
+    """The lines of a log that aren't blank, with one for each state of a progress bar."""
+    return [line for line in log.read_text("utf-8", errors="replace").splitlines() if line.strip()]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -168,7 +183,7 @@ def get_rows(args: argparse.Namespace, part: str, log: Path) -> Iterator[str]:
         results = read_json(args.output / part / "all_results.json")
         yield ", ".join(f"{name} {results[name]:.4g}" for name in ("train_loss", "eval_accuracy") if name in results)
     else:
-        lines = log.read_text("utf-8", errors="replace").splitlines()
+        lines = [line for line in read_lines(log) if "%|" not in line]  # without progress bars
         yield from lines[-1:] if part == "tests" else lines
 
 

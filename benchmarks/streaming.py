@@ -173,27 +173,28 @@ def measure_loader(args: BenchmarkArguments, stream: Any, workers: int) -> dict[
     return {"images_per_second": steps * batch_size / (time.perf_counter() - start)}
 
 
-def _decode(rows: list[dict], transform: Any, barrier: Any, batches: int, batch_size: int) -> None:
+def _decode(rows: list[dict], transform: Any, barrier: Any, done: Any, batches: int, batch_size: int) -> None:
     torch.set_num_threads(1)
     rows = itertools.cycle(rows)
     barrier.wait()
     for _ in range(batches):
         # In batches, because memory that is used again at once would be faster than any consumer can have it.
         [transform(decode_image(row["image"], "image")) for row in itertools.islice(rows, batch_size)]
-    barrier.wait()
+        done.release()
 
 
 def measure_raw(args: BenchmarkArguments, rows: list[dict], transform: Any, workers: int) -> dict[str, float]:
     """Images per second of decoding and augmenting alone, in several processes."""
     context, (steps, batch_size) = multiprocessing.get_context("fork"), args.steps_of("tiny")
-    barrier, batches = context.Barrier(workers + 1), max(1, steps // workers)
-    work = (rows, transform, barrier, batches, batch_size)
+    barrier, done, batches = context.Barrier(workers + 1), context.Semaphore(0), max(1, steps // workers)
+    work = (rows, transform, barrier, done, batches, batch_size)
     processes = [context.Process(target=_decode, args=work) for _ in range(workers)]
     for process in processes:
         process.start()
     barrier.wait()
     start = time.perf_counter()
-    barrier.wait()
+    for _ in tqdm(range(workers * batches), f"raw, {workers} workers", unit=" batches"):
+        done.acquire()
     seconds = time.perf_counter() - start
     for process in processes:
         process.join()

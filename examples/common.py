@@ -22,7 +22,7 @@ from transformers import HfArgumentParser, PreTrainedConfig, PreTrainedModel, Tr
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_gradaug import GradAugConfig, GradAugSettings, HubPushError, StopOnSignal, narrow_config
-from hf_gradaug.data import get_class_names, match_classes
+from hf_gradaug.data import get_class_names, match_classes, shorten
 from hf_gradaug.training import end_with_launcher
 
 
@@ -115,11 +115,19 @@ def make_training_parser(model: type, data: type, usage: str) -> HfArgumentParse
     return parser
 
 
+def given_flags(args: Sequence[str]) -> set[str]:
+    """The names of the flags among the words of a command."""
+    return {word[2:].split("=")[0].replace("-", "_") for word in args if word.startswith("--")}
+
+
 def parse_training_arguments(parser: HfArgumentParser, args: Sequence[str]) -> tuple[Any, ...]:
     """Model, data and training arguments. Without `--gradaug` there are no sub-networks."""
     model_args, data_args, training_args = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
     if not model_args.gradaug:
         training_args.num_subnetworks = 0
+        settings = {item.name for item in dataclasses.fields(GradAugSettings)} - {"nonfinite_loss"}
+        if unused := sorted(given_flags(args) & settings):
+            logger.warning(f"The plain baseline is trained, without {shorten(unused)}: these need `gradaug`.")
     training_args.remove_unused_columns = False  # transforms and collators know which columns they need
     if training_args.device.type == "cpu":
         training_args.dataloader_pin_memory = False  # it would do nothing there but warn

@@ -43,6 +43,7 @@ import yaml
 from common import (
     CommonModelArguments,
     check_has_subnetworks,
+    given_flags,
     label_names,
     launch,
     load_pretrained,
@@ -154,11 +155,6 @@ class ModelArguments(CommonModelArguments):
 def names_recipe(args: Sequence[str]) -> bool:
     """Whether the first argument is a recipe file."""
     return bool(args) and args[0].endswith((".json", ".yaml", ".yml"))
-
-
-def given_flags(args: Sequence[str]) -> set[str]:
-    """The names of the flags among the arguments."""
-    return {word[2:].split("=")[0].replace("-", "_") for word in args if word.startswith("--")}
 
 
 def read_recipe(path: str | Path) -> dict:

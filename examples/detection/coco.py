@@ -5,8 +5,9 @@ import contextlib
 import copy
 import io
 import logging
+import math
 import os
-from collections.abc import Iterable
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,6 @@ from pycocotools.coco import COCO
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchmetrics.detection import MeanAveragePrecision
-from tqdm import tqdm
 from transformers import BaseImageProcessor
 from transformers.backbone_utils import BackboneMixin
 
@@ -59,6 +59,10 @@ class CocoArguments:
                 raise ValueError(
                     f"`{split}_dir` and `{split}_annotations` must be given together, but are {folder!r} and {annotations!r}."
                 )
+        for name in ("max_train_samples", "max_eval_samples", "image_square_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be 1 or more, but is {value}.")
         if self.num_scenes < 5:
             raise ValueError(f"`num_scenes` must be 5 or more, but is {self.num_scenes}.")
 
@@ -74,6 +78,11 @@ class CocoArguments:
         folder = os.path.join(output_dir, "scenes", split)
         write_digit_scenes(folder, split, self.num_scenes if split == "train" else self.num_scenes // 5)
         return os.path.join(folder, IMAGES), os.path.join(folder, ANNOTATIONS)
+
+
+def _check_different(what: str, values: list[Any], annotations: str) -> None:
+    if twice := [value for value, count in Counter(values).items() if count > 1]:
+        raise ValueError(f"{what} in '{annotations}' must differ, but these occur more than once: {shorten(twice)}.")
 
 
 class CocoDataset(Dataset):
@@ -95,7 +104,7 @@ class CocoDataset(Dataset):
             Keeps only the first images.
 
     Raises:
-        `ValueError`: If the file isn't in that format.
+        `ValueError`: If the file isn't in that format, or two of its entries have one number or name.
     """
 
     def __init__(
@@ -109,15 +118,24 @@ class CocoDataset(Dataset):
     ):
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its duration
             self.coco = COCO(annotations)
-        if missing := [key for key in ("images", "annotations", "categories") if key not in self.coco.dataset]:
+        contents = self.coco.dataset
+        missing = [key for key in ("images", "categories") if not contents.get(key)]
+        if missing := missing + ["annotations"] * ("annotations" not in contents):
             raise ValueError(f"'{annotations}' must hold instances in COCO's format, but has no {missing}.")
+        by_id = {"images": self.coco.imgs, "annotations": self.coco.anns, "categories": self.coco.cats}
+        for what, found in by_id.items():
+            if len(found) < len(contents[what]):
+                _check_different(f"`id` of the {what}", [item["id"] for item in contents[what]], annotations)
         self.folder, self.processor = folder, processor
         self.with_masks, self.with_targets = with_masks, with_targets
         # COCO's own category numbers have gaps.
         self.categories = sorted(self.coco.getCatIds())
         self.class_names = [category["name"] for category in self.coco.loadCats(self.categories)]
+        _check_different("`name` of the categories", self.class_names, annotations)
         self._labels = {category: label for label, category in enumerate(self.categories)}
         self._ids = sorted(self.coco.getImgIds())[:max_samples]
+        # Shared with data-loading workers, which start anew in each epoch: one warning, not one from each.
+        self._warned = torch.zeros(2, dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -137,36 +155,33 @@ class CocoDataset(Dataset):
         self._labels = {category: numbers[label] for category, label in self._labels.items()}
         self.class_names = list(class_names)
 
-    def find_ambiguous_turns(self, quiet: bool = False) -> list[str]:
-        """
-        The pictures that EXIF turns, where nothing tells whether their annotations are turned: their JSON has no size, or
-        the turned picture has the size of the stored one. [`read`] takes such annotations as those of the upright picture.
-
-        Args:
-            quiet (`bool`): whether to show no progress. Only the heads of the files are read.
-        """
-        found = []
-        for entry in tqdm(self.coco.loadImgs(self._ids), "EXIF", unit=" pictures", disable=quiet):
-            with contextlib.suppress(Exception), Image.open(os.path.join(self.folder, entry["file_name"])) as picture:
-                if picture.format == "PNG" and "exif" not in picture.info:  # it would be decoded
-                    continue
-                orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
-                same = (
-                    orientation in (2, 3, 4) or picture.width == picture.height or not {"width", "height"} <= {*entry}
-                )
-                if 2 <= orientation <= 8 and same:
-                    found.append(entry["file_name"])
-        return found
-
     def read(self, index: int) -> tuple[Image.Image, list[dict[str, Any]]]:
         """A picture and its annotations, whose `category_id` is the label, from 0 without gaps."""
         (entry,) = self.coco.loadImgs(self._ids[index])
         path = os.path.join(self.folder, entry["file_name"])
         size = (entry["width"], entry["height"]) if {"width", "height"} <= entry.keys() else None
         picture = decode_image({"path": path, "bytes": None}, f"picture {entry['id']}", size)
+        if not self._warned[0] and _is_turn_ambiguous(path, size):
+            self._warn(
+                0,
+                f"Image '{entry['file_name']}' has an EXIF orientation, and the size in the JSON can't tell whether its "
+                "annotations are for the upright image or the stored one. Upright is assumed, here and in further such "
+                "images. If that is wrong, save turned images again without EXIF.",
+            )
         entry.update(width=picture.width, height=picture.height)  # which its masks need
         found = self.coco.loadAnns(self.coco.getAnnIds(entry["id"]))
         return picture, [self._complete(item) for item in found]
+
+    def _warn(self, number: int, message: str) -> None:
+        """Each kind of warning is logged once."""
+        if not self._warned[number]:
+            self._warned[number] = True
+            logger.warning(message)
+
+    def find_unused(self) -> list[str]:
+        """The names of the categories that no annotation of an image has."""
+        used = {item["category_id"] for item in self.coco.loadAnns(self.coco.getAnnIds(self._ids))}
+        return [category["name"] for category in self.coco.loadCats(self.categories) if category["id"] not in used]
 
     def _complete(self, item: dict[str, Any]) -> dict[str, Any]:
         """An annotation with its label as `category_id`, and with box and area, which some files leave out."""
@@ -178,6 +193,10 @@ class CocoDataset(Dataset):
                 f"is {item['category_id']}."
             )
         item = {**item, "category_id": self._labels[item["category_id"]]}
+        if "bbox" in item:
+            self._check_box(item)
+        if self.with_masks and not item.get("segmentation"):
+            raise ValueError(f"Annotation {item['id']} must have a `segmentation`, but has none.")
         if item.get("segmentation"):
             rle = self.coco.annToRLE(item)
             entry = self.coco.imgs[item["image_id"]]
@@ -193,14 +212,31 @@ class CocoDataset(Dataset):
             raise ValueError(f"Annotation {item['id']} must have `bbox` or `segmentation`, but has neither.")
         return {**found, **item}
 
+    def _check_box(self, item: dict[str, Any]) -> None:
+        box, entry = item["bbox"], self.coco.imgs[item["image_id"]]
+        if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
+            raise ValueError(
+                f"`bbox` of annotation {item['id']} must be left, top, width and height in pixels, but is {box}."
+            )
+        left, top, width, height = box
+        if min(left, top) < -1 or left + width > entry["width"] + 1 or top + height > entry["height"] + 1:
+            self._warn(
+                1,
+                f"`bbox` of annotation {item['id']}, {box}, reaches beyond its image '{entry['file_name']}' of "
+                f"{entry['width']} x {entry['height']} pixels, and others may. It must be left, top, width and height, not "
+                "right and bottom.",
+            )
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         picture, annotations = self.read(index)
         objects = [item for item in annotations if not item.get("iscrowd")]
         if self.with_masks:
             inputs = self.processor(images=picture, return_tensors="pt")
             example = {name: inputs[name][0] for name in ("pixel_values", "pixel_mask") if name in inputs}
-            example["class_labels"] = torch.tensor([item["category_id"] for item in objects], dtype=torch.long)
             masks = self._masks(objects, picture)
+            has_area = masks.bool().flatten(1).any(1)  # image processors leave out boxes without one, too
+            labels = torch.tensor([item["category_id"] for item in objects], dtype=torch.long)
+            masks, example["class_labels"] = masks[has_area], labels[has_area]
             old_size, new_size = tuple(masks.shape[-2:]), tuple(example["pixel_values"].shape[-2:])
             example["mask_labels"] = resize_like_images(masks, old_size, new_size).float()
         else:
@@ -229,14 +265,16 @@ class CocoDataset(Dataset):
         return targets
 
 
-def warn_of_ambiguous_turns(datasets: Iterable[CocoDataset], quiet: bool = False) -> None:
-    """One warning for all data sets, see [`CocoDataset.find_ambiguous_turns`]."""
-    if found := [name for dataset in datasets for name in dataset.find_ambiguous_turns(quiet)]:
-        logger.warning(
-            f"{'1 image has' if len(found) == 1 else f'{len(found)} images have'} an EXIF orientation, and the size in the JSON can't tell whether their annotations "
-            f"are for the upright image or the stored one. The first is '{found[0]}'. Upright is assumed. If that is wrong, "
-            "save turned images again without EXIF."
-        )
+def _is_turn_ambiguous(path: str, size: tuple[int, int] | None) -> bool:
+    """
+    Whether EXIF turns an image, but nothing tells whether its annotations are turned: there is no size, or the turned
+    image has the size of the stored one. Only the head of the file is read.
+    """
+    with Image.open(path) as file:
+        if file.format == "PNG" and "exif" not in file.info:  # it would be decoded
+            return False
+        orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
+        return 2 <= orientation <= 8 and (size is None or orientation in (2, 3, 4) or file.width == file.height)
 
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from hf_gradaug import GradAugConfig, GradAugTrainer
-from hf_gradaug.data import get_class_names
+from hf_gradaug.data import get_class_names, shorten
 
 from .coco import (
     CocoArguments,
@@ -41,7 +41,6 @@ from .coco import (
     collate,
     load_backbone_weights,
     predict_objects,
-    warn_of_ambiguous_turns,
 )
 
 
@@ -165,8 +164,8 @@ def run(
         split: CocoDataset(*path, processor, task.with_masks, split == "validation", limits[split])
         for split, path in paths.items()
     }
-    if training_args.should_log:
-        warn_of_ambiguous_turns(datasets.values(), quiet=training_args.disable_tqdm)
+    if "train" in datasets and (unused := datasets["train"].find_unused()):
+        logger.warning(f"These classes have no training images: {shorten(unused)}.")
     split, first = next(iter(datasets.items()))
     model = build_model(task, model_args, f"the {split} pictures", first.class_names)
     for split, dataset in datasets.items():

@@ -28,7 +28,9 @@ class DataArguments:
     train_val_split: float = field(
         default=0.15, metadata={"help": "Share of the training images held out if there is no validation split."}
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Maximum number of training images."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Maximum number of training images. Of streamed shards, the first are used."}
+    )
     max_eval_samples: int | None = field(
         default=None, metadata={"help": "Maximum number of validation images, and of test images."}
     )
@@ -89,6 +91,10 @@ class DataArguments:
     mix_prob: float = field(default=1.0, metadata={"help": "Probability that a training batch is mixed."})
 
     def __post_init__(self):
+        for name in ("max_train_samples", "max_eval_samples", "num_train_samples", "num_labels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be 1 or more, but is {value}.")
         if not self.in_memory:
             return
         for name in ("streaming", "skip_bad_images", "color_jitter"):

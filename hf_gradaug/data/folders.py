@@ -53,12 +53,14 @@ def check_no_splits(flag: str, root: str) -> None:
 def _find_images(flag: str, root: str) -> list[tuple[str, str]]:
     """Images and their classes, sorted by path; the class of an image in the root itself is empty."""
     check_no_splits(flag, root)
-    found, empty, deeper = [], [], set()
+    found, deeper, others = [], set(), set()
     for folder, folders, files in os.walk(root, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
         parts = os.path.relpath(folder, root).split(os.sep)
         images = [name for name in sorted(files) if is_image(name) and not name.startswith(".")]
         found += [(os.path.join(folder, name), "" if parts == ["."] else parts[0]) for name in images]
+        if parts != ["."]:
+            others |= {os.path.splitext(name)[1] for name in files if not is_image(name) and not name.startswith(".")}
         if len(parts) > 1 and images:
             deeper.add(os.path.join(*parts))
     found.sort()
@@ -74,6 +76,11 @@ def _find_images(flag: str, root: str) -> list[tuple[str, str]]:
         )
     if empty and "" not in classes:
         logger.warning(f"{flag} '{root}' has folders without images, which are no classes: {shorten(empty)}.")
+    if others:
+        logger.warning(
+            f"{flag} '{root}' has files in class folders that are left out, because they end like no known image: "
+            f"{shorten(sorted(others))}."
+        )
     if deeper:
         logger.info(
             f"{flag} '{root}' has folders in class folders: {shorten(sorted(deeper), 3)}. The class of their images is the "

@@ -62,7 +62,7 @@ def get_train_transform(
         raise ValueError(
             f"`random_resized_crop_scale` must be two shares of the area in (0, 1], least first, but is {list(scale)}."
         )
-    if color_jitter < 0:
+    if not color_jitter >= 0:
         raise ValueError(f"`color_jitter` must be 0 or more, but is {color_jitter}.")
     size = get_image_size(image_processor)
     if padding is None:
@@ -231,7 +231,7 @@ class ImageCollator:
 
     def __init__(self, num_labels: int, cutmix_alpha: float = 0.0, mixup_alpha: float = 0.0, mix_prob: float = 1.0):
         for name, alpha in (("cutmix_alpha", cutmix_alpha), ("mixup_alpha", mixup_alpha)):
-            if alpha < 0:
+            if not alpha >= 0:
                 raise ValueError(f"`{name}` must be 0 (off) or more, but is {alpha}.")
         if not 0 <= mix_prob <= 1:
             raise ValueError(f"`mix_prob` must be in [0, 1], but is {mix_prob}.")

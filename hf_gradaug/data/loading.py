@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 _LABEL_COLUMNS = ("label", "labels", "cls", "fine_label")
 _SPLITS = ("train", "validation", "test")
-# Shards of a streamed folder of images. Many, because each shard has images of few classes.
-_FOLDER_SHARDS = 1024
+# Shards of streamed data that are not in shards. Many, because each shard of a folder has images of few classes.
+_LOCAL_SHARDS = 1024
 _SHARDS = {".parquet": "parquet", ".tar": "webdataset"}
 
 
@@ -152,7 +152,8 @@ def find_columns(
         `tuple[str, str | None]`: Both names. The label's name is `None` if no column fits.
 
     Raises:
-        `ValueError`: If a given column is missing, there is no image column, or several columns fit equally well.
+        `ValueError`: If a given column is missing, there is no image column, several columns fit equally well, or one
+            column is given for both.
     """
     for flag, name in (("image_column_name", image_column_name), ("label_column_name", label_column_name)):
         if name is not None and name not in features:
@@ -166,6 +167,10 @@ def find_columns(
     if image is None:
         raise ValueError(
             f"No column holds images; the columns are {shorten(features)}. Name it with `image_column_name`."
+        )
+    if image == label:
+        raise ValueError(
+            f"`image_column_name` must be another column than that of the labels, but both are '{image}'."
         )
     return image, label
 
@@ -335,10 +340,6 @@ def load_image_data(
         )
     if roots and all(os.path.isdir(root) and _has_class_folders(root) for root in roots.values()):
         loaded, files, cache_key, name = load_folders(roots, cache_dir), {}, None, args.display_name
-        if args.streaming and "train" in loaded:
-            length = len(loaded["train"])
-            args = replace(args, num_train_samples=args.num_train_samples or length)
-            loaded["train"] = loaded["train"].to_iterable_dataset(num_shards=min(length, _FOLDER_SHARDS))
     elif args.names_dataset:
         builder = _get_builder(args, cache_dir, token)
         if args.streaming:
@@ -349,10 +350,7 @@ def load_image_data(
         files = builder.config.data_files or {}
         cache_key, name = builder.cache_dir, args.display_name
     else:
-        loaded, files, cache_key, name = load_digits_dataset(), {}, "digits", args.display_name
-        if args.streaming:
-            args = replace(args, num_train_samples=args.num_train_samples or len(loaded["train"]))
-            loaded = {split: dataset.to_iterable_dataset(num_shards=4) for split, dataset in loaded.items()}
+        loaded, files, cache_key, name = load_digits_dataset(), {}, None, args.display_name
     wanted = {split: getattr(args, f"{split}_split_name") for split in _SPLITS}
     if not args.dataset_name:
         wanted = {split: split for split in wanted}
@@ -382,7 +380,6 @@ def load_image_data(
     labels = _read_labels(splits, label_column)
     class_names = _get_class_names(features[label_column], args, labels, label_column)
     _check_range(labels, class_names)
-    num_train_examples = args.num_train_samples
     if "train" in splits and "validation" not in splits:
         if args.streaming:
             raise ValueError(
@@ -392,19 +389,28 @@ def load_image_data(
         splits.update(_hold_out(splits["train"], label_column, class_names, args.train_val_split, seed))
         labels = _read_labels(splits, label_column)
     if args.streaming and "train" in splits and args.max_eval_samples is None:
-        labels["train"] = set(range(len(class_names)))
+        labels.setdefault("train", set(range(len(class_names))))
     _check_classes(labels, class_names, args)
 
+    num_train_examples = None
     if "train" in splits:
-        if args.streaming:
+        train = splits["train"]
+        if isinstance(train, datasets.Dataset):
+            train = _truncate(train, args.max_train_samples, seed)
+            present = set(_get_labels(train, label_column).tolist())
+            if missing := [name for label, name in enumerate(class_names) if label not in present]:
+                logger.warning(f"These classes have no training images: {shorten(missing)}.")
+            num_train_examples = len(train)
+            if args.streaming:
+                train = train.to_iterable_dataset(num_shards=min(num_train_examples, _LOCAL_SHARDS))
+        else:
+            num_train_examples = args.num_train_samples
             if num_train_examples is None:
                 num_train_examples = count_stream(first, wanted["train"], files.get("train"))
             if args.max_train_samples is not None:
-                splits["train"] = splits["train"].take(args.max_train_samples)
+                train = train.take(args.max_train_samples)
                 num_train_examples = min(args.max_train_samples, num_train_examples or args.max_train_samples)
-        else:
-            splits["train"] = _truncate(splits["train"], args.max_train_samples, seed)
-            num_train_examples = len(splits["train"])
+        splits["train"] = train
     for split in {"validation", "test"} & set(splits):
         splits[split] = _truncate(splits[split], args.max_eval_samples, seed)
     return ImageData(

@@ -1,9 +1,11 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """Runs that survive being killed: they resume from the newest complete checkpoint."""
 
+import json
 import logging
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..data.bad_images import SkippedImages
+from ..messages import shorten
 from .checkpoints import clear_checkpoint, find_checkpoint, find_damage
 from .preemption import StopOnSignal
 from .tokens import hide_from_pickle
@@ -27,6 +30,7 @@ class FaultToleranceMixin:
     - `train(resume_from_checkpoint=True)` resumes from the newest complete checkpoint. A warning names the faults of
       newer ones. If all are corrupt, an error names them. A run killed in its first save starts from the beginning.
     - `train(resume_from_checkpoint=folder)` raises an error that names the corrupt file.
+    - A checkpoint of a model with other classes, or in another order, raises an error.
     - A failed save is logged, leaves nothing of the checkpoint behind and keeps the older checkpoints. These are
       deleted only when the new checkpoint is complete, with the files of all processes. Your own files in the folder
       stay.
@@ -50,7 +54,9 @@ class FaultToleranceMixin:
     ) -> TrainOutput:
         self._skipped_images = SkippedImages()
         try:
-            return super().train(self._choose_checkpoint(resume_from_checkpoint), trial, ignore_keys_for_eval)
+            checkpoint = self._choose_checkpoint(resume_from_checkpoint)
+            self._check_classes(checkpoint)
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             for callback in self.callback_handler.callbacks:  # after an error no event reaches them
                 if isinstance(callback, StopOnSignal):
@@ -82,6 +88,21 @@ class FaultToleranceMixin:
             start = "starts from the beginning" if checkpoint is None else f"goes on from '{checkpoint}'"
             logger.warning(f"The training {start}, because what is newer can't be used: {what}.")
         return checkpoint
+
+    def _check_classes(self, checkpoint: str | bool | None) -> None:
+        """Raises an error if a number stands for another class in the checkpoint than in the model."""
+        if not checkpoint or checkpoint is True or not Path(checkpoint, "config.json").is_file():
+            return
+        stored = json.loads(Path(checkpoint, "config.json").read_text("utf-8")).get("id2label")
+        own = getattr(getattr(self.model, "config", None), "id2label", None)
+        if not stored or not own:
+            return
+        classes, others = ([labels[key] for key in sorted(labels, key=int)] for labels in (own, stored))
+        if classes != others:
+            raise ValueError(
+                f"`resume_from_checkpoint` must be a checkpoint of the model's classes, {shorten(classes)}, but is "
+                f"'{checkpoint}' with {shorten(others)}. Leave it out, and load the checkpoint as a pretrained model."
+            )
 
     def _run_epoch(self, *args, **kwargs) -> None:
         # The Trainer looks at `max_steps` after a step only: a run that is resumed from its last one would train one more.

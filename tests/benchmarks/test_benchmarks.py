@@ -50,7 +50,9 @@ def test_study_runs_with_the_smallest_settings(tmp_path, capsys):
         )
     )
     accuracy.main([str(tmp_path / "some.yaml"), "--smoke"])
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    printed, progress = capsys.readouterr()
+    assert "2/2 [" in progress and "cells" in progress
+    rows = [line for line in printed.splitlines() if line.startswith("| ")]
     assert [row.split(" | ")[:2] for row in rows[2:]] == [["| plain", "1"], ["| GradAug", "1"]]
 
 
@@ -176,7 +178,7 @@ def test_streaming_measures_each_arm(tmp_path, capsys):
     assert {"command", "hardware", "versions", "settings"} <= results.keys()
     printed, progress = capsys.readouterr()
     assert all(name in printed for name in results["arms"]) and "train_runtime" not in printed
-    assert "shards: 100%" in progress and "loader, 1 workers: 100%" in progress
+    assert all(f"{what}: 100%" in progress for what in ("shards", "loader, 1 workers", "raw, 1 workers"))
     assert progress.count("5/5 [") >= 3  # the steps of each training
     with pytest.raises(ValueError, match="`workers` must be in 1..num_shards"):
         streaming.main(["--workers", "9"])

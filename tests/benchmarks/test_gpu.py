@@ -31,6 +31,18 @@ def test_a_part_ends_with_its_time_and_leaves_no_process(tmp_path):
     assert (tmp_path / "log").read_text() == "begun\n"
 
 
+def test_progress_of_a_part_is_the_last_line_of_its_log(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "REFRESH", 0.1)
+    program = "import time; print('begun\\nstep 1\\rstep 2', end='\\r'); time.sleep(1)"
+    assert gpu.run(["-c", program], tmp_path / "host.log", 60.0) == 0
+    assert "host, 01:00 at most: 00:00, step 2" in capsys.readouterr().err
+
+
+def test_progress_bars_are_no_rows(tmp_path):
+    (tmp_path / "log").write_text("\r  0%|    | 0/1\r       \ra, seed 1: 50.00%\n\r100%|####| 1/1\n\n| plain | 1 |\n")
+    assert [*gpu.get_rows(None, "study", tmp_path / "log")] == ["a, seed 1: 50.00%", "| plain | 1 |"]
+
+
 def test_time_that_is_left_goes_to_the_next_parts(tmp_path, monkeypatch):
     allowed = []
     monkeypatch.setattr(gpu, "run", lambda command, log, seconds: allowed.append(seconds) or log.touch() or 0)

@@ -229,7 +229,7 @@ def test_lines_are_of_the_files_that_they_were_made_from(make_runner, tmp_path):
     assert count_runs() == 0  # what is not at hand may be any
 
 
-def test_what_has_not_ended_in_time_is_killed_and_begins_again(make_runner):
+def test_what_has_not_ended_in_time_is_killed_and_begins_again(make_runner, capsys):
     runner = make_runner(arms={"plain": {}}, datasets={"few": {}})
     killed = []
 
@@ -246,11 +246,29 @@ def test_what_has_not_ended_in_time_is_killed_and_begins_again(make_runner):
     fake, runner.processes = runner.processes.Process, SimpleNamespace(Process=process)
     runner.end = time.monotonic() + 1000
     runner.run()
+    assert "3/3" not in capsys.readouterr().err
     assert len(killed) == 1 and len(runner.ran) == 2  # the third did not begin
     assert [cell.seed for cell in runner.grid.lines] == [1] and runner.failed == []
     again = make_runner(arms={"plain": {}}, datasets={"few": {}})
     again.run()
     assert [flags["--seed"] for flags in again.ran] == ["2", "3"]
+
+
+def test_progress_shows_what_runs_and_goes_on_while_it_does(make_runner, monkeypatch, capsys):
+    monkeypatch.setattr(accuracy, "REFRESH", 0.05)
+    runner = make_runner(arms={"plain": {}}, datasets={"few": {}})
+
+    def process(target, args, daemon):
+        made = fake(target, args, daemon)
+        made.join = lambda timeout: time.sleep(0.5)
+        return made
+
+    fake, runner.processes = runner.processes.Process, SimpleNamespace(Process=process)
+    runner.run()
+    shown = [state for state in capsys.readouterr().err.split("\r") if "cells" in state]
+    for number in (1, 2, 3):
+        assert sum(f"{number - 1}/3" in state and f"['few/plain/0/{number}']" in state for state in shown) >= 3
+    assert "3/3" in shown[-1]
 
 
 def test_failed_cells_are_named_and_left_out(make_runner, tmp_path, capsys):

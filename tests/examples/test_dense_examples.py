@@ -2,15 +2,18 @@
 """The example scripts for detection and instance segmentation, the data that they read, and their metrics."""
 
 import json
+import logging
+from pathlib import Path
 
 import pytest
 import torch
 from detection import coco
-from detection.coco import CocoDataset, load_backbone_weights, warn_of_ambiguous_turns
+from detection.coco import CocoDataset, collate, load_backbone_weights
 from detection.common import DenseTrainer, main
 from helpers import images
 from helpers.tiny import randomize, tiny_config, tiny_model
 from PIL import Image
+from torch.utils.data import DataLoader
 from transformers import (
     AutoImageProcessor,
     AutoModelForObjectDetection,
@@ -160,6 +163,73 @@ def test_coco_data_for_segmentation(folder):
     assert empty["mask_labels"].shape == (0, 60, 80) and empty["targets"]["masks"].shape == (0, 30, 40)
 
 
+@pytest.fixture
+def change(folder):
+    """Changes the annotations' file, and gives its arguments."""
+
+    def change(**changes):
+        path = Path(folder[1])
+        contents = json.loads(path.read_text())
+        for name, entry in changes.items():
+            contents[name][0] |= entry
+        path.write_text(json.dumps(contents))
+        return folder
+
+    return change
+
+
+def test_entries_that_would_take_the_place_of_others_are_errors(folder, change):
+    original = Path(folder[1]).read_text()
+    for changes, words in (
+        ({"images": {"id": 9}}, r"`id` of the images in .* must differ, but these occur more than once: \[9\]"),
+        ({"annotations": {"id": 2}}, r"`id` of the annotations in .*: \[2\]"),
+        ({"categories": {"id": 3}}, r"`id` of the categories in .*: \[3\]"),
+        ({"categories": {"name": "dog"}}, r"`name` of the categories in .*: \['dog'\]"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            CocoDataset(*change(**changes), None)
+        Path(folder[1]).write_text(original)
+
+
+@pytest.mark.parametrize("box", [[4, 6, 10], [4, 6, -1, 12], [float("nan"), 6, 10, 12]])
+def test_a_box_that_is_none_is_named(change, box):
+    dataset = CocoDataset(*change(annotations={"bbox": box}), None)
+    with pytest.raises(
+        ValueError, match="`bbox` of annotation 1 must be left, top, width and height in pixels, but is"
+    ):
+        dataset.read(0)
+
+
+def test_boxes_beyond_the_image_are_told_once(change, caplog):
+    dataset = CocoDataset(*change(annotations={"bbox": [14, 6, 26.9, 24]}), None)
+    dataset.read(0)
+    assert not caplog.messages
+    dataset = CocoDataset(*change(annotations={"bbox": [14, 6, 34, 18]}), None)
+    for _ in range(2):
+        dataset.read(0)
+    (message,) = caplog.messages
+    assert "annotation 1, [14, 6, 34, 18], reaches beyond its image 'a.png' of 40 x 30 pixels" in message
+
+
+def test_masks_without_area_are_no_objects_and_missing_ones_are_named(change):
+    processor = Mask2FormerImageProcessor(size={"height": 60, "width": 80}, size_divisor=1)
+    flat = {"bbox": [4, 6, 0, 0], "segmentation": [[4, 6, 4, 6, 4, 6, 4, 6]]}
+    example = CocoDataset(*change(annotations=flat), processor, with_masks=True)[0]
+    assert example["mask_labels"].shape == (0, 60, 80) and example["class_labels"].shape == (0,)
+    dataset = CocoDataset(*change(annotations={"segmentation": []}), processor, with_masks=True)
+    with pytest.raises(ValueError, match="Annotation 1 must have a `segmentation`, but has none"):
+        dataset.read(0)
+
+
+def test_categories_without_annotated_images(folder):
+    assert CocoDataset(*folder, None).find_unused() == []
+    contents = json.loads(Path(folder[1]).read_text())
+    contents["annotations"].pop()
+    contents["categories"].append({"id": 90, "name": "owl"})
+    Path(folder[1]).write_text(json.dumps(contents))
+    assert CocoDataset(*folder, None).find_unused() == ["dog", "owl"]
+
+
 @pytest.mark.parametrize("with_masks", [False, True])
 def test_average_precision_of_perfect_and_of_shifted_predictions(tasks, folder, tmp_path, with_masks, monkeypatch):
     name = "instance_segmentation" if with_masks else "object_detection"
@@ -198,10 +268,13 @@ def test_errors_name_the_argument(tasks, folder, tmp_path):
         main(task, [*QUIET, *out, "--do_train", "--model_name_or_path", "a", "--backbone", "b"])
     with pytest.raises(ValueError, match="`do_train`, `do_eval` or both"):
         main(task, [*QUIET, *out])
+    for name in ("max_train_samples", "max_eval_samples", "image_square_size"):
+        with pytest.raises(ValueError, match=f"`{name}` must be 1 or more, but is -1"):
+            main(task, [*QUIET, *out, "--do_train", f"--{name}", "-1"])
     with pytest.raises(ValueError, match="`num_scenes` must be 5 or more, but is 4"):
         main(task, [*QUIET, *out, "--do_train", "--num_scenes", "4"])
     (tmp_path / "wrong.json").write_text('{"images": []}')
-    with pytest.raises(ValueError, match=r"wrong.json' must hold instances.*\['annotations', 'categories'\]"):
+    with pytest.raises(ValueError, match=r"wrong.json' must hold .*\['images', 'categories', 'annotations'\]"):
         CocoDataset(folder[0], str(tmp_path / "wrong.json"), None)
     assert not (tmp_path / "out").exists()
 
@@ -233,43 +306,49 @@ def test_a_model_without_sub_networks_is_named_before_the_data_are_read(tasks, n
         main(tasks[name], words)
 
 
-def test_turned_pictures_that_no_size_tells_are_named_once(tmp_path, caplog, capsys):
-    entries = []
-    # Turned by 90 degrees, a picture that isn't square has other sizes upright and stored, which tell.
-    for number, (orientation, size) in enumerate(
-        [(1, (30, 30)), (6, (40, 30)), (3, (40, 30)), (6, (30, 30)), (2, None)]
-    ):
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        Image.new("RGB", size or (40, 30)).save(tmp_path / f"{number}.jpg", exif=exif)
-        sizes = {"width": size[0], "height": size[1]} if size else {}
-        entries.append({"id": number, "file_name": f"{number}.jpg", **sizes})
-    entries.append({"id": 9, "file_name": "missing.jpg", "width": 4, "height": 4})
-    contents = {"images": entries, "annotations": [], "categories": CATEGORIES}
+@pytest.mark.parametrize(
+    "orientation, size, is_ambiguous",
+    [
+        (1, (30, 30), False),
+        # Turned by 90 degrees, a picture that isn't square has other sizes upright and stored, which tell.
+        (6, (40, 30), False),
+        (3, (40, 30), True),
+        (6, (30, 30), True),
+        (2, None, True),
+    ],
+)
+def test_a_turned_image_that_no_size_tells_is_named_when_it_is_read(tmp_path, caplog, orientation, size, is_ambiguous):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size or (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
+    entry = {"file_name": "turned.jpg"} | ({"width": size[0], "height": size[1]} if size else {})
+    contents = {
+        "images": [{"id": 2, **entry}, {"id": 4, **entry}],
+        "annotations": [],
+        "categories": CATEGORIES,
+    }
     (tmp_path / "annotations.json").write_text(json.dumps(contents))
     dataset = CocoDataset(str(tmp_path), str(tmp_path / "annotations.json"), None)
-    assert dataset.find_ambiguous_turns() == ["2.jpg", "3.jpg", "4.jpg"]
-    assert "EXIF: 100%" in capsys.readouterr().err
-    warn_of_ambiguous_turns([dataset, dataset], quiet=True)
-    (message,) = caplog.messages
-    assert (
-        message.startswith("6 images have an EXIF orientation")
-        and "The first is '2.jpg'. Upright is assumed" in message
-    )
-    assert message.endswith("save turned images again without EXIF.") and not capsys.readouterr().err
+    assert not caplog.messages
+    for index in (0, 1, 0):
+        dataset.read(index)
+    assert len(caplog.messages) == is_ambiguous
+    for message in caplog.messages:
+        assert message.startswith("Image 'turned.jpg' has an EXIF orientation") and "Upright is assumed" in message
 
 
-def test_the_script_warns_of_turned_pictures(tasks, folder, tmp_path, caplog):
+def test_workers_warn_of_turned_images_once_in_all_epochs(folder, capfd):
     exif = Image.Exif()
     exif[0x0112] = 3
-    Image.new("RGB", (40, 30), "gray").save(f"{folder[0]}/a.png", exif=exif)
-    words = [
-        "--validation_dir",
-        folder[0],
-        "--validation_annotations",
-        folder[1],
-        "--output_dir",
-        str(tmp_path / "out"),
-    ]
-    main(tasks["object_detection"], [*QUIET, "--do_eval", *words])
-    assert [message[:12] for message in caplog.messages if "EXIF" in message] == ["1 image has "]
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (40, 30), "gray").save(f"{folder[0]}/{name}", exif=exif)
+    dataset = CocoDataset(*folder, RTDetrImageProcessor(size={"height": 64, "width": 64}))
+    loader = DataLoader(dataset, collate_fn=collate, num_workers=1)
+    handler = logging.StreamHandler()  # records of a worker stay there, its output doesn't
+    coco.logger.addHandler(handler)
+    try:
+        for _ in range(2):
+            assert len(list(loader)) == 2
+    finally:
+        coco.logger.removeHandler(handler)
+    assert capfd.readouterr().err.count("has an EXIF orientation") == 1

@@ -217,6 +217,16 @@ def test_an_unreadable_image_is_named_by_the_script_with_workers(run, tmp_path, 
         )
 
 
+def test_flags_that_the_plain_baseline_does_not_use_are_named(script, caplog):
+    flags = ["--output_dir", "out", "--model_type", "resnet", "--nonfinite_loss", "skip"]
+    script.parse_arguments([*flags, "--gradaug", "--min_width", "0.5"])
+    script.parse_arguments(flags)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    *_, args = script.parse_arguments([*flags, "--min-width=0.5", "--scales", "1", "0.5"])
+    assert args.num_subnetworks == 0
+    assert "plain baseline is trained, without ['min_width', 'scales']: these need `gradaug`" in caplog.text
+
+
 def test_config_overrides(script):
     text = "hidden_sizes=[8, 16],layer_type=basic, drop=0.5,flag=true,pair=(1,2),nothing=null"
     assert script.parse_config_overrides(text) == {

@@ -102,6 +102,20 @@ def test_named_checkpoint_that_is_damaged_is_an_error(trained, tmp_path):
         make_trainer(out).train(resume_from_checkpoint=True)
 
 
+@pytest.mark.parametrize("classes", [["cat", "dog", "owl"], ["1", "0", "2", "3", "4"]])
+def test_checkpoint_of_other_classes_is_an_error(trained, tmp_path, classes):
+    out = harness.copy(trained[0], tmp_path / "out")
+    path = out / "checkpoint-4" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "id2label": dict(enumerate(classes))}))
+    words = re.escape(f"is '{path.parent}' with {classes}. Leave it out")
+    for named in (True, str(path.parent)):
+        with pytest.raises(
+            ValueError, match=f"`resume_from_checkpoint` must be a checkpoint of the model's .*{words}"
+        ):
+            make_trainer(out).train(resume_from_checkpoint=named)
+
+
 def test_files_that_belong_together(trained, tmp_path):
     """Sharded weights, several processes, a model alone, and the mark of transformers' own save on a signal."""
     folder = harness.copy(trained[0] / "checkpoint-4", tmp_path / "checkpoint-4")

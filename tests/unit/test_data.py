@@ -2,6 +2,7 @@
 """Loading, columns, classes, transforms, mixing and streams."""
 
 from collections import Counter
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -151,6 +152,8 @@ def test_columns_are_found_by_type_then_by_name():
     assert find_columns(both, "mask", "coarse_label") == ("mask", "coarse_label")
     with pytest.raises(ValueError, match=r"`image_column_name` must be one of the columns \['mask', 'img'"):
         find_columns(both, "pic")
+    with pytest.raises(ValueError, match="`image_column_name` must be another column .*, but both are 'coarse_label'"):
+        find_columns(both, "coarse_label", "coarse_label")
     with pytest.raises(ValueError, match=r"Several columns can hold images: \['a', 'b'\]"):
         find_columns(datasets.Features({"a": image, "b": image}))
     with pytest.raises(ValueError, match="No column holds images"):
@@ -222,6 +225,8 @@ def test_horizontal_flip_and_crop_scale():
     assert rises(False) == {True} and rises(True) == {True, False}
     with pytest.raises(ValueError, match=r"`random_resized_crop_scale` must .*, but is \[0.5, 2\]"):
         get_train_transform(processor, (0.5, 2))
+    with pytest.raises(ValueError, match="`color_jitter` must be 0 or more, but is nan"):
+        get_train_transform(processor, color_jitter=float("nan"))
 
 
 def test_mixing_gives_class_probabilities_to_training_batches_only():
@@ -240,6 +245,8 @@ def test_mixing_gives_class_probabilities_to_training_batches_only():
     assert torch.equal(evaluation["labels"], torch.arange(4))
     with pytest.raises(ValueError, match=r"`mix_prob` must be in \[0, 1\], but is 2"):
         ImageCollator(5, mix_prob=2)
+    with pytest.raises(ValueError, match=r"`cutmix_alpha` must be 0 \(off\) or more, but is nan"):
+        ImageCollator(5, cutmix_alpha=float("nan"))
 
 
 def test_what_the_trainer_is_told_about_a_stream(tmp_path, caplog):
@@ -290,3 +297,44 @@ def test_max_samples(tmp_path):
         data = load_image_data(args)
         assert data.num_train_examples == 7 and len(images_of(data)) == 7
         assert len(data.get_dataset("validation", grey)) == 5
+    for name in ("max_train_samples", "max_eval_samples", "num_train_samples", "num_labels"):
+        for value in (0, -1):
+            with pytest.raises(ValueError, match=f"`{name}` must be 1 or more, but is {value}"):
+                DataArguments(**{name: value})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_classes_without_training_images_are_named(tmp_path, caplog, streaming):
+    path = images.make_folder(tmp_path / "data")
+    args = DataArguments(train_dir=str(path), validation_dir=str(path), streaming=streaming)
+    load_image_data(args)
+    assert "no training images" not in caplog.text
+    data = load_image_data(replace(args, max_train_samples=2))
+    labels = {row["label"] for row in data.splits["train"]}
+    missing = [name for label, name in enumerate(images.CLASSES) if label not in labels]
+    assert missing and caplog.messages[-1] == f"These classes have no training images: {missing}."
+
+
+def test_names_of_a_column_without_images_are_named(tmp_path, caplog):
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog", "owl"])}
+    )
+    rows = {"image": [images.make_image(0, number) for number in range(4)], "label": [0, 1, 0, 1]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data" / "a.parquet")
+    path = str(tmp_path / "data")
+    load_image_data(DataArguments(train_dir=path, validation_dir=path))
+    assert caplog.messages == ["These classes have no training images: ['owl']."]
+
+
+def test_a_streamed_folder_is_the_stored_one(tmp_path):
+    path = str(images.make_folder(tmp_path / "data", images_per_class=8))
+    images.make_folder(tmp_path / "two", classes=("cat", "dog"))
+    of = {}
+    for streaming in (False, True):
+        args = DataArguments(train_dir=path, validation_dir=path, streaming=streaming, max_train_samples=8)
+        data = load_image_data(args)
+        assert data.num_train_examples == 8
+        of[streaming] = [row["image"]["path"] for row in data.splits["train"]]
+        with pytest.raises(ValueError, match=r"\['owl'\] are among the validation images, but not among the train"):
+            load_image_data(replace(args, train_dir=str(tmp_path / "two")))
+    assert of[True] == of[False]

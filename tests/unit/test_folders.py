@@ -76,6 +76,16 @@ def test_stray_images_hidden_files_and_empty_folders(tmp_path, caplog):
         load_image_data(args)
 
 
+def test_endings_that_are_left_out_are_named(tmp_path, caplog):
+    root = images.make_folder(tmp_path / "data")
+    for name in ("cat/1.heic", "cat/2.heic", "dog/3.AVIF", "dog/.hidden", "list.txt"):
+        (root / name).write_bytes(b"no image")
+    load_image_data(DataArguments(train_dir=str(root), train_val_split=0.5))
+    (message,) = caplog.messages
+    assert message.startswith(f"train_dir '{root}' has files in class folders that are left out")
+    assert message.endswith(": ['.AVIF', '.heic'].")
+
+
 def test_images_without_class_folders(tmp_path):
     root, flat = images.make_folder(tmp_path / "data"), tmp_path / "flat"
     flat.mkdir()
