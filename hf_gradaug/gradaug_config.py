@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """Training arguments with the settings of GradAug."""
 
+import os
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -26,7 +27,7 @@ class GradAugConfig(GradAugSettings, TrainingArguments):
             `lr_scheduler_type="constant"`, because no schedule of transformers falls in steps.
         logging_nan_inf_filter (`bool`, *optional*):
             As in `TrainingArguments`, where it is `True` and makes the Trainer wait for the device in each step. If
-            not given, it is `True` without sub-networks or with `nonfinite_loss="skip"`, else `False`.
+            not given, it is `True` without sub-networks, with `nonfinite_loss="skip"` or in fp16, else `False`.
         output_dir (`str`) and all others:
             See `TrainingArguments`.
 
@@ -46,14 +47,17 @@ class GradAugConfig(GradAugSettings, TrainingArguments):
         default=None,
         metadata={
             "help": "Leave NaN and infinite losses out of the logged loss. The Trainer then waits for the device in "
-            "each step. If not given, this is on without sub-networks or with nonfinite_loss skip."
+            "each step. If not given, this is on without sub-networks, with nonfinite_loss skip or in fp16."
         },
     )
 
     def __post_init__(self):
         GradAugSettings.__post_init__(self)
         if self.logging_nan_inf_filter is None:
-            self.logging_nan_inf_filter = self.num_subnetworks == 0 or self.nonfinite_loss == "skip"
+            # Off only where a non-finite loss stops the run: it would make every later logged loss NaN. In fp16 the
+            # gradient scaler skips such a step, and the run goes on.
+            is_fp16 = self.fp16 or (not self.bf16 and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16")
+            self.logging_nan_inf_filter = self.num_subnetworks == 0 or self.nonfinite_loss == "skip" or is_fp16
         TrainingArguments.__post_init__(self)
         if self.lr_milestones is None:
             return

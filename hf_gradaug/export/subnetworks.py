@@ -91,7 +91,11 @@ def copy_subnetwork(
 ) -> PreTrainedModel:
     """[`export_subnetwork`] without calibration."""
     # Of a plain model, a shallow copy becomes slimmable: it has the same modules, and `model` keeps its class.
-    slimmable = model if isinstance(model, SlimmableModel) else make_slimmable(copy.copy(model))
+    slimmable = model
+    if not isinstance(model, SlimmableModel):
+        slimmable = copy.copy(model)
+        vars(slimmable).pop("forward", None)  # Accelerate's for mixed precision; only weights are read
+        make_slimmable(slimmable)
     config, state = subnetwork_state_dict(slimmable, width, width_divisor, kept_blocks)
     subnetwork = slimmable.subnetwork(width, width_divisor, kept_blocks).subnetwork
     exported_class = type(subnetwork.skeleton)

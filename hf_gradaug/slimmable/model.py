@@ -9,6 +9,7 @@ skeleton). Its parameters are the leading slices of the full network's: views, o
 
 import copy
 import functools
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,13 +20,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..messages import shorten
 from .binding import ModuleIndex, Subnetwork
 from .depth import KeptBlocks, block_finder, dropped_parameters, kept_names, shallower_config
 from .image_size import size_arguments
 from .narrowing import narrow_config
 from .selection import select
-from .skeleton import Build, build_skeleton, check_same, module_settings, module_types, shapes_of
+from .skeleton import Build, build_skeleton, changed_forwards, check_same, module_settings, module_types, shapes_of
 
+
+logger = logging.getLogger(__name__)
 
 _STATE = "_subnetworks"
 # Fields of a config that no sub-network depends on. The first save writes the last three.
@@ -150,9 +154,11 @@ class SlimmableModel:
         checkpointing and `requires_grad`. In train mode its BatchNorm layers use the batch's statistics, and the full
         network's running statistics don't change.
 
-        For images of another size than the config's, learned positions are interpolated if the model can. Forward
-        hooks on the model itself run; hooks on its inner modules don't. With gradient checkpointing, call `backward`
-        inside the block.
+        For images of another size than the config's, learned positions are interpolated if the model can. With
+        gradient checkpointing, call `backward` inside the block.
+
+        Forward hooks on the model itself run. What you change in its inner modules reaches the full network alone:
+        forward hooks, a patched `forward`, a setting such as `Dropout.p`. [`make_slimmable`] warns of the first two.
 
         Args:
             width (`float`):
@@ -218,7 +224,7 @@ def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTra
 
     The model stays the same object, with the same parameters, names and `forward` signature. Its class becomes a subclass
     of the same name, which adds the method [`~SlimmableModel.subnetwork`]. A model that is already slimmable is returned
-    unchanged.
+    unchanged. A warning names inner modules whose forward hooks or patched `forward` sub-networks don't have.
 
     Args:
         model (`PreTrainedModel`):
@@ -233,7 +239,7 @@ def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTra
     Raises:
         `TypeError`: If the model has no config, or no narrowing is known for its family.
         `ValueError`: If the model differs from what its config (or `build`) describes. The error names the first
-            difference.
+            difference. Also if the model itself has a patched `forward`.
 
     Example:
 
@@ -262,9 +268,20 @@ def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTra
             f"`model` must be a `PreTrainedModel`, but is a {type(model).__name__}. Give `make_slimmable` or the trainer "
             "`build=...`, a function from a config to a new model. A compiled or PEFT model can't be made slimmable."
         )
+    if "forward" in vars(model):  # without the class's, which runs the sub-networks
+        raise ValueError(
+            "`model` must have the `forward` of its class, but has one of its own, with which sub-networks would never run. "
+            "Remove it, or load the model anew: Accelerate sets one for mixed precision."
+        )
     skeleton = build_skeleton(narrow_config(model.config, width=1.0), build or type(model))
     check_same("parameter or buffer", shapes_of(model), shapes_of(skeleton), width=1.0)
     check_same("module", module_settings(model), module_settings(skeleton), width=1.0)
+    own = set(changed_forwards(skeleton))  # those that `build` or the class makes
+    if changed := [name for name in changed_forwards(model) if name not in own]:
+        logger.warning(
+            f"Sub-networks run without the forward hooks and patched `forward` of {shorten(changed)}. If they change "
+            "outputs, set them in `build=...`, which makes the sub-networks too."
+        )
     return _swap_class(model, build)
 
 

@@ -57,5 +57,24 @@ def module_settings(module: nn.Module) -> dict[str, str]:
     return {name: f"{type(child).__name__}({child.extra_repr()})" for name, child in module.named_modules()}
 
 
+def changed_forwards(model: nn.Module) -> list[str]:
+    """The inner modules that a user gave forward hooks or a `forward` of their own."""
+    return [name for name, module in model.named_modules() if name and _has_changed_forward(module)]
+
+
+def _has_changed_forward(module: nn.Module) -> bool:
+    # The hooks of libraries record outputs or move tensors, and don't change what a module computes. So does Accelerate's
+    # `forward`.
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    if not all(_is_from(hook, "torch", "transformers", "accelerate") for hook in hooks):
+        return True
+    return "forward" in vars(module) and not _is_from(module.forward, "accelerate")
+
+
+def _is_from(function: Callable, *packages: str) -> bool:
+    function = getattr(function, "func", function)  # of a partial one
+    return (getattr(function, "__module__", None) or "").split(".")[0] in packages
+
+
 def module_types(module: nn.Module) -> dict[str, str]:
     return {name: type(child).__name__ for name, child in module.named_modules()}

@@ -24,6 +24,11 @@ _WEIGHTS = re.compile(r"(model|adapter_model)\.safetensors(\.index\.json)?|(pyto
 _LOADED = re.compile(r"(optimizer|scheduler|scaler|pytorch_model.*|adapter_model|rng_state(_\d+)?)\.(pt|pth|bin)")
 # What a resumed run reads beside them. DeepSpeed and FSDP2 have folders.
 _READ = re.compile(r"model-\d+-of-\d+\.safetensors|stream_state_\d+\.json|global_step\d+|latest|optimizer_\d+")
+# What else the Trainer, transformers and this package write. All other files are a user's own, in formats of their own.
+_WRITTEN = re.compile(
+    r"trainer_state\.json|training_args\.bin|special_tokens_map\.json|added_tokens\.json|tokenizer\.json"
+    r"|((generation|(video_)?preprocessor|processor|tokenizer|adapter|gradaug)_)?config\.json"
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ def find_damage(folder: str | os.PathLike) -> CheckpointDamage | None:
 
     No Python object of a checkpoint is built here. A file of the Trainer that holds more than tensors, numbers and
     plain containers counts as corrupt, because such a pickle could run code. The files that DeepSpeed and FSDP2's
-    sharded format write for themselves are only checked for existence.
+    sharded format write for themselves are only checked for existence. Your own files are not looked at.
 
     Args:
         folder (`str` or `os.PathLike`):
@@ -72,7 +77,7 @@ def find_damage(folder: str | os.PathLike) -> CheckpointDamage | None:
     missing = _find_missing(folder, names)
     if missing is not None:
         return CheckpointDamage(str(folder / missing), "is missing")
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in _written(folder):
         try:
             _check_file(path)
         except Exception as error:  # each library has its own for a file that it can't read
@@ -81,13 +86,25 @@ def find_damage(folder: str | os.PathLike) -> CheckpointDamage | None:
     return None
 
 
+def _written(folder: Path) -> list[Path]:
+    """The files that the Trainer, transformers and this package wrote. PEFT's adapters have folders."""
+    patterns = (_WEIGHTS, _LOADED, _READ, _WRITTEN)
+    paths = [path for path in folder.iterdir() if any(pattern.fullmatch(path.name) for pattern in patterns)]
+    paths += [
+        *folder.glob("*/adapter_model.*"),
+        *folder.glob("*/adapter_config.json"),
+        *folder.glob("global_step*/*.pt"),
+    ]
+    return sorted(path for path in paths if path.is_file())
+
+
 def _find_missing(folder: Path, names: set[str]) -> str | None:
     if not any(_WEIGHTS.fullmatch(name) for name in names):
         return "model.safetensors"
     state = {
-        "optimizer.pt": any(name.startswith("optimizer") for name in names),
+        "optimizer.pt": any(re.fullmatch(r"optimizer(\.pt|\.bin|_\d+)", name) for name in names),
         "scheduler.pt": "scheduler.pt" in names,
-        "rng_state.pth": any(name.startswith("rng_state") for name in names),
+        "rng_state.pth": any(re.fullmatch(r"rng_state(_\d+)?\.pth", name) for name in names),
     }
     if any(re.fullmatch(r"global_step\d+", name) for name in names):  # DeepSpeed's, with optimizer and schedule inside
         if "latest" not in names:  # which it writes last
@@ -100,7 +117,7 @@ def _find_missing(folder: Path, names: set[str]) -> str | None:
         absent = set(range(max(2, max(processes) + 1))) - processes
         if absent:
             return f"rng_state_{min(absent)}.pth"
-    for index in folder.rglob("*.index.json"):
+    for index in [path for path in _written(folder) if path.name.endswith(".index.json")]:
         try:
             shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
         except (ValueError, KeyError):

@@ -72,7 +72,8 @@ class NonFiniteLossGuard:
         self.action = action
         self.waits = action == "skip" or accelerator.device.type != "cuda"
         self.num_skipped = 0
-        self._not_finite: Tensor | None = None  # one number a pass, over the micro-batches of the step
+        self._not_finite: Tensor | None = None  # one number a network, over the micro-batches of the step
+        self._what: list[str] = []  # their descriptions
         self._buffers: list[tuple[Tensor, Tensor]] = []
         self._looks: list[_Look] = []
         self._step = 0
@@ -101,17 +102,23 @@ class NonFiniteLossGuard:
         """
         if self._scaler is not None:
             return
-        not_finite = (~torch.isfinite(torch.stack(losses))).int()
+        # One number for each network that a step can have: a micro-batch of one image may leave sub-networks out, and
+        # another one of the step, or of another process, has them.
+        left_out = passes[0].gradaug.settings.num_subnetworks + 1 - len(losses)
+        not_finite = nn.functional.pad((~torch.isfinite(torch.stack(losses))).int(), (0, left_out))
         if self._not_finite is not None:
             not_finite = torch.maximum(not_finite, self._not_finite)
         self._not_finite, self._step = not_finite, step
+        # Descriptions and not passes, which hold images.
+        what = [_describe(index, each) for index, each in enumerate(passes)]
+        self._what = max(what, self._what, key=len)
         if not self.accelerator.sync_gradients:  # a micro-batch of the step is yet to come
             return
-        self._not_finite = None
+        what, self._not_finite, self._what = self._what, None, []
         if self.accelerator.num_processes > 1:
             dist.all_reduce(not_finite, op=dist.ReduceOp.MAX)
-        # Descriptions and not passes, which hold images.
-        self._look_at(not_finite, [_describe(index, each) for index, each in enumerate(passes)])
+        what += [f"The loss of sub-network {index}" for index in range(len(what), len(not_finite))]
+        self._look_at(not_finite, what)
 
     def check_gradients(self, norm: Tensor | float) -> None:
         """

@@ -4,14 +4,17 @@
 import functools
 import json
 import logging
+import math
 import os
 import re
 
 import pytest
 import torch
 from helpers import harness
-from helpers.tiny import TinyImages, largest_difference, state_of, tiny_model, tiny_trainer
+from helpers.tiny import TinyImages, largest_difference, parameters_of, state_of, tiny_model, tiny_trainer
 from transformers import TrainerCallback, default_data_collator
+
+from hf_gradaug import GradAugConfig
 
 
 class Spoil:
@@ -143,14 +146,94 @@ def test_plain_training_is_left_alone(tmp_path):
 
 
 def test_the_gradient_scaler_is_left_alone(tmp_path):
-    trainer = spoilt_trainer(tmp_path, 1)
-    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", enabled=False)
-    assert trainer.train().global_step == 3
+    # The default that an fp16 run gets, which needs a GPU: without the filter every later loss would be logged as NaN.
+    log_filter = GradAugConfig(output_dir=tmp_path, fp16=True).logging_nan_inf_filter
+    trainer = spoilt_trainer(tmp_path, 1, logging_nan_inf_filter=log_filter, max_grad_norm=0.0, max_steps=4)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    assert trainer.train().global_step == 4
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert len(losses) == 4 and all(map(math.isfinite, losses))
+
+
+def test_the_log_filter_is_on_where_accelerate_chose_fp16(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert GradAugConfig(output_dir=tmp_path).logging_nan_inf_filter
+    assert not GradAugConfig(output_dir=tmp_path, bf16=True, use_cpu=True).logging_nan_inf_filter
 
 
 def test_unknown_action(tmp_path):
     with pytest.raises(ValueError, match="`nonfinite_loss` must be 'stop' or 'skip', but is 'ignore'"):
         spoilt_trainer(tmp_path, nonfinite_loss="ignore")
+
+
+class OneImage(Spoil):
+    """Collator that keeps a single image of chosen batches."""
+
+    def __call__(self, examples):
+        batch = default_data_collator(examples[:1] if self.count in self.batches else examples)
+        self.count += 1
+        return batch
+
+
+# Their sub-networks are left out: the last feature map of images of 8 x 8 pixels is a single pixel.
+LEFT_OUT = {"scales": [0.25], "num_subnetworks": 2, "max_steps": 2}
+
+
+@pytest.mark.parametrize("batches", [[0], [1], [2, 3]], ids=["first", "last", "both"])
+def test_micro_batches_with_fewer_passes(tmp_path, batches):
+    trainer = tiny_trainer(
+        tmp_path, tiny_model("resnet-basic"), trainer_kwargs={"data_collator": OneImage(*batches)},
+        gradient_accumulation_steps=2, per_device_train_batch_size=4, **LEFT_OUT,
+    )  # fmt: skip
+    passes, original = [], trainer.gradaug.passes
+
+    def count(inputs, step):
+        passes.append(0)
+        for gradaug_pass in original(inputs, step):
+            passes[-1] += 1
+            yield gradaug_pass
+
+    trainer.gradaug.passes = count
+    assert trainer.train().global_step == 2
+    assert passes == [1 if batch in batches else 3 for batch in range(4)]
+
+
+def test_a_micro_batch_with_fewer_passes_hides_no_subnetwork(tmp_path):
+    trainer = tiny_trainer(
+        tmp_path, tiny_model("resnet-basic"), trainer_kwargs={"data_collator": OneImage(1)},
+        gradient_accumulation_steps=2, per_device_train_batch_size=4, **LEFT_OUT,
+    )  # fmt: skip
+    original = trainer.gradaug.passes
+
+    def spoilt(inputs, step):
+        for index, gradaug_pass in enumerate(original(inputs, step)):
+            if index == 2:
+                gradaug_pass.loss = functools.partial(lambda loss, *args: loss(*args) / 0, gradaug_pass.loss)
+            yield gradaug_pass
+
+    trainer.gradaug.passes = spoilt
+    with pytest.raises(FloatingPointError, match=r"sub-network 2 \(width .* images of 8 x 8 pixels\).* step 1"):
+        trainer.train()
+
+
+def train_on_one_image_in_one_of_two(output_dir) -> None:
+    """In the child: the second process alone gets a single image, in its second batch."""
+    rank = int(os.environ["RANK"])
+    trainer = tiny_trainer(
+        output_dir, tiny_model("resnet-basic"), per_device_train_batch_size=4, ddp_backend="gloo", **LEFT_OUT,
+        trainer_kwargs={"data_collator": OneImage(*([1] if rank == 1 else []))},
+    )  # fmt: skip
+    trainer.train()
+    torch.distributed.destroy_process_group()
+    torch.save(parameters_of(trainer.model), output_dir / f"{rank}.pt")
+
+
+@pytest.mark.distributed
+def test_fewer_passes_in_one_process(tmp_path):
+    for done in harness.run_ranks(tmp_path, train_on_one_image_in_one_of_two, tmp_path):
+        assert done.code == 0, done.text
+    left, right = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert largest_difference(left, right) == 0
 
 
 def train_in_one_of_two(output_dir, action: str) -> None:

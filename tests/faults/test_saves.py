@@ -57,7 +57,11 @@ CASES = [
     for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
     for how in ("missing", "empty", "half", "two bytes less")
 ]
-CASES += [(name, how) for name in ("config.json", "training_args.bin") for how in ("empty", "half", "two bytes less")]
+CASES += [
+    (name, how)
+    for name in ("config.json", "gradaug_config.json", "training_args.bin")
+    for how in ("empty", "half", "two bytes less")
+]
 CASES += [("rng_state.pth", "one byte wrong")]
 
 
@@ -114,6 +118,52 @@ def test_checkpoint_of_other_classes_is_an_error(trained, tmp_path, classes):
             ValueError, match=f"`resume_from_checkpoint` must be a checkpoint of the model's .*{words}"
         ):
             make_trainer(out).train(resume_from_checkpoint=named)
+
+
+def test_own_files_are_left_alone(trained, tmp_path):
+    """Files of a user's callback have formats of their own, also where an ending is like ours."""
+    folder = harness.copy(trained[0] / "checkpoint-4", tmp_path / "checkpoint-4")
+    (folder / "samples").mkdir()
+    for name in ("samples.json", "samples.index.json", "samples/config.json"):
+        (folder / name).write_text('{"step": 4}\n{"step": 4}\n')
+    (folder / "names.index.json").write_text("[1]")
+    for name in ("features.bin", "ema.pt", "best.pth", "crops.safetensors"):
+        (folder / name).write_bytes(b"another kind")
+    assert find_damage(folder) is None
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):  # a model alone
+        (folder / name).unlink()
+    (folder / "optimizer_settings.txt").touch()
+    assert find_damage(folder) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "adapter_model.safetensors",
+        "default/adapter_model.safetensors",
+        "default/adapter_config.json",
+        "preprocessor_config.json",
+        "generation_config.json",
+        "stream_state_0.json",
+        "optimizer.bin",
+        "scaler.pt",
+        "rng_state_0.pth",
+        "global_step4/mp_rank_00_model_states.pt",
+    ],
+)
+def test_written_files_are_checked(trained, tmp_path, name):
+    """What the Trainer, transformers and this package write beside the files of a plain run."""
+    folder = harness.copy(trained[0] / "checkpoint-4", tmp_path / "checkpoint-4")
+    (folder / "latest").touch()  # DeepSpeed's
+    for rank in range(2):
+        shutil.copy(folder / "rng_state.pth", folder / f"rng_state_{rank}.pth")
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"{")
+    assert find_damage(folder).path == str(path)
 
 
 def test_files_that_belong_together(trained, tmp_path):

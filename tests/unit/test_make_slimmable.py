@@ -4,12 +4,17 @@
 import copy
 import gc
 import io
+import logging
 import pickle
+import re
+import types
 import weakref
 
 import pytest
 import torch
-from helpers.tiny import largest_difference, randomize, tiny_config, tiny_images, tiny_model
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from helpers.families import FAMILIES, family_model, image_size
+from helpers.tiny import largest_difference, randomize, tiny_config, tiny_images, tiny_model, tiny_trainer
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 from transformers import (
@@ -17,9 +22,11 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     ResNetForImageClassification,
+    Trainer,
+    TrainingArguments,
 )
 
-from hf_gradaug import make_slimmable
+from hf_gradaug import export_subnetwork, make_slimmable
 
 
 def state(model):
@@ -176,6 +183,79 @@ def test_a_changed_model_is_found_out_and_build_makes_it_work(change, name):
     assert not torch.equal(narrow, full)
     with copy.deepcopy(model).subnetwork(0.5) as skeleton:
         assert skeleton.config.hidden_sizes == [4, 8, 12]
+
+
+def _hook(model):
+    model.classifier[1].register_forward_hook(lambda module, args, output: output * 0)
+
+
+def _pre_hook(model):
+    model.classifier[1].register_forward_pre_hook(lambda module, args: args[0] * 0)
+
+
+def _patch(model):
+    model.classifier[1].forward = types.MethodType(lambda self, inputs: inputs[:, :3] * 0, model.classifier[1])
+
+
+@pytest.mark.parametrize("change", [_hook, _pre_hook, _patch])
+def test_hooks_and_patches_of_inner_modules_are_told(change, caplog):
+    def build(config):
+        model = ResNetForImageClassification(config)
+        change(model)
+        return model
+
+    images = tiny_images()
+    model = randomize(build(tiny_config("resnet-basic")).eval())
+    with caplog.at_level(logging.WARNING, "hf_gradaug"):
+        make_slimmable(model)
+    (warning,) = caplog.messages
+    assert "without the forward hooks and patched `forward` of ['classifier.1']. If they" in warning
+    full = model(pixel_values=images).logits
+    with model.subnetwork(1.0):
+        assert not torch.equal(model(pixel_values=images).logits, full)
+
+    caplog.clear()
+    model = randomize(build(tiny_config("resnet-basic")).eval())
+    make_slimmable(model, build=build)
+    assert not caplog.messages
+    with model.subnetwork(1.0):
+        assert torch.equal(model(pixel_values=images).logits, full)
+
+
+def test_at_most_ten_hooks_are_told(caplog):
+    model = tiny_model("resnet-basic")
+    for module in model.modules():
+        module.register_forward_hook(lambda *args: None)
+    make_slimmable(model)
+    (warning,) = caplog.messages
+    assert re.search(r"patched `forward` of \['resnet', ('[\w.]+', ){9}\.\.\.\] \(\d\d in all\)\.", warning)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_hook_of_a_library_is_told(family, caplog):
+    """transformers records hidden states and attentions with hooks, and Accelerate moves tensors in a `forward`."""
+    model = family_model(family).eval()
+    size = image_size(family)
+    model(pixel_values=torch.zeros(1, 3, size, size), output_hidden_states=True)
+    model.enable_input_require_grads()
+    for module in list(model.modules())[1:]:
+        add_hook_to_module(module, AlignDevicesHook())
+    caplog.clear()
+    make_slimmable(model)
+    assert not caplog.messages
+
+
+def test_a_forward_of_the_model_itself(tmp_path):
+    """Sub-networks would silently be the full network, after a run in mixed precision too."""
+    model = tiny_model()
+    tiny_trainer(tmp_path, model, Trainer, TrainingArguments, bf16=True, max_steps=1).train()
+    with pytest.raises(ValueError, match="`model` must have the `forward` of its class, but has one of its own"):
+        make_slimmable(model)
+    exported = export_subnetwork(model, 0.5)
+    del model.forward
+    with make_slimmable(model.eval()).subnetwork(0.5), torch.no_grad():
+        expected = model(tiny_images()).logits
+    assert torch.equal(exported(tiny_images()).logits, expected)
 
 
 def test_a_model_changed_after_make_slimmable():
