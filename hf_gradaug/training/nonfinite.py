@@ -80,7 +80,7 @@ class NonFiniteLossGuard:
 
     def start(self) -> None:
         """Call before the passes of each micro-batch."""
-        if self.action == "skip" and self._not_finite is None and self._scaler is None:
+        if self.action == "skip" and self._not_finite is None and not self._is_scaled:
             self._buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         # Those of the step before the last one: the device has long done it, and all processes stop at the same step.
         self._look_back(self._step - 1)
@@ -100,7 +100,7 @@ class NonFiniteLossGuard:
         Raises:
             `FloatingPointError`: If a loss is not finite in any process and the action is `"stop"`.
         """
-        if self._scaler is not None:
+        if self._is_scaled:
             return
         # One number for each network that a step can have: a micro-batch of one image may leave sub-networks out, and
         # another one of the step, or of another process, has them.
@@ -128,7 +128,7 @@ class NonFiniteLossGuard:
         Raises:
             `FloatingPointError`: See [`finish`].
         """
-        if self._scaler is None and isinstance(norm, Tensor):
+        if not self._is_scaled and isinstance(norm, Tensor):
             norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
             self._look_at((~torch.isfinite(norm.detach())).int().reshape(1), ["The norm of the gradient"])
         self._buffers = []
@@ -177,8 +177,9 @@ class NonFiniteLossGuard:
         logger.warning(f"{message} The step is skipped, as {self.num_skipped} in all.")
 
     @property
-    def _scaler(self):
-        return getattr(self.accelerator, "scaler", None)
+    def _is_scaled(self) -> bool:
+        # DeepSpeed's engine scales by itself, without a scaler of Accelerate's.
+        return self.accelerator.scaler is not None or self.accelerator.mixed_precision == "fp16"
 
 
 def _describe(index: int, gradaug_pass: GradAugPass) -> str:

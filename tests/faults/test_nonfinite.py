@@ -155,6 +155,13 @@ def test_the_gradient_scaler_is_left_alone(tmp_path):
     assert len(losses) == 4 and all(map(math.isfinite, losses))
 
 
+def test_an_engine_that_scales_by_itself_is_left_alone(tmp_path, monkeypatch):
+    """DeepSpeed in fp16 has no scaler of Accelerate's."""
+    trainer = spoilt_trainer(tmp_path, 1, logging_nan_inf_filter=True, max_grad_norm=0.0)
+    monkeypatch.setattr(trainer.accelerator.state, "_mixed_precision", "fp16")
+    assert trainer.train().global_step == 3
+
+
 def test_the_log_filter_is_on_where_accelerate_chose_fp16(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     assert GradAugConfig(output_dir=tmp_path).logging_nan_inf_filter
