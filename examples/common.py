@@ -140,7 +140,7 @@ def load_pretrained(
     config: PreTrainedConfig,
     data: str,
     class_names: Sequence[str],
-    by_number: bool = False,
+    by_number: bool | None = None,
     ignore_mismatched_sizes: bool = False,
     **hub: Any,
 ) -> PreTrainedModel:
@@ -153,7 +153,7 @@ def load_pretrained(
         config (`PreTrainedConfig`): Config of the model. Its classes change if the head is new or they had no names.
         data (`str`): Name of the data, for messages.
         class_names (`Sequence[str]`): Its classes.
-        by_number (`bool`): Whether classes are matched by number, not by name.
+        by_number (`bool`, *optional*): Whether classes are matched by number, see `match_classes`.
         ignore_mismatched_sizes (`bool`): Whether other classes get a new head.
         hub: Arguments of `from_pretrained`.
 

@@ -135,7 +135,7 @@ class CocoDataset(Dataset):
         self._labels = {category: label for label, category in enumerate(self.categories)}
         self._ids = sorted(self.coco.getImgIds())[:max_samples]
         # Shared with data-loading workers, which start anew in each epoch: one warning, not one from each.
-        self._warned = torch.zeros(2, dtype=torch.bool).share_memory_()
+        self._warned = torch.zeros(3, dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -219,6 +219,12 @@ class CocoDataset(Dataset):
                 f"`bbox` of annotation {item['id']} must be left, top, width and height in pixels, but is {box}."
             )
         left, top, width, height = box
+        if 0 < max(box) <= 1 < min(entry["width"], entry["height"]):
+            self._warn(
+                2,
+                f"`bbox` of annotation {item['id']}, {box}, is within the first pixel of its image '{entry['file_name']}', "
+                "and others may. It must be in pixels, not in fractions of the image.",
+            )
         if min(left, top) < -1 or left + width > entry["width"] + 1 or top + height > entry["height"] + 1:
             self._warn(
                 1,

@@ -211,6 +211,14 @@ def test_boxes_beyond_the_image_are_told_once(change, caplog):
     assert "annotation 1, [14, 6, 34, 18], reaches beyond its image 'a.png' of 40 x 30 pixels" in message
 
 
+def test_boxes_in_fractions_of_the_image_are_told_once(change, caplog):
+    dataset = CocoDataset(*change(annotations={"bbox": [0.35, 0.2, 0.5, 0.6]}), None)
+    for _ in range(2):
+        dataset.read(0)
+    (message,) = caplog.messages
+    assert "annotation 1, [0.35, 0.2, 0.5, 0.6], is within the first pixel of its image 'a.png'" in message
+
+
 def test_masks_without_area_are_no_objects_and_missing_ones_are_named(change):
     processor = Mask2FormerImageProcessor(size={"height": 60, "width": 80}, size_divisor=1)
     flat = {"bbox": [4, 6, 0, 0], "segmentation": [[4, 6, 4, 6, 4, 6, 4, 6]]}

@@ -39,7 +39,10 @@ def test_another_order_is_matched_by_name_unless_told_otherwise():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (["cat", "dog", "bat"], "class 2 is 'owl' and 'bat'. Rename them, or if only the names differ"),
+        (
+            ["cat", "dog", "bat"],
+            "class 2 is 'owl' and 'bat'. Rename them, or if the order is the same, match them by number",
+        ),
         (["Cat", "dog", "owl"], "class 0 is 'cat' and 'Cat'"),
         (["cat", "dog", "dog"], "class 2 is 'owl' and 'dog'"),
         (["cat", "dog"], "'resnet' has 3 classes, but photos has 2: ['cat', 'dog', 'owl'] and ['cat', 'dog']."),
@@ -48,7 +51,12 @@ def test_another_order_is_matched_by_name_unless_told_otherwise():
 )
 def test_other_names_and_another_number_are_errors(data, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        match_classes("resnet", NAMES, "photos", data)
+        match_classes("resnet", NAMES, "photos", data, by_number=False)
+
+
+def test_scripts_that_match_by_name_alone_advise_nothing_else():
+    with pytest.raises(ValueError, match=r"Rename them\.$"):
+        match_classes("resnet", NAMES, "photos", ["cat", "dog", "bat"])
 
 
 def test_names_are_in_the_order_of_their_numbers_whatever_type_these_have():
