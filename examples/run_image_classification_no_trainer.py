@@ -76,10 +76,12 @@ def build_model(args: LoopArguments, data: ImageData):
     if name := args.model_name_or_path:
         # Said outright, or code from the Hub would be asked for at the keyboard.
         hub = {"trust_remote_code": False}
+        config = AutoConfig.from_pretrained(name, **hub)
+        config.problem_type = "single_label_classification"  # so that mixed labels are class probabilities
         model = load_pretrained(
             AutoModelForImageClassification,
             name,
-            AutoConfig.from_pretrained(name, **hub),
+            config,
             data.name,
             data.class_names,
             data.classes_by_number,
@@ -87,9 +89,8 @@ def build_model(args: LoopArguments, data: ImageData):
             **hub,
         )
         return model, AutoImageProcessor.from_pretrained(name, **hub)
-    config = ResNetConfig(
-        layer_type="basic", embedding_size=32, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], **labels
-    )
+    network = {"layer_type": "basic", "embedding_size": 32, "hidden_sizes": [32, 64, 128], "depths": [1, 1, 1]}
+    config = ResNetConfig(**network, problem_type="single_label_classification", **labels)
     return AutoModelForImageClassification.from_config(config), ConvNextImageProcessor(
         size={"shortest_edge": 32}, crop_pct=1.0
     )

@@ -87,7 +87,9 @@ def stream_trainer(output, shards: str, cls=GradAugTrainer, streaming: bool = Tr
     defaults.update({"num_subnetworks": 1} if issubclass(cls, GradAugTrainer) else {"args_cls": TrainingArguments})
     return tiny_trainer(
         output,
-        tiny_model("convnext", drop_path_rate=0.3),  # draws from the global generator
+        tiny_model(
+            "convnext", drop_path_rate=0.3, problem_type="single_label_classification"
+        ),  # draws from the global generator
         cls=cls,
         trainer_kwargs={
             "train_dataset": data.get_dataset("train", transform, mix=True, seed=SEED, buffer_size=buffer_size),
