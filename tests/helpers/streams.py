@@ -85,11 +85,11 @@ def stream_trainer(output, shards: str, cls=GradAugTrainer, streaming: bool = Tr
     defaults = {"max_steps": 6, "per_device_train_batch_size": 4, "dataloader_num_workers": 2}
     defaults.update(save_strategy="steps", save_steps=2, remove_unused_columns=False)
     defaults.update({"num_subnetworks": 1} if issubclass(cls, GradAugTrainer) else {"args_cls": TrainingArguments})
+    # A stock head takes mixed labels for multi-label ones.
+    kind = "single_label_classification" if issubclass(cls, GradAugTrainer) else None
     return tiny_trainer(
         output,
-        tiny_model(
-            "convnext", drop_path_rate=0.3, problem_type="single_label_classification"
-        ),  # draws from the global generator
+        tiny_model("convnext", drop_path_rate=0.3, problem_type=kind),  # draws from the global generator
         cls=cls,
         trainer_kwargs={
             "train_dataset": data.get_dataset("train", transform, mix=True, seed=SEED, buffer_size=buffer_size),
