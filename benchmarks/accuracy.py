@@ -38,13 +38,13 @@ from hf_gradaug.data import shorten
 from hf_gradaug.reporting import describe_machine, describe_versions
 
 from .cell import get_context, train
+from .common import REFRESH
 from .grid import Cell, Grid, as_argv, as_key, read_records
 from .study import Study
 from .study_report import write_report
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-REFRESH = 10.0  # seconds after which the progress bar shows the time again
 
 
 @dataclass

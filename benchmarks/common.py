@@ -19,6 +19,7 @@ from hf_gradaug.reporting import describe_machine, describe_versions
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
+REFRESH = 10.0  # seconds after which a progress bar shows the time again
 
 
 def import_example(name: str) -> ModuleType:

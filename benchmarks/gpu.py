@@ -39,10 +39,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .common import REFRESH, ROOT
 from .study import Study
 
 
-ROOT = Path(__file__).resolve().parents[1]
 # Of the time, by part.
 SHARES = {
     "tests": 5,
@@ -72,7 +72,6 @@ TEST_FOLDERS = ("tests/unit", "tests/trainer")
 # Packages that are no part of the installation, by the tests that need them.
 NEEDS = {"test_corruptions": ["imagecorruptions"], "test_robustness": ["foolbox"]}
 END = 5.0  # seconds between the signal to end and the one that ends
-REFRESH = 10.0  # seconds after which the progress bar shows the time again
 
 
 def find_tests() -> tuple[list[str], list[str]]:

@@ -48,6 +48,7 @@ from tqdm import tqdm
 from transformers import HfArgumentParser, PreTrainedModel, set_seed
 
 from hf_gradaug import GradAug, GradAugSettings, make_slimmable
+from hf_gradaug.data import check_counts
 
 from .common import describe_run, write_json
 
@@ -95,9 +96,7 @@ class HostTimeArguments:
     def __post_init__(self):
         if self.smoke:
             self.models, self.repetitions, self.warmup = self.models[:1], 1, 1
-        for name in ("repetitions", "warmup", "processes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be 1 or more, but is {getattr(self, name)}.")
+        check_counts(self, "repetitions", "warmup", "processes")
         if unknown := set(self.models) - set(MODELS):
             raise ValueError(f"`models` must be of {[*MODELS]}, but has {sorted(unknown)}.")
 

@@ -66,6 +66,7 @@ from hf_gradaug import (
     soft_target_loss,
     soft_targets,
 )
+from hf_gradaug.data import check_counts
 from hf_gradaug.transforms import scaled_size
 
 from .common import ROOT, describe_run, write_json
@@ -138,9 +139,7 @@ class BenchmarkArguments:
             self.model, self.batch_size, self.image_size, self.repetitions, self.warmup = "wrn-16-4", 2, 32, 1, 1
             self.arms = ["plain", "gradaug"] if self.arms == [*ARMS] else self.arms
         self.image_size = MODELS[self.model].image_size if self.image_size is None else self.image_size
-        for name in ("batch_size", "image_size", "width_divisor", "repetitions", "warmup"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be 1 or more, but is {getattr(self, name)}.")
+        check_counts(self, "batch_size", "image_size", "width_divisor", "repetitions", "warmup")
         if unknown := set(self.arms) - set(ARMS):
             raise ValueError(f"`arms` must be of {ARMS}, but has {sorted(unknown)}.")
         if self.cuda_graphs and "cuda_graphs" not in {setting.name for setting in dataclasses.fields(GradAugSettings)}:

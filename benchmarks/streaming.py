@@ -44,7 +44,7 @@ from tqdm import tqdm
 from transformers import HfArgumentParser, TrainerCallback
 
 from hf_gradaug import GradAugConfig, GradAugTrainer
-from hf_gradaug.data import ImageCollator, ImageData, decode_image, get_train_transform
+from hf_gradaug.data import ImageCollator, ImageData, check_counts, decode_image, get_train_transform
 from hf_gradaug.reporting.figures import COLORS, new_figure, style_axes
 from hf_gradaug.sampling import seeded
 
@@ -84,9 +84,7 @@ class BenchmarkArguments:
         if self.smoke:
             self.models, self.workers, self.batch_size, self.image_size = ["tiny"], [1], 2, 32
             self.num_images, self.num_shards, self.steps, self.warmup, self.repetitions = 12, 2, 2, 1, 1
-        for name in ("batch_size", "image_size", "num_images", "num_shards", "steps", "warmup", "repetitions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be 1 or more, but is {getattr(self, name)}.")
+        check_counts(self, "batch_size", "image_size", "num_images", "num_shards", "steps", "warmup", "repetitions")
         if unknown := set(self.models) - set(MODELS):
             raise ValueError(f"`models` must be of {[*MODELS]}, but has {sorted(unknown)}.")
         if not self.workers or min(self.workers) < 1 or max(self.workers) > self.num_shards:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
-from PIL import ExifTags, Image
+from PIL import Image
 from pycocotools.coco import COCO
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -22,13 +22,16 @@ from torchmetrics.detection import MeanAveragePrecision
 from transformers import BaseImageProcessor
 from transformers.backbone_utils import BackboneMixin
 
-from hf_gradaug.data import decode_image, match_classes, shorten
+from hf_gradaug.data import check_counts, decode_image, is_turn_ambiguous, match_classes, shorten
 from hf_gradaug.dense import resize_like_images
 
 from .scenes import ANNOTATIONS, IMAGES, write_digit_scenes
 
 
 logger = logging.getLogger(__name__)
+
+# Kinds of warnings, each of which a data set logs once.
+_WARNINGS = _TURNED, _BEYOND, _FRACTION = range(3)
 
 
 @dataclass
@@ -59,10 +62,7 @@ class CocoArguments:
                 raise ValueError(
                     f"`{split}_dir` and `{split}_annotations` must be given together, but are {folder!r} and {annotations!r}."
                 )
-        for name in ("max_train_samples", "max_eval_samples", "image_square_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be 1 or more, but is {value}.")
+        check_counts(self, "max_train_samples", "max_eval_samples", "image_square_size")
         if self.num_scenes < 5:
             raise ValueError(f"`num_scenes` must be 5 or more, but is {self.num_scenes}.")
 
@@ -135,7 +135,7 @@ class CocoDataset(Dataset):
         self._labels = {category: label for label, category in enumerate(self.categories)}
         self._ids = sorted(self.coco.getImgIds())[:max_samples]
         # Shared with data-loading workers, which start anew in each epoch: one warning, not one from each.
-        self._warned = torch.zeros(3, dtype=torch.bool).share_memory_()
+        self._warned = torch.zeros(len(_WARNINGS), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -161,9 +161,9 @@ class CocoDataset(Dataset):
         path = os.path.join(self.folder, entry["file_name"])
         size = (entry["width"], entry["height"]) if {"width", "height"} <= entry.keys() else None
         picture = decode_image({"path": path, "bytes": None}, f"picture {entry['id']}", size)
-        if not self._warned[0] and _is_turn_ambiguous(path, size):
+        if not self._warned[_TURNED] and is_turn_ambiguous(path, size):
             self._warn(
-                0,
+                _TURNED,
                 f"Image '{entry['file_name']}' has an EXIF orientation, and the size in the JSON can't tell whether its "
                 "annotations are for the upright image or the stored one. Upright is assumed, here and in further such "
                 "images. If that is wrong, save turned images again without EXIF.",
@@ -221,13 +221,13 @@ class CocoDataset(Dataset):
         left, top, width, height = box
         if 0 < max(box) <= 1 < min(entry["width"], entry["height"]):
             self._warn(
-                2,
+                _FRACTION,
                 f"`bbox` of annotation {item['id']}, {box}, is within the first pixel of its image '{entry['file_name']}', "
                 "and others may. It must be in pixels, not in fractions of the image.",
             )
         if min(left, top) < -1 or left + width > entry["width"] + 1 or top + height > entry["height"] + 1:
             self._warn(
-                1,
+                _BEYOND,
                 f"`bbox` of annotation {item['id']}, {box}, reaches beyond its image '{entry['file_name']}' of "
                 f"{entry['width']} x {entry['height']} pixels, and others may. It must be left, top, width and height, not "
                 "right and bottom.",
@@ -269,18 +269,6 @@ class CocoDataset(Dataset):
         if self.with_masks:
             targets["masks"] = self._masks(annotations, picture).bool()
         return targets
-
-
-def _is_turn_ambiguous(path: str, size: tuple[int, int] | None) -> bool:
-    """
-    Whether EXIF turns an image, but nothing tells whether its annotations are turned: there is no size, or the turned
-    image has the size of the stored one. Only the head of the file is read.
-    """
-    with Image.open(path) as file:
-        if file.format == "PNG" and "exif" not in file.info:  # it would be decoded
-            return False
-        orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
-        return 2 <= orientation <= 8 and (size is None or orientation in (2, 3, 4) or file.width == file.height)
 
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:

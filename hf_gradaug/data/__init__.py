@@ -1,10 +1,10 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """Images and labels for classifiers: read from folders, files or the Hub, transformed, mixed, and streamed."""
 
-from ..messages import shorten
+from ..messages import check_counts, shorten
 from .arguments import DataArguments
 from .class_names import get_class_names, match_classes
-from .decoding import decode_image, to_rgb
+from .decoding import decode_image, is_turn_ambiguous, to_rgb
 from .digits import load_digits_dataset
 from .folders import check_no_splits, is_image
 from .image_processors import get_image_size, make_image_processor
@@ -25,6 +25,7 @@ __all__ = [
     "ImageData",
     "InMemoryDataset",
     "TrainingStream",
+    "check_counts",
     "check_no_splits",
     "decode_image",
     "get_class_names",
@@ -33,6 +34,7 @@ __all__ = [
     "get_streaming_arguments",
     "get_train_transform",
     "is_image",
+    "is_turn_ambiguous",
     "load_digits_dataset",
     "load_image_data",
     "make_image_processor",

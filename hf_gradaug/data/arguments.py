@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..messages import check_counts
+
 
 @dataclass
 class DataArguments:
@@ -91,10 +93,7 @@ class DataArguments:
     mix_prob: float = field(default=1.0, metadata={"help": "Probability that a training batch is mixed."})
 
     def __post_init__(self):
-        for name in ("max_train_samples", "max_eval_samples", "num_train_samples", "num_labels"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be 1 or more, but is {value}.")
+        check_counts(self, "max_train_samples", "max_eval_samples", "num_train_samples", "num_labels")
         if not self.in_memory:
             return
         for name in ("streaming", "skip_bad_images", "color_jitter"):
