@@ -142,8 +142,9 @@ class Study:
     def smallest(self) -> "Study":
         """A study to try the code: one step of the baseline and one more arm, on the first data set and seed."""
 
-        def shrink(settings: Mapping[str, Any]) -> dict[str, Any]:
-            found = self.tuned_by.arms[settings["tuned"]][0] if "tuned" in settings else {}
+        def shrink(settings: Mapping[str, Any], search: "Study | None") -> dict[str, Any]:
+            # A search may itself take settings from another one.
+            found = shrink(search.arms[settings["tuned"]][0], search.tuned_by) if "tuned" in settings else {}
             own = {name: value for name, value in settings.items() if name not in (*REFERENCES, "tuned")}
             return {**found, **own, "max_steps": 1}
 
@@ -152,7 +153,7 @@ class Study:
             self,
             datasets=dict([*self.datasets.items()][:1]),
             seeds=self.seeds[:1],
-            arms={name: [shrink(self.arms[name][0])] for name in arms},
+            arms={name: [shrink(self.arms[name][0], self.tuned_by)] for name in arms},
             tuned_by=None,
         )
 
