@@ -93,7 +93,7 @@ def test_flop_ratio_of_the_papers_configuration():
 @pytest.mark.slow
 def test_results_of_every_arm(tmp_path, capsys):
     output = tmp_path / "folder" / "results.json"
-    command = "--batch_size 2 --image_size 32 --repetitions 1 --device cpu --memory False --output"
+    command = "--model wrn-16-4 --batch_size 2 --repetitions 1 --device cpu --memory False --output"
     step.main([*command.split(), str(output)])
     assert "time, separate: 100%" in capsys.readouterr().err
     results = json.loads(output.read_text())
