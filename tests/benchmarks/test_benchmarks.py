@@ -41,14 +41,23 @@ def test_benchmark_runs_with_the_smallest_settings(name, tmp_path, monkeypatch):
 def test_study_runs_with_the_smallest_settings(tmp_path, capsys):
     network = "embedding_size=8,hidden_sizes=[8,16],depths=[1,1],layer_type=basic"
     shared = {"datasets": {"digits": {}}, "flags": {"model_type": "resnet", "config_overrides": network}}
-    search = {"seeds": [1, 2], "split": "validation", "arms": {"plain": [{"learning_rate": 0.1}, {}], "GradAug": {}}}
-    arms = {"plain": {"tuned": "plain"}, "GradAug": {"gradaug": True}, "CutMix": {"compute_of": "GradAug"}}
-    (tmp_path / "search.yaml").write_text(yaml.safe_dump(shared | search, sort_keys=False))
-    (tmp_path / "some.yaml").write_text(
-        yaml.safe_dump(
-            shared | {"seeds": [3, 4], "split": "validation", "tuned_by": "search.yaml", "arms": arms}, sort_keys=False
+    studies = {
+        "steps": {"seeds": [1], "arms": {"plain": {"max_steps": 9}}},
+        "search": {
+            "seeds": [2],
+            "tuned_by": "steps.yaml",
+            "arms": {"plain": [{"tuned": "plain", "learning_rate": 0.1}]},
+        },
+        "some": {
+            "seeds": [3, 4],
+            "tuned_by": "search.yaml",
+            "arms": {"plain": {"tuned": "plain"}, "GradAug": {"gradaug": True}, "CutMix": {"compute_of": "GradAug"}},
+        },
+    }
+    for name, study in studies.items():
+        (tmp_path / f"{name}.yaml").write_text(
+            yaml.safe_dump(shared | {"split": "validation"} | study, sort_keys=False)
         )
-    )
     accuracy.main([str(tmp_path / "some.yaml"), "--smoke"])
     printed, progress = capsys.readouterr()
     assert "2/2 [" in progress and "cells" in progress
