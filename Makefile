@@ -4,6 +4,8 @@ VENV ?= .venv
 PYTHON ?= python3
 # A pip constraints file, for pinned versions: `make test CONSTRAINTS=constraints.txt`.
 CONSTRAINTS ?=
+# An environment without the pins is installed again with them.
+PINS := $(if $(CONSTRAINTS),-$(notdir $(CONSTRAINTS)))
 # The user's own arguments, for `make train` and `make test`.
 ARGS ?=
 # Processes of `make train`, one for each GPU. One is enough for the digits, on a machine of any size.
@@ -37,7 +39,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The package itself is on the list for its version. -qq hides pip's warnings, not its errors.
-$(VENV)/.installed-%: setup.py hf_gradaug/__init__.py $(CONSTRAINTS) | $(BIN)/python
+$(VENV)/.installed-%$(PINS): setup.py hf_gradaug/__init__.py $(CONSTRAINTS) | $(BIN)/python
 	@echo "Installing hf_gradaug[$*] into $(VENV); the first time this downloads PyTorch and takes minutes."
 	@$(BIN)/python -m pip install -qq $(addprefix -c ,$(CONSTRAINTS)) -e ".[$*]"
 	@touch $@
@@ -57,7 +59,7 @@ LAUNCH := $(BIN)/accelerate launch --multi_gpu --num_machines 1 --num_processes 
 	--dynamo_backend no --num_cpu_threads_per_process $(shell expr $(CORES) / $(PROCESSES) \| 1)
 endif
 
-train: $(VENV)/.installed-examples  ## Train with GradAug on the embedded digits, results in outputs/digits
+train: $(VENV)/.installed-examples$(PINS)  ## Train with GradAug on the embedded digits, results in outputs/digits
 	@gpus="$${CUDA_VISIBLE_DEVICES-0}"; \
 	if [ "$(PROCESSES)" = 1 ]; then export CUDA_VISIBLE_DEVICES="$${gpus%%,*}"; fi; \
 	set -x; \
@@ -68,14 +70,14 @@ train: $(VENV)/.installed-examples  ## Train with GradAug on the embedded digits
 # (benchmarks, distributed, examples, faults) come first.
 PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --durations=20
 
-test-fast: $(VENV)/.installed-dev  ## Run the fast tests
+test-fast: $(VENV)/.installed-dev$(PINS)  ## Run the fast tests
 	@$(PYTEST) -m "not slow and not distributed" $(ARGS)
 
-test: $(VENV)/.installed-dev  ## Run all tests
+test: $(VENV)/.installed-dev$(PINS)  ## Run all tests
 	@$(PYTEST) $(ARGS)
 
 # Without the variable, mkdocs-material prints an advertisement.
-docs: $(VENV)/.installed-docs  ## Build the site of the documentation in site/
+docs: $(VENV)/.installed-docs$(PINS)  ## Build the site of the documentation in site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 quality: $(VENV)/.installed-ruff  ## Check style, without changing a file

@@ -222,7 +222,9 @@ class GradAugMixin:
         loss = gradaug_pass.compute(model)
         # The Trainer takes the loss of `compute_loss_func` for one that is scaled already, and this one isn't.
         is_scaled = getattr(self, "loss_is_scaled_for_ga", None)
-        if self.compute_loss_func is not None if is_scaled is None else is_scaled:
+        if is_scaled is None:
+            is_scaled = self.compute_loss_func is not None
+        if is_scaled:
             loss = loss / self.current_gradient_accumulation_steps
         return loss
 

@@ -193,8 +193,8 @@ class SubnetworkPass(GradAugPass):
 
     @property
     def num_parameters(self) -> int:
-        """Number of parameters of the sub-network."""
-        return self.gradaug.subnetwork(self.width, self.kept_blocks).subnetwork.num_parameters
+        """Number of parameters of the sub-network. Known inside the `with` block."""
+        return self._active.subnetwork.num_parameters
 
     @property
     def _is_detached(self) -> bool:
@@ -323,7 +323,8 @@ class GradAug:
     ```python
     gradaug = GradAug(model, seed=42)
     model, optimizer, dataloader = accelerator.prepare(model, optimizer, dataloader)
-    for step, inputs in enumerate(dataloader):
+    batches = (inputs for _ in range(num_epochs) for inputs in dataloader)
+    for step, inputs in enumerate(batches):
         for gradaug_pass in gradaug.passes(inputs, step):
             with contextlib.nullcontext() if gradaug_pass.is_last else accelerator.no_sync(model), gradaug_pass:
                 accelerator.backward(gradaug_pass.compute(model))
@@ -391,7 +392,8 @@ class GradAug:
             inputs (`Mapping[str, Any]`):
                 The batch on the model's device, with images and labels.
             step (`int`):
-                Index of the optimizer step. All batches of a step get the same draws, in all processes.
+                Index of the optimizer step, counted over all epochs. All batches of a step get the same draws, in all
+                processes.
 
         Yields:
             [`GradAugPass`]: Run it with its backward before you ask for the next one.
