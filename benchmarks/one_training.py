@@ -5,7 +5,7 @@ One training, many models: sub-networks of one network, beside networks of their
     python -m benchmarks.accuracy benchmarks/studies/digits-one-training.yaml --jobs 2
     python -m benchmarks.one_training benchmarks/studies/digits-one-training.yaml
 
-The study has the arms `one training`, of GradAug, `width W`, of a network of that width, and
+The study has the arms `one training`, of GradAug, and `width W`, of a network of that width. It may also have
 `width W, shared compute`, the same, where all widths together have the compute of the one training. Sub-networks are
 exported from the study's models, their BatchNorm is recalibrated on training images, and they are measured on the
 study's split. The results are docs/results/STUDY-widths.json, with a table and a picture beside it.
@@ -44,6 +44,11 @@ class OneTrainingArguments:
     work_dir: str = field(default="outputs/accuracy", metadata={"help": "Folder of the study's models."})
 
 
+def find_alone(study: Study) -> dict[str, str]:
+    """Of `ALONE`, what the study has."""
+    return {ending: name for ending, name in ALONE.items() if f"{study.baseline}{ending}" in study.arms}
+
+
 def find_widths(study: Study) -> list[float]:
     """The widths of the arms, ascending."""
     found = [re.fullmatch(r"width ([\d.]+)", arm) for arm in study.arms]
@@ -79,7 +84,7 @@ def make_curves(
     """By the name of a method, the compute of all its widths, relative to one run of the full width."""
     widths, seeds = find_widths(grid.study), list(runs)
     curves = {ONE: [[get_accuracy(runs[seed][i]) for seed in seeds] for i in range(len(widths))]}
-    for ending, name in ALONE.items():
+    for ending, name in find_alone(grid.study).items():
         cells = [[Cell(dataset, f"width {width:g}{ending}", 0, seed) for seed in seeds] for width in widths]
         curves[name] = [[grid.record(cell)["metrics"][grid.study.measured] for cell in of_width] for of_width in cells]
     return curves
@@ -88,7 +93,7 @@ def make_curves(
 def get_compute(grid: Grid, dataset: str) -> dict[str, float]:
     """By method, the compute of all its widths, relative to one run of the full width."""
     widths, unit = find_widths(grid.study), grid.flops(dataset, grid.study.baseline)
-    arms = {name: [f"width {width:g}{ending}" for width in widths] for ending, name in ALONE.items()}
+    arms = {name: [f"width {width:g}{ending}" for width in widths] for ending, name in find_alone(grid.study).items()}
     return {name: sum(grid.flops(dataset, arm) for arm in of) / unit for name, of in {ONE: [ONE], **arms}.items()}
 
 

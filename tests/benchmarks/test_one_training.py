@@ -65,6 +65,12 @@ def test_mistakes_are_named(path, settings, words):
         Study.read(path)
 
 
+def test_arms_of_equal_compute_may_be_left_out(path, tmp_path):
+    path.write_text(yaml.safe_dump({**STUDY, "arms": {arm: ARMS[arm] for arm in FLOPS}}, sort_keys=False))
+    grid = fill(path, tmp_path, {(arm, 0): [0.5] * 3 for arm in FLOPS}, flops=FLOPS)
+    assert one_training.get_compute(grid, "digits") == {"one training": 2.5, "each by itself": 1.25}
+
+
 def test_table_compares_models_of_a_seed():
     rows = [{"width": 0.5, "parameters": 1000, "flops": 2e6}, {"width": 1.0, "parameters": 4000, "flops": 8e6}]
     curves = {"one training": [[0.5, 0.6, 0.7], [0.9] * 3], "each by itself": [[0.6, 0.8, 0.7], [0.8] * 3]}
