@@ -29,7 +29,7 @@ def new_figure(width: float, height: float) -> "Figure":
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("The picture needs matplotlib: pip install 'hf_gradaug[examples]'.") from error
+        raise ImportError("The plot needs matplotlib: pip install 'hf_gradaug[examples]'.") from error
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
