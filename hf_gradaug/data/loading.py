@@ -19,7 +19,7 @@ from ..messages import shorten
 from .arguments import DataArguments
 from .class_names import match_classes
 from .digits import load_digits_dataset
-from .folders import is_image, load_folders
+from .folders import check_no_splits, check_one_split, is_image, load_folders
 from .image_transforms import ExampleTransform, keep_readable
 from .streaming import count_stream, store_stream
 from .training_stream import TrainingStream
@@ -197,11 +197,14 @@ def _find_files(flag: str, path: str) -> tuple[str, str | list[str]]:
         for name in sorted(names):
             extension = os.path.splitext(name)[1].lower()
             if is_image(name):
+                if not set(os.listdir(path)) & set(ImageFolder.METADATA_FILENAMES):
+                    check_no_splits(flag, path)  # one metadata file for all of them means all of them
                 return "imagefolder", os.path.join(path, "**")
             if extension in _SHARDS:
                 shards.setdefault(_SHARDS[extension], []).append(os.path.join(root, name))
     if len(shards) == 1:
         kind, files = shards.popitem()
+        check_one_split(flag, path, sorted(files))
         return kind, sorted(files)
     found = "both .parquet and .tar files" if shards else "no images, and no .parquet or .tar files"
     raise ValueError(f"`{flag}` must hold images, or .parquet or .tar files of one kind, but '{path}' holds {found}.")
