@@ -222,6 +222,8 @@ def _get_builder(args: DataArguments, cache_dir: str | None, token: str | None) 
             args.dataset_name, args.dataset_config_name, cache_dir=cache_dir, token=token
         )
         _check_class_folders(builder)
+        if builder.name == "parquet":
+            _check_shards(builder.config.data_files or {})
         return builder
     data_files, kinds = {}, {}
     for split in _SPLITS:
@@ -232,14 +234,14 @@ def _get_builder(args: DataArguments, cache_dir: str | None, token: str | None) 
         raise ValueError(f"The data must all be of one kind, but it is {kinds}.")
     kind = next(iter(kinds.values()))
     if kind == "parquet":
-        _check_shards({split: files for split, files in data_files.items() if "://" not in files[0]})
+        _check_shards(data_files)
     return datasets.load_dataset_builder(kind, data_files=data_files, cache_dir=cache_dir)
 
 
 def _check_shards(files: dict[str, list[str]]) -> None:
     """Raises an error if Parquet files have different label names: `datasets` uses the first file's for all."""
     named: dict[str, Any] = {}
-    for file in sum(files.values(), []):
+    for file in (file for of_split in files.values() for file in of_split if "://" not in file):
         for column, feature in datasets.Features.from_arrow_schema(pq.read_schema(file)).items():
             if not isinstance(feature, datasets.ClassLabel):
                 continue

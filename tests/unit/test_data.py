@@ -122,13 +122,15 @@ def test_held_out_images_have_every_class_though_labels_have_no_names(tmp_path):
         load_image_data(DataArguments(train_dir=single))
 
 
-def test_shards_that_name_their_labels_in_another_order_are_refused(tmp_path):
+@pytest.mark.parametrize("as_dataset", [False, True])
+def test_shards_that_name_their_labels_in_another_order_are_refused(tmp_path, as_dataset):
     train = write_parquet(tmp_path, [0, 1], datasets.ClassLabel(names=["cat", "dog"]))
     validation = write_parquet(tmp_path, [0, 1], datasets.ClassLabel(names=["dog", "cat"]), "validation")
+    folders = {"train_dir": train, "validation_dir": validation}
     with pytest.raises(
         ValueError, match=r"has \['cat', 'dog'\] in .*train/0.parquet, and \['dog', 'cat'\] in .*validation/0"
     ):
-        load_image_data(DataArguments(train_dir=train, validation_dir=validation))
+        load_image_data(DataArguments(**({"dataset_name": str(tmp_path)} if as_dataset else folders)))
 
 
 def test_a_stream_of_more_classes_than_are_validated_names_the_flag(tmp_path):
