@@ -359,6 +359,11 @@ def load_image_data(
     wanted = {split: getattr(args, f"{split}_split_name") for split in _SPLITS}
     if not args.dataset_name:
         wanted = {split: split for split in wanted}
+    for split, hub_name in wanted.items():
+        if hub_name != split and hub_name not in loaded:
+            raise ValueError(
+                f"`{split}_split_name` must be one of the splits of {name}, {shorten(loaded)}, but is '{hub_name}'."
+            )
     splits = {split: loaded[hub_name] for split, hub_name in wanted.items() if hub_name in loaded}
     if not splits:
         raise ValueError(

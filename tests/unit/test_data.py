@@ -162,6 +162,16 @@ def test_columns_are_found_by_type_then_by_name():
         find_columns(datasets.Features({"age": integer}))
 
 
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_split_that_is_named_and_missing_is_an_error(tmp_path, split, streaming):
+    for name in ("train", "validation", "test"):
+        images.make_parquet(tmp_path / "data" / name, num_shards=1)
+    args = DataArguments(dataset_name=str(tmp_path / "data"), streaming=streaming, **{f"{split}_split_name": "valid"})
+    with pytest.raises(ValueError, match=rf"`{split}_split_name` must be one of .* \['train', .*, but is 'valid'"):
+        load_image_data(args)
+
+
 def test_a_class_on_one_side_only_is_an_error(tmp_path):
     images.make_folder(tmp_path / "three")
     images.make_folder(tmp_path / "two", classes=("cat", "dog"))
