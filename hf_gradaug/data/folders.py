@@ -82,6 +82,21 @@ def check_one_split(flag: str, root: str, files: list[str]) -> None:
         raise ValueError(f"`{flag}` must hold the files of one split, but '{root}' holds several: give {advice}.")
 
 
+def check_class_folders(builder: datasets.DatasetBuilder) -> None:
+    """Raises an error if `datasets`, which takes the innermost folder, would find other classes."""
+    if builder.name != "imagefolder":
+        return
+    for split, files in (builder.config.data_files or {}).items():
+        if any(os.path.basename(file) in ImageFolder.METADATA_FILENAMES for file in files):
+            continue
+        parents = sorted({os.path.dirname(os.path.dirname(file)) for file in files if is_image(file)})
+        if len(parents) > 1:
+            raise ValueError(
+                f"The class folders of the {split} images must lie in one folder, but lie in {shorten(parents, 3)}: give "
+                "that of the class folders with train_dir, validation_dir and test_dir."
+            )
+
+
 def _find_images(flag: str, root: str) -> list[tuple[str, str]]:
     """Images and their classes, sorted by path; the class of an image in the root itself is empty."""
     check_no_splits(flag, root)

@@ -19,7 +19,7 @@ from ..messages import shorten
 from .arguments import DataArguments
 from .class_names import match_classes
 from .digits import load_digits_dataset
-from .folders import check_no_splits, check_one_split, is_image, load_folders
+from .folders import check_class_folders, check_no_splits, check_one_split, is_image, load_folders
 from .image_transforms import ExampleTransform, keep_readable
 from .streaming import count_stream, store_stream
 from .training_stream import TrainingStream
@@ -221,7 +221,7 @@ def _get_builder(args: DataArguments, cache_dir: str | None, token: str | None) 
         builder = datasets.load_dataset_builder(
             args.dataset_name, args.dataset_config_name, cache_dir=cache_dir, token=token
         )
-        _check_class_folders(builder)
+        check_class_folders(builder)
         if builder.name == "parquet":
             _check_shards(builder.config.data_files or {})
         return builder
@@ -251,21 +251,6 @@ def _check_shards(files: dict[str, list[str]]) -> None:
                     f"Column '{column}' must have the same classes in all files, but has {shorten(names, 3)} in {first}, "
                     f"and {shorten(feature.names, 3)} in {file}."
                 )
-
-
-def _check_class_folders(builder: datasets.DatasetBuilder) -> None:
-    """Raises an error if `datasets`, which takes the innermost folder, would find other classes."""
-    if builder.name != "imagefolder":
-        return
-    for split, files in (builder.config.data_files or {}).items():
-        if any(os.path.basename(file) in ImageFolder.METADATA_FILENAMES for file in files):
-            continue
-        parents = sorted({os.path.dirname(os.path.dirname(file)) for file in files if is_image(file)})
-        if len(parents) > 1:
-            raise ValueError(
-                f"The class folders of the {split} images must lie in one folder, but lie in {shorten(parents, 3)}: give "
-                "that of the class folders with train_dir, validation_dir and test_dir."
-            )
 
 
 def _is_label(feature: Any) -> bool:
@@ -416,7 +401,7 @@ def load_image_data(
         else:
             num_train_examples = args.num_train_samples
             if num_train_examples is None:
-                num_train_examples = count_stream(first, wanted["train"], files.get("train"))
+                num_train_examples = count_stream(first, wanted["train"], files.get(wanted["train"]))
             if args.max_train_samples is not None:
                 train = train.take(args.max_train_samples)
                 num_train_examples = min(args.max_train_samples, num_train_examples or args.max_train_samples)

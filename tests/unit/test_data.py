@@ -172,6 +172,18 @@ def test_a_split_that_is_named_and_missing_is_an_error(tmp_path, split, streamin
         load_image_data(args)
 
 
+def test_a_streamed_split_of_another_name_is_counted_by_its_own_files(tmp_path):
+    root = images.make_parquet(tmp_path / "data", num_shards=3).parent / "data"
+    names = {"train": 0, "small": 1, "validation": 2}
+    (root / "0.parquet").unlink()
+    images.make_parquet(tmp_path / "more", num_shards=1, images_per_shard=30)
+    (tmp_path / "more" / "0.parquet").rename(root / "0.parquet")
+    files = "".join(f"  - split: {name}\n    path: {number}.parquet\n" for name, number in names.items())
+    (root / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
+    args = DataArguments(dataset_name=str(root), train_split_name="small", streaming=True)
+    assert load_image_data(args).num_train_examples == 6
+
+
 def test_a_class_on_one_side_only_is_an_error(tmp_path):
     images.make_folder(tmp_path / "three")
     images.make_folder(tmp_path / "two", classes=("cat", "dog"))
