@@ -146,7 +146,8 @@ def find_columns(
     Args:
         features ([`~datasets.Features`]): Features of the dataset.
         image_column_name (`str`, *optional*): Overrides the search for an `Image` column.
-        label_column_name (`str`, *optional*): Overrides the search for a `ClassLabel`, else an integer column.
+        label_column_name (`str`, *optional*): Overrides the search for a `ClassLabel`, else an integer column. A column
+            named like labels comes before columns of other names.
 
     Returns:
         `tuple[str, str | None]`: Both names. The label's name is `None` if no column fits.
@@ -162,6 +163,9 @@ def find_columns(
     labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if not labels:
         labels = [name for name, feature in features.items() if _is_label(feature)]
+    if not set(labels) & set(_LABEL_COLUMNS):
+        # Of other types, a column of labels is an error later; another column would be trained on without a word.
+        labels = [name for name in _LABEL_COLUMNS if name in features and name != image_column_name][:1] or labels
     image = image_column_name or _choose(images, _IMAGE_COLUMNS, "image_column_name", "images")
     label = label_column_name or _choose(labels, _LABEL_COLUMNS, "label_column_name", "labels")
     if image is None:

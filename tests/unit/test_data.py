@@ -152,6 +152,9 @@ def test_columns_are_found_by_type_then_by_name():
     both = datasets.Features({"mask": image, "img": image, "coarse_label": classes, "fine_label": classes})
     assert find_columns(both) == ("img", "fine_label")
     assert find_columns(both, "mask", "coarse_label") == ("mask", "coarse_label")
+    for label in (datasets.Value("string"), datasets.Value("bool"), integer):
+        for other in (integer, classes):
+            assert find_columns(datasets.Features({"img": image, "fold": other, "label": label})) == ("img", "label")
     with pytest.raises(ValueError, match=r"`image_column_name` must be one of the columns \['mask', 'img'"):
         find_columns(both, "pic")
     with pytest.raises(ValueError, match="`image_column_name` must be another column .*, but both are 'coarse_label'"):
