@@ -162,12 +162,12 @@ def load_pretrained(
     """
     names, other = get_class_names(config), None
     try:
-        match_classes(name, names, data, class_names, by_number)
+        numbers = match_classes(name, names, data, class_names, by_number)
     except ValueError as error:
-        other = error
+        numbers, other = list(range(len(class_names))), error
     is_nameless = set(names) <= {f"LABEL_{number}" for number in range(len(names))}
     if other or is_nameless:
-        config.update(label_names(class_names))
+        config.update(label_names([class_names[numbers.index(number)] for number in range(len(numbers))]))
     model, info = auto_class.from_pretrained(
         name,
         config=config,
