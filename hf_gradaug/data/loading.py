@@ -7,7 +7,7 @@ import glob
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import datasets
@@ -58,6 +58,8 @@ class ImageData:
             Whether classes are matched to models by number, not by name.
         numbers (`list[int]`, *optional*):
             Number of the class for each stored label. Defaults to the label itself.
+        rows (`dict[str, Sequence[int]]`, *optional*):
+            Number of each image in the whole split. Defaults to its index; truncated splits have other ones.
     """
 
     splits: dict[str, Any]
@@ -69,6 +71,7 @@ class ImageData:
     skip_bad_images: bool = False
     classes_by_number: bool = False
     numbers: list[int] | None = None
+    rows: dict[str, Sequence[int]] = field(default_factory=dict)
 
     def match_classes(self, model: str, classes: Sequence[str]) -> list[int]:
         """The model's number of each class: see [`~class_names.match_classes`]."""
@@ -130,10 +133,11 @@ class ImageData:
             self.skip_bad_images,
             self.numbers,
         )
-        if self.skip_bad_images and split != "train":
-            dataset = keep_readable(dataset, self.image_column, split)
         if not isinstance(dataset, datasets.IterableDataset):
-            return TransformedDataset(dataset, example_transform, seed)
+            rows = self.rows.get(split, range(len(dataset)))
+            if self.skip_bad_images and split != "train":
+                dataset, rows = keep_readable(dataset, self.image_column, split, rows)
+            return TransformedDataset(dataset, example_transform, seed, rows)
         return TrainingStream(dataset, example_transform, seed, buffer_size, self.num_train_examples)
 
 
@@ -391,11 +395,11 @@ def load_image_data(
         labels.setdefault("train", set(range(len(class_names))))
     _check_classes(labels, class_names, args)
 
-    num_train_examples = None
+    num_train_examples, rows = None, {}
     if "train" in splits:
         train = splits["train"]
         if isinstance(train, datasets.Dataset):
-            train = _truncate(train, args.max_train_samples, seed)
+            train, rows["train"] = _truncate(train, args.max_train_samples, seed)
             present = set(_get_labels(train, label_column).tolist())
             if missing := [name for label, name in enumerate(class_names) if label not in present]:
                 logger.warning(f"These classes have no training images: {shorten(missing)}.")
@@ -411,7 +415,7 @@ def load_image_data(
                 num_train_examples = min(args.max_train_samples, num_train_examples or args.max_train_samples)
         splits["train"] = train
     for split in {"validation", "test"} & set(splits):
-        splits[split] = _truncate(splits[split], args.max_eval_samples, seed)
+        splits[split], rows[split] = _truncate(splits[split], args.max_eval_samples, seed)
     return ImageData(
         splits,
         image_column,
@@ -421,6 +425,7 @@ def load_image_data(
         name,
         args.skip_bad_images,
         args.classes_by_number,
+        rows=rows,
     )
 
 
@@ -460,10 +465,13 @@ def _hold_out(
     return {"train": parts["train"], "validation": parts["test"]}
 
 
-def _truncate(dataset: datasets.Dataset, max_samples: int | None, seed: int) -> datasets.Dataset:
-    if max_samples is None or max_samples >= len(dataset):
-        return dataset
-    return dataset.shuffle(seed=seed).select(range(max_samples))
+def _truncate(dataset: datasets.Dataset, max_samples: int | None, seed: int) -> tuple[datasets.Dataset, Sequence[int]]:
+    """A random part of a dataset, and its rows."""
+    rows = range(len(dataset))
+    if max_samples is not None and max_samples < len(dataset):
+        rows = datasets.Dataset.from_dict({"row": rows}).shuffle(seed=seed)[:max_samples]["row"]
+        dataset = dataset.select(rows)
+    return dataset, rows
 
 
 def _get_class_names(feature: Any, args: DataArguments, labels: dict[str, set[int]], label_column: str) -> list[str]:

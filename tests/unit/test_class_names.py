@@ -104,17 +104,19 @@ def checkpoint(tmp_path_factory):
     return str(path)
 
 
-def test_evaluation_and_predictions_are_the_pipelines(checkpoint, folder, tmp_path):
+@pytest.mark.parametrize("flags", [[], ["--max_eval_samples", "7", "--skip_bad_images"]])
+def test_evaluation_and_predictions_are_the_pipelines(checkpoint, folder, tmp_path, flags):
     script = images.load_script("run_image_classification")
     metrics = script.main(
         [*QUIET, "--model_name_or_path", checkpoint, "--validation_dir", str(folder), "--do_eval", "--do_predict",
-         "--output_dir", str(tmp_path)]
+         "--output_dir", str(tmp_path), *flags]
     )  # fmt: skip
     with open(tmp_path / "predictions.csv") as file:
-        predictions = [row["prediction"] for row in csv.DictReader(file)]
+        predictions = {int(row["index"]): row["prediction"] for row in csv.DictReader(file)}
     files = sorted(folder.rglob("*.png"))
     served = [best["label"] for (best, *_) in pipeline("image-classification", checkpoint)([str(f) for f in files])]
-    assert predictions == served == [file.parent.name for file in files]
+    assert served == [file.parent.name for file in files]
+    assert predictions == {index: served[index] for index in predictions} and len(predictions) == (7 if flags else 12)
     assert metrics["eval_accuracy"] == 1
 
 

@@ -323,7 +323,10 @@ def test_max_samples(tmp_path):
         )
         data = load_image_data(args)
         assert data.num_train_examples == 7 and len(images_of(data)) == 7
-        assert len(data.get_dataset("validation", grey)) == 5
+        validation = data.get_dataset("validation", grey)
+        whole = load_image_data(replace(args, max_eval_samples=None)).get_dataset("validation", grey)
+        assert len(validation) == 5
+        assert [whole[row]["pixel_values"] for row in validation.rows] == [row["pixel_values"] for row in validation]
     for name in ("max_train_samples", "max_eval_samples", "num_train_samples", "num_labels"):
         for value in (0, -1):
             with pytest.raises(ValueError, match=f"`{name}` must be 1 or more, but is {value}"):
