@@ -400,9 +400,7 @@ def load_image_data(
         train = splits["train"]
         if isinstance(train, datasets.Dataset):
             train, rows["train"] = _truncate(train, args.max_train_samples, seed)
-            present = set(_get_labels(train, label_column).tolist())
-            if missing := [name for label, name in enumerate(class_names) if label not in present]:
-                logger.warning(f"These classes have no training images: {shorten(missing)}.")
+            _name_missing(train, label_column, class_names, "training")
             num_train_examples = len(train)
             if args.streaming:
                 train = train.to_iterable_dataset(num_shards=min(num_train_examples, _LOCAL_SHARDS))
@@ -416,6 +414,8 @@ def load_image_data(
         splits["train"] = train
     for split in {"validation", "test"} & set(splits):
         splits[split], rows[split] = _truncate(splits[split], args.max_eval_samples, seed)
+    if "validation" in splits and args.max_eval_samples is not None:  # of a stream, the first ones
+        _name_missing(splits["validation"], label_column, class_names, "validation")
     return ImageData(
         splits,
         image_column,
@@ -427,6 +427,12 @@ def load_image_data(
         args.classes_by_number,
         rows=rows,
     )
+
+
+def _name_missing(dataset: datasets.Dataset, label_column: str, class_names: list[str], what: str) -> None:
+    present = set(_get_labels(dataset, label_column).tolist())
+    if missing := [name for label, name in enumerate(class_names) if label not in present]:
+        logger.warning(f"These classes have no {what} images: {shorten(missing)}.")
 
 
 def _read_labels(splits: dict[str, Any], label_column: str) -> dict[str, set[int]]:

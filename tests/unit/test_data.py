@@ -345,6 +345,16 @@ def test_classes_without_training_images_are_named(tmp_path, caplog, streaming):
     assert missing and caplog.messages[-1] == f"These classes have no training images: {missing}."
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_classes_that_a_truncated_evaluation_lacks_are_named(tmp_path, caplog, streaming):
+    path = str(images.make_parquet(tmp_path / "data"))
+    args = DataArguments(train_dir=path, validation_dir=path, streaming=streaming, max_eval_samples=2)
+    data = load_image_data(args)
+    labels = data.splits["validation"]["label"]
+    missing = [name for label, name in enumerate(images.CLASSES) if label not in labels]
+    assert missing and caplog.messages == [f"These classes have no validation images: {missing}."]
+
+
 def test_names_of_a_column_without_images_are_named(tmp_path, caplog):
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog", "owl"])}
