@@ -145,7 +145,7 @@ def load_pretrained(
     **hub: Any,
 ) -> PreTrainedModel:
     """
-    Loads a model for the classes of some data. If the head has the same classes, it is kept with their order.
+    Loads a model in float32 for the classes of some data. If the head has the same classes, it is kept with their order.
 
     Args:
         auto_class (`type`): Class that loads the model.
@@ -162,15 +162,17 @@ def load_pretrained(
     """
     names, other = get_class_names(config), None
     try:
-        match_classes(name, names, data, class_names, by_number)
+        numbers = match_classes(name, names, data, class_names, by_number)
     except ValueError as error:
-        other = error
+        numbers, other = list(range(len(class_names))), error
     is_nameless = set(names) <= {f"LABEL_{number}" for number in range(len(names))}
     if other or is_nameless:
-        config.update(label_names(class_names))
+        config.update(label_names([class_names[numbers.index(number)] for number in range(len(numbers))]))
+    # A checkpoint in half precision would be trained in it, and lose small updates; `bf16` and `fp16` keep float32 weights.
     model, info = auto_class.from_pretrained(
         name,
         config=config,
+        dtype=torch.float32,
         ignore_mismatched_sizes=ignore_mismatched_sizes or other is not None,
         output_loading_info=True,
         **hub,
@@ -182,7 +184,7 @@ def load_pretrained(
         raise ValueError(f"{other} To start with a new head, give ignore_mismatched_sizes.") from other
     logger.info(f"The head of '{name}' has other classes: a new one is trained.")
     state = {key: tensor for key, tensor in model.state_dict().items() if key not in head}
-    return type(model).from_pretrained(None, config=model.config, state_dict=state)
+    return type(model).from_pretrained(None, config=model.config, state_dict=state, dtype=torch.float32)
 
 
 def find_head(model: PreTrainedModel) -> set[str]:

@@ -224,8 +224,15 @@ def on_white(image: Image.Image) -> Image.Image:
     return canvas
 
 
+HIDDEN = (".", "__MACOSX")  # begin the names of what file managers and notebooks leave, such as copies of images
+
+
 def find_images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if is_image(path.name))
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if is_image(path.name) and not any(part.startswith(HIDDEN) for part in path.relative_to(folder).parts)
+    )
 
 
 def load_folders(args: PrepareArguments, root: Path, classes: list[str], square: bool) -> Loaded:
@@ -363,7 +370,8 @@ def load(name: str, args: PrepareArguments) -> Loaded:
         hint = "" if args.source else "; install the package openclipart-png, or name the folder with --source"
         raise ValueError(f"`source` must be a folder, but is '{root}'{hint}.")
     check_no_splits("source", str(root))
-    classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and find_images(folder))
+    folders = (folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(HIDDEN))
+    classes = sorted(folder.name for folder in folders if find_images(folder))
     if name == "clip-art":
         sizes = {kind: len(find_images(root / kind)) for kind in classes if kind not in ("unsorted", "special")}
         classes = sorted(sorted(sizes, key=lambda kind: (-sizes[kind], kind))[:8])

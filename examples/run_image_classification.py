@@ -390,7 +390,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
             with open(Path(training_args.output_dir) / "predictions.csv", "w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
                 writer.writerow(["index", "prediction"])
-                writer.writerows((i, data.class_names[best[0]]) for i, best in enumerate(result.predictions[0]))
+                best = (data.class_names[top] for top, *_ in result.predictions[0])
+                writer.writerows(zip(test_dataset.rows, best, strict=True))
     card = {
         "finetuned_from": model_args.model_name_or_path,
         "tasks": "image-classification",

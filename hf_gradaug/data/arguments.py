@@ -34,7 +34,10 @@ class DataArguments:
         default=None, metadata={"help": "Maximum number of training images. Of streamed shards, the first are used."}
     )
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Maximum number of validation images, and of test images."}
+        default=None,
+        metadata={
+            "help": "Maximum number of validation images, and of test images. Of streamed shards, the first are used."
+        },
     )
     image_column_name: str | None = field(
         default=None, metadata={"help": "Column of images. Found by its type if not given."}

@@ -27,7 +27,8 @@ def match_classes(
     """
     Finds the model's number for each class of some data, or of a teacher. Classes are matched by name.
 
-    Classes without names, such as `0` or `LABEL_0`, are matched by number.
+    Classes without names, such as `0` or `LABEL_0`, are matched by number. `LABEL_10` has the number of a class named
+    `10`, which a sorted list of folders has before `2`.
 
     Args:
         name (`str`):
@@ -54,7 +55,8 @@ def match_classes(
             f"{shorten(other_classes, 3)}."
         )
     unchanged = list(range(len(classes)))
-    if by_number or list(classes) == list(other_classes):
+    classes, other_classes = _without_prefix(classes), _without_prefix(other_classes)
+    if by_number or classes == other_classes:
         return unchanged
     if len(set(classes)) == len(classes) and set(classes) == set(other_classes):
         logger.warning(f"The classes of {other} have another order than those of '{name}': they are matched by name.")
@@ -70,6 +72,11 @@ def match_classes(
     )
 
 
-def _is_nameless(classes: Sequence[str]) -> bool:
+def _without_prefix(classes: Sequence[str]) -> list[str]:
+    """`LABEL_0`, `LABEL_1`, ..., a config's names for classes without names, as numbers; other classes as they are."""
     numbers = [str(number) for number in range(len(classes))]
-    return list(classes) in (numbers, [f"LABEL_{number}" for number in numbers])
+    return numbers if list(classes) == [f"LABEL_{number}" for number in numbers] else list(classes)
+
+
+def _is_nameless(classes: list[str]) -> bool:
+    return classes == [str(number) for number in range(len(classes))]

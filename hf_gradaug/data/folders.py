@@ -50,6 +50,53 @@ def check_no_splits(flag: str, root: str) -> None:
         )
 
 
+def check_one_split(flag: str, root: str, files: list[str]) -> None:
+    """
+    Raises an error if the files in a folder are of several splits, which would be mixed: training would see the test
+    images.
+
+    Args:
+        flag (`str`): Flag that names the folder, for the error.
+        root (`str`): The folder.
+        files (`list[str]`): Files in it that are read. A file's split is in its name, or that of its innermost folder.
+
+    Raises:
+        `ValueError`: If files or folders are named after two splits or more.
+    """
+    found: dict[str, str] = {}
+    for file in files:
+        parts = os.path.relpath(file, root).split(os.sep)
+        named = (
+            (split, index, match.end())
+            for index, part in reversed(list(enumerate(parts)))
+            for split, pattern in _SPLITS.items()
+            if (match := re.search(f"(?<![a-z]){pattern}", part.lower()))
+        )
+        if first := next(named, None):
+            split, index, end = first
+            is_folder = index < len(parts) - 1
+            name = parts[index] if is_folder else f"{parts[index][:end]}*{os.path.splitext(file)[1]}"
+            found.setdefault(split, os.path.join(root, *parts[:index], name))
+    if len(found) > 1:
+        advice = ", ".join(f"{split}_dir '{found[split]}'" for split in _SPLITS if split in found)
+        raise ValueError(f"`{flag}` must hold the files of one split, but '{root}' holds several: give {advice}.")
+
+
+def check_class_folders(builder: datasets.DatasetBuilder) -> None:
+    """Raises an error if `datasets`, which takes the innermost folder, would find other classes."""
+    if builder.name != "imagefolder":
+        return
+    for split, files in (builder.config.data_files or {}).items():
+        if any(os.path.basename(file) in ImageFolder.METADATA_FILENAMES for file in files):
+            continue
+        parents = sorted({os.path.dirname(os.path.dirname(file)) for file in files if is_image(file)})
+        if len(parents) > 1:
+            raise ValueError(
+                f"The class folders of the {split} images must lie in one folder, but lie in {shorten(parents, 3)}: give "
+                "that of the class folders with train_dir, validation_dir and test_dir."
+            )
+
+
 def _find_images(flag: str, root: str) -> list[tuple[str, str]]:
     """Images and their classes, sorted by path; the class of an image in the root itself is empty."""
     check_no_splits(flag, root)

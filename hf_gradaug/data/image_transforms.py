@@ -101,7 +101,9 @@ def get_eval_transform(image_processor: Any) -> Callable[[Image.Image], torch.Te
     return partial(process_image, image_processor)
 
 
-def keep_readable(dataset: datasets.Dataset, image_column: str, split: str) -> datasets.Dataset:
+def keep_readable(
+    dataset: datasets.Dataset, image_column: str, split: str, rows: Sequence[int]
+) -> tuple[datasets.Dataset, list[int]]:
     """
     Removes unreadable images from a split, each named in a warning.
 
@@ -112,6 +114,10 @@ def keep_readable(dataset: datasets.Dataset, image_column: str, split: str) -> d
         dataset ([`~datasets.Dataset`]): Dataset of undecoded images.
         image_column (`str`): Column of images.
         split (`str`): The split's name, for the warnings.
+        rows (`Sequence[int]`): Number of each image in the split, for the warnings.
+
+    Returns:
+        `tuple[Dataset, list[int]]`: The readable images, and their numbers in the split.
 
     Raises:
         `ValueError`: If no image is left.
@@ -119,7 +125,7 @@ def keep_readable(dataset: datasets.Dataset, image_column: str, split: str) -> d
 
     def find_error(example: dict[str, Any], index: int) -> dict[str, str]:
         try:
-            decode_image(example[image_column], f"image {index} of {split}")
+            decode_image(example[image_column], f"image {rows[index]} of {split}")
         except ValueError as error:
             return {"error": str(error)}
         return {"error": ""}
@@ -130,7 +136,8 @@ def keep_readable(dataset: datasets.Dataset, image_column: str, split: str) -> d
         raise ValueError(f"None of the {len(dataset)} images of {split} can be read. {errors[0]}")
     for error in filter(None, errors):
         logger.warning(f"{error}. It is skipped.")
-    return dataset if len(good) == len(dataset) else dataset.select(good)
+    dataset = dataset if len(good) == len(dataset) else dataset.select(good)
+    return dataset, [rows[index] for index in good]
 
 
 class ExampleTransform:

@@ -41,7 +41,7 @@ class InMemoryDataset(TransformedDataset):
         random_crop_padding: int | None = None,
         horizontal_flip: bool = False,
     ):
-        super().__init__(dataset.dataset, dataset.transform, dataset.seed)
+        super().__init__(dataset.dataset, dataset.transform, dataset.seed, dataset.rows)
         self._crop = ProcessorCrop(image_processor)
         self.padding = random_crop_padding or 0
         self.horizontal_flip = horizontal_flip
@@ -50,10 +50,10 @@ class InMemoryDataset(TransformedDataset):
     @cached_property
     def _pixels(self) -> np.ndarray:
         """Of shape (images, height, width, 3), in 0..255. `datasets` keeps them on disk for later runs."""
-        column, split = self.transform.image_column, self.transform.split
+        column, split, rows = self.transform.image_column, self.transform.split, self.rows
 
         def decode(example: dict[str, Any], index: int) -> dict[str, bytes]:
-            image = decode_image(example[column], f"image {index} of {split}")
+            image = decode_image(example[column], f"image {rows[index]} of {split}")
             return {"pixels": np.asarray(self._crop(image)).tobytes()}
 
         stored = self.dataset.map(
@@ -71,7 +71,8 @@ class InMemoryDataset(TransformedDataset):
         if column is None:
             return None
         name = f"of {self.transform.split}"
-        return [self.transform.get_class(label, f"image {i} {name}") for i, label in enumerate(self.dataset[column])]
+        labels = zip(self.rows, self.dataset[column])
+        return [self.transform.get_class(label, f"image {row} {name}") for row, label in labels]
 
     def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """For each image in an epoch: row and column of the crop, whether it is mirrored, and its seed."""

@@ -7,7 +7,7 @@ import glob
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import datasets
@@ -19,7 +19,7 @@ from ..messages import shorten
 from .arguments import DataArguments
 from .class_names import match_classes
 from .digits import load_digits_dataset
-from .folders import is_image, load_folders
+from .folders import check_class_folders, check_no_splits, check_one_split, is_image, load_folders
 from .image_transforms import ExampleTransform, keep_readable
 from .streaming import count_stream, store_stream
 from .training_stream import TrainingStream
@@ -58,6 +58,8 @@ class ImageData:
             Whether classes are matched to models by number, not by name.
         numbers (`list[int]`, *optional*):
             Number of the class for each stored label. Defaults to the label itself.
+        rows (`dict[str, Sequence[int]]`, *optional*):
+            Number of each image in the whole split. Defaults to its index; truncated splits have other ones.
     """
 
     splits: dict[str, Any]
@@ -69,6 +71,7 @@ class ImageData:
     skip_bad_images: bool = False
     classes_by_number: bool = False
     numbers: list[int] | None = None
+    rows: dict[str, Sequence[int]] = field(default_factory=dict)
 
     def match_classes(self, model: str, classes: Sequence[str]) -> list[int]:
         """The model's number of each class: see [`~class_names.match_classes`]."""
@@ -130,10 +133,11 @@ class ImageData:
             self.skip_bad_images,
             self.numbers,
         )
-        if self.skip_bad_images and split != "train":
-            dataset = keep_readable(dataset, self.image_column, split)
         if not isinstance(dataset, datasets.IterableDataset):
-            return TransformedDataset(dataset, example_transform, seed)
+            rows = self.rows.get(split, range(len(dataset)))
+            if self.skip_bad_images and split != "train":
+                dataset, rows = keep_readable(dataset, self.image_column, split, rows)
+            return TransformedDataset(dataset, example_transform, seed, rows)
         return TrainingStream(dataset, example_transform, seed, buffer_size, self.num_train_examples)
 
 
@@ -146,7 +150,8 @@ def find_columns(
     Args:
         features ([`~datasets.Features`]): Features of the dataset.
         image_column_name (`str`, *optional*): Overrides the search for an `Image` column.
-        label_column_name (`str`, *optional*): Overrides the search for a `ClassLabel`, else an integer column.
+        label_column_name (`str`, *optional*): Overrides the search for a `ClassLabel`, else an integer column. A column
+            named like labels comes before columns of other names.
 
     Returns:
         `tuple[str, str | None]`: Both names. The label's name is `None` if no column fits.
@@ -162,6 +167,9 @@ def find_columns(
     labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if not labels:
         labels = [name for name, feature in features.items() if _is_label(feature)]
+    if not set(labels) & set(_LABEL_COLUMNS):
+        # Of other types, a column of labels is an error later; another column would be trained on without a word.
+        labels = [name for name in _LABEL_COLUMNS if name in features and name != image_column_name][:1] or labels
     image = image_column_name or _choose(images, _IMAGE_COLUMNS, "image_column_name", "images")
     label = label_column_name or _choose(labels, _LABEL_COLUMNS, "label_column_name", "labels")
     if image is None:
@@ -197,11 +205,14 @@ def _find_files(flag: str, path: str) -> tuple[str, str | list[str]]:
         for name in sorted(names):
             extension = os.path.splitext(name)[1].lower()
             if is_image(name):
+                if not set(os.listdir(path)) & set(ImageFolder.METADATA_FILENAMES):
+                    check_no_splits(flag, path)  # one metadata file for all of them means all of them
                 return "imagefolder", os.path.join(path, "**")
             if extension in _SHARDS:
                 shards.setdefault(_SHARDS[extension], []).append(os.path.join(root, name))
     if len(shards) == 1:
         kind, files = shards.popitem()
+        check_one_split(flag, path, sorted(files))
         return kind, sorted(files)
     found = "both .parquet and .tar files" if shards else "no images, and no .parquet or .tar files"
     raise ValueError(f"`{flag}` must hold images, or .parquet or .tar files of one kind, but '{path}' holds {found}.")
@@ -218,7 +229,9 @@ def _get_builder(args: DataArguments, cache_dir: str | None, token: str | None) 
         builder = datasets.load_dataset_builder(
             args.dataset_name, args.dataset_config_name, cache_dir=cache_dir, token=token
         )
-        _check_class_folders(builder)
+        check_class_folders(builder)
+        if builder.name == "parquet":
+            _check_shards(builder.config.data_files or {})
         return builder
     data_files, kinds = {}, {}
     for split in _SPLITS:
@@ -229,14 +242,14 @@ def _get_builder(args: DataArguments, cache_dir: str | None, token: str | None) 
         raise ValueError(f"The data must all be of one kind, but it is {kinds}.")
     kind = next(iter(kinds.values()))
     if kind == "parquet":
-        _check_shards({split: files for split, files in data_files.items() if "://" not in files[0]})
+        _check_shards(data_files)
     return datasets.load_dataset_builder(kind, data_files=data_files, cache_dir=cache_dir)
 
 
 def _check_shards(files: dict[str, list[str]]) -> None:
     """Raises an error if Parquet files have different label names: `datasets` uses the first file's for all."""
     named: dict[str, Any] = {}
-    for file in sum(files.values(), []):
+    for file in (file for of_split in files.values() for file in of_split if "://" not in file):
         for column, feature in datasets.Features.from_arrow_schema(pq.read_schema(file)).items():
             if not isinstance(feature, datasets.ClassLabel):
                 continue
@@ -246,21 +259,6 @@ def _check_shards(files: dict[str, list[str]]) -> None:
                     f"Column '{column}' must have the same classes in all files, but has {shorten(names, 3)} in {first}, "
                     f"and {shorten(feature.names, 3)} in {file}."
                 )
-
-
-def _check_class_folders(builder: datasets.DatasetBuilder) -> None:
-    """Raises an error if `datasets`, which takes the innermost folder, would find other classes."""
-    if builder.name != "imagefolder":
-        return
-    for split, files in (builder.config.data_files or {}).items():
-        if any(os.path.basename(file) in ImageFolder.METADATA_FILENAMES for file in files):
-            continue
-        parents = sorted({os.path.dirname(os.path.dirname(file)) for file in files if is_image(file)})
-        if len(parents) > 1:
-            raise ValueError(
-                f"The class folders of the {split} images must lie in one folder, but lie in {shorten(parents, 3)}: give "
-                "that of the class folders with train_dir, validation_dir and test_dir."
-            )
 
 
 def _is_label(feature: Any) -> bool:
@@ -354,6 +352,11 @@ def load_image_data(
     wanted = {split: getattr(args, f"{split}_split_name") for split in _SPLITS}
     if not args.dataset_name:
         wanted = {split: split for split in wanted}
+    for split, hub_name in wanted.items():
+        if hub_name != split and hub_name not in loaded:
+            raise ValueError(
+                f"`{split}_split_name` must be one of the splits of {name}, {shorten(loaded)}, but is '{hub_name}'."
+            )
     splits = {split: loaded[hub_name] for split, hub_name in wanted.items() if hub_name in loaded}
     if not splits:
         raise ValueError(
@@ -392,27 +395,27 @@ def load_image_data(
         labels.setdefault("train", set(range(len(class_names))))
     _check_classes(labels, class_names, args)
 
-    num_train_examples = None
+    num_train_examples, rows = None, {}
     if "train" in splits:
         train = splits["train"]
         if isinstance(train, datasets.Dataset):
-            train = _truncate(train, args.max_train_samples, seed)
-            present = set(_get_labels(train, label_column).tolist())
-            if missing := [name for label, name in enumerate(class_names) if label not in present]:
-                logger.warning(f"These classes have no training images: {shorten(missing)}.")
+            train, rows["train"] = _truncate(train, args.max_train_samples, seed)
+            _name_missing(train, label_column, class_names, "training")
             num_train_examples = len(train)
             if args.streaming:
                 train = train.to_iterable_dataset(num_shards=min(num_train_examples, _LOCAL_SHARDS))
         else:
             num_train_examples = args.num_train_samples
             if num_train_examples is None:
-                num_train_examples = count_stream(first, wanted["train"], files.get("train"))
+                num_train_examples = count_stream(first, wanted["train"], files.get(wanted["train"]))
             if args.max_train_samples is not None:
                 train = train.take(args.max_train_samples)
                 num_train_examples = min(args.max_train_samples, num_train_examples or args.max_train_samples)
         splits["train"] = train
     for split in {"validation", "test"} & set(splits):
-        splits[split] = _truncate(splits[split], args.max_eval_samples, seed)
+        splits[split], rows[split] = _truncate(splits[split], args.max_eval_samples, seed)
+    if "validation" in splits and args.max_eval_samples is not None:  # of a stream, the first ones
+        _name_missing(splits["validation"], label_column, class_names, "validation")
     return ImageData(
         splits,
         image_column,
@@ -422,7 +425,14 @@ def load_image_data(
         name,
         args.skip_bad_images,
         args.classes_by_number,
+        rows=rows,
     )
+
+
+def _name_missing(dataset: datasets.Dataset, label_column: str, class_names: list[str], what: str) -> None:
+    present = set(_get_labels(dataset, label_column).tolist())
+    if missing := [name for label, name in enumerate(class_names) if label not in present]:
+        logger.warning(f"These classes have no {what} images: {shorten(missing)}.")
 
 
 def _read_labels(splits: dict[str, Any], label_column: str) -> dict[str, set[int]]:
@@ -461,10 +471,13 @@ def _hold_out(
     return {"train": parts["train"], "validation": parts["test"]}
 
 
-def _truncate(dataset: datasets.Dataset, max_samples: int | None, seed: int) -> datasets.Dataset:
-    if max_samples is None or max_samples >= len(dataset):
-        return dataset
-    return dataset.shuffle(seed=seed).select(range(max_samples))
+def _truncate(dataset: datasets.Dataset, max_samples: int | None, seed: int) -> tuple[datasets.Dataset, Sequence[int]]:
+    """A random part of a dataset, and its rows."""
+    rows = range(len(dataset))
+    if max_samples is not None and max_samples < len(dataset):
+        rows = datasets.Dataset.from_dict({"row": rows}).shuffle(seed=seed)[:max_samples]["row"]
+        dataset = dataset.select(rows)
+    return dataset, rows
 
 
 def _get_class_names(feature: Any, args: DataArguments, labels: dict[str, set[int]], label_column: str) -> list[str]:

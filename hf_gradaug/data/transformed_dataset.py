@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """A map-style dataset whose examples are transformed as they are read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,12 +28,15 @@ class TransformedDataset(Dataset):
             Called with an example, its name for errors, such as `"image 17"`, and a seed, which differs by epoch.
         seed (`int`, *optional*, defaults to `42`):
             The run's seed.
+        rows (`Sequence[int]`, *optional*):
+            Number of each example in the split that it was taken from. Defaults to its index.
     """
 
-    def __init__(self, dataset: Any, transform: TransformExample, seed: int = 42):
+    def __init__(self, dataset: Any, transform: TransformExample, seed: int = 42, rows: Sequence[int] | None = None):
         self.dataset = dataset
         self.transform = transform
         self.seed = seed
+        self.rows = range(len(dataset)) if rows is None else rows
         # In shared memory: workers that live on from epoch to epoch have to see the change.
         self._epoch = torch.tensor(0).share_memory_()
 
@@ -46,4 +49,4 @@ class TransformedDataset(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         seed = example_seed(self.seed, int(self._epoch), index)
-        return self.transform(self.dataset[index], f"image {index}", seed)
+        return self.transform(self.dataset[index], f"image {self.rows[index]}", seed)

@@ -11,13 +11,15 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from ..slimmable.binding import Subnetwork
 from ..slimmable.depth import KeptBlocks, block_finder, depths_of
 from ..slimmable.model import SlimmableModel, make_slimmable, subnetwork_state_dict
+from ..slimmable.skeleton import changed_forwards, module_settings
 from .calibration import batchnorm_layers, recalibrate_batchnorm
 
 
@@ -63,7 +65,7 @@ def export_subnetwork(
     Raises:
         `ValueError`: If `width` is outside (0, 1], `width_divisor` is below 1, or the calibration data or
             `kept_blocks` don't fit. Also if the model differs from its class and config, because `from_pretrained`
-            couldn't load the export. In Swin, a block with shifted windows can't move to a place where the config has
+            couldn't load the export, or it would compute something else. In Swin, a block with shifted windows can't move to a place where the config has
             none.
         `TypeError`: If the model's family has no narrowing, or `kept_blocks` are given and its blocks aren't
             registered (see [`register_depth`]).
@@ -90,12 +92,7 @@ def copy_subnetwork(
     model: PreTrainedModel, width: float, width_divisor: int = 1, kept_blocks: KeptBlocks | None = None
 ) -> PreTrainedModel:
     """[`export_subnetwork`] without calibration."""
-    # Of a plain model, a shallow copy becomes slimmable: it has the same modules, and `model` keeps its class.
-    slimmable = model
-    if not isinstance(model, SlimmableModel):
-        slimmable = copy.copy(model)
-        vars(slimmable).pop("forward", None)  # Accelerate's for mixed precision; only weights are read
-        make_slimmable(slimmable)
+    slimmable = as_slimmable(model)
     config, state = subnetwork_state_dict(slimmable, width, width_divisor, kept_blocks)
     subnetwork = slimmable.subnetwork(width, width_divisor, kept_blocks).subnetwork
     exported_class = type(subnetwork.skeleton)
@@ -109,9 +106,46 @@ def copy_subnetwork(
             f"`model` must be what its class and config describe, but was changed after construction: the exported "
             f"{exported_class.__name__} could not be loaded by its config: {error}"
         ) from error
+    _check_settings(exported, subnetwork.skeleton)
     if kept_blocks is not None:
         _check_places(exported, model, subnetwork, kept_blocks)
     return exported.to(model.device).eval()
+
+
+def as_slimmable(model: PreTrainedModel) -> PreTrainedModel:
+    """The model if it is slimmable, else a shallow copy that is. The copy has the same modules."""
+    if isinstance(model, SlimmableModel):
+        return model
+    slimmable = copy.copy(model)
+    vars(slimmable).pop("forward", None)  # Accelerate's for mixed precision; only weights are read
+    return make_slimmable(slimmable)
+
+
+def _check_settings(exported: PreTrainedModel, skeleton: PreTrainedModel) -> None:
+    """
+    Raises a `ValueError` if a loaded model would compute something else than the sub-network that `build` made.
+
+    The weights alone don't tell: `build` may replace an activation or a pooling.
+    """
+    expected, found = _eval_settings(exported), _eval_settings(skeleton)
+    for name, setting in found.items():
+        if setting != expected.get(name):
+            raise ValueError(
+                f"`model` must be what its class and config describe, but {name!r} is {setting} by `build`, and "
+                f"{expected.get(name, 'absent')} in a {type(exported).__name__} that `from_pretrained` makes. Make that "
+                "change in a class of its own, or save the state dict of `subnetwork_state_dict`."
+            )
+
+
+def _eval_settings(model: PreTrainedModel) -> dict[str, str]:
+    """The settings of each module that matter in eval mode."""
+    settings = module_settings(model)
+    for name, module in model.named_modules():
+        if isinstance(module, _DropoutNd) or type(module).__name__.endswith("DropPath"):
+            settings[name] = "dropout"
+        elif isinstance(module, nn.SyncBatchNorm):  # of one process
+            settings[name] = settings[name].replace("SyncBatchNorm", "BatchNorm2d", 1)
+    return settings | {name: f"{settings[name]} with a changed forward" for name in changed_forwards(model)}
 
 
 def _check_places(

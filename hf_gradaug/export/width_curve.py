@@ -18,7 +18,7 @@ from ..reporting.figures import COLORS, MARKERS, new_figure, show_percent, style
 from ..slimmable.depth import KeptBlocks
 from ..slimmable.narrowing import check_width
 from .calibration import batchnorm_layers, read_images, recalibrate_batchnorm
-from .subnetworks import copy_subnetwork, narrowed_fields
+from .subnetworks import as_slimmable, copy_subnetwork, narrowed_fields
 
 
 _RECALIBRATED, _KEPT = "accuracy_recalibrated", "accuracy"
@@ -84,8 +84,9 @@ def export_widths(
             raise TypeError(
                 f"`{name}` must be a `DataLoader` or a list, which can be read for each width, but is a {type(data).__name__}."
             )
+    slimmable = as_slimmable(model)  # once, or each width would warn of the same hooks
     for width in widths:
-        subnetwork = copy_subnetwork(model, width, width_divisor, kept_blocks)
+        subnetwork = copy_subnetwork(slimmable, width, width_divisor, kept_blocks)
         row = {
             "width": width,
             "kept_blocks": None if kept_blocks is None else [list(blocks) for blocks in kept_blocks],

@@ -191,6 +191,18 @@ def test_a_folder_of_photos_is_scaled_by_the_shorter_side(prepare, tmp_path):
     assert sizes == {(20, 20): 12, (30, 20): 1, (20, 30): 1, (8, 6): 1}
 
 
+def test_hidden_folders_are_no_classes_and_their_images_no_duplicates(prepare, tmp_path):
+    root = images.make_folder(tmp_path / "photos", images_per_class=5)
+    for hidden in (".ipynb_checkpoints", "__MACOSX/cat", "cat/.thumbnails"):
+        (root / hidden).mkdir(parents=True)
+        images.make_image(0, 1).save(root / hidden / "1.png")
+        images.make_image(2, 40).save(root / hidden / "2.png")
+    images.make_image(2, 50).save(root / "owl" / "._1.png")
+    about = prepare("folder", "--source", root)
+    assert about["classes"] == list(images.CLASSES) and not any(about["left_out"].values())
+    assert sum(split["images"] for split in about["splits"].values()) == 15
+
+
 def test_the_output_is_written_once_and_whole(script, prepare, tmp_path, monkeypatch):
     root = images.make_folder(tmp_path / "photos")
     monkeypatch.setattr(script.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

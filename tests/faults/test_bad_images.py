@@ -109,11 +109,11 @@ def test_evaluation_images_are_looked_through_before(folder, caplog):
     split = datasets.load_dataset("imagefolder", data_files=str(folder / "validation" / "**"), split="train")
     split = split.cast_column("image", datasets.Image(decode=False))
     with caplog.at_level(logging.WARNING, "hf_gradaug"):
-        good = keep_readable(split, "image", "validation")
-    assert len(good) == 11
+        good, rows = keep_readable(split, "image", "validation", range(12))
+    assert len(good) == 11 and rows == [row for row in range(12) if split[row] in list(good)]
     (warning,) = caplog.messages
     assert str(folder / "validation" / "owl" / "0.png") in warning
-    assert keep_readable(good, "image", "validation") is good
+    assert keep_readable(good, "image", "validation", rows) == (good, rows)
     bad = split.select([index for index in range(12) if split[index]["image"]["path"].endswith("owl/0.png")])
-    with pytest.raises(ValueError, match="None of the 1 images of validation can be read. Unreadable image: image 0"):
-        keep_readable(bad, "image", "validation")
+    with pytest.raises(ValueError, match="None of the 1 images of validation can be read. Unreadable image: image 7"):
+        keep_readable(bad, "image", "validation", [7])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import images
 from helpers.tiny import tiny_model
-from transformers import AutoModelForImageClassification, PreTrainedConfig, pipeline
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, pipeline
 
 from hf_gradaug import PixelClassifier, evaluate_robustness
 from hf_gradaug.data import DataArguments, get_class_names, load_image_data, make_image_processor, match_classes
@@ -31,6 +31,9 @@ def test_another_order_is_matched_by_name_unless_told_otherwise():
     assert match_classes("resnet", SHUFFLED, "photos", NAMES) == [2, 0, 1]
     assert match_classes("resnet", ["2", "0", "1"], "photos", ["0", "1", "2"]) == [1, 2, 0]
     assert match_classes("resnet", SHUFFLED, "photos", NAMES, by_number=True) == [0, 1, 2]
+    labels, folders = [f"LABEL_{number}" for number in range(12)], sorted(str(number) for number in range(12))
+    assert match_classes("resnet", labels, "photos", folders) == [int(name) for name in folders]
+    assert match_classes("resnet", labels, "photos", folders, by_number=True) == list(range(12))
     assert match_classes("resnet", ["n01", "n02"], "photos", ["tench", "goldfish"], by_number=True) == [0, 1]
     # Of ImageNet's cranes, one is a bird.
     assert match_classes("resnet", ["crane", "crane"], "photos", ["crane", "crane"]) == [0, 1]
@@ -101,17 +104,19 @@ def checkpoint(tmp_path_factory):
     return str(path)
 
 
-def test_evaluation_and_predictions_are_the_pipelines(checkpoint, folder, tmp_path):
+@pytest.mark.parametrize("flags", [[], ["--max_eval_samples", "7", "--skip_bad_images"]])
+def test_evaluation_and_predictions_are_the_pipelines(checkpoint, folder, tmp_path, flags):
     script = images.load_script("run_image_classification")
     metrics = script.main(
         [*QUIET, "--model_name_or_path", checkpoint, "--validation_dir", str(folder), "--do_eval", "--do_predict",
-         "--output_dir", str(tmp_path)]
+         "--output_dir", str(tmp_path), *flags]
     )  # fmt: skip
     with open(tmp_path / "predictions.csv") as file:
-        predictions = [row["prediction"] for row in csv.DictReader(file)]
+        predictions = {int(row["index"]): row["prediction"] for row in csv.DictReader(file)}
     files = sorted(folder.rglob("*.png"))
     served = [best["label"] for (best, *_) in pipeline("image-classification", checkpoint)([str(f) for f in files])]
-    assert predictions == served == [file.parent.name for file in files]
+    assert served == [file.parent.name for file in files]
+    assert predictions == {index: served[index] for index in predictions} and len(predictions) == (7 if flags else 12)
     assert metrics["eval_accuracy"] == 1
 
 
@@ -140,6 +145,22 @@ def test_a_head_of_the_same_classes_is_kept_and_of_others_is_new(checkpoint, fol
         for name, parameter in model.named_parameters():
             kept = parameter.equal(old.get_parameter(name))
             assert kept == (names == SHUFFLED or not name.startswith("classifier")), name
+
+
+def test_a_model_without_names_gets_those_of_folders_that_are_numbers(tmp_path):
+    folders = sorted(str(number) for number in range(12))
+    model = tiny_model(num_labels=12)
+    model.save_pretrained(tmp_path)
+    images.load_script("run_image_classification")
+    from common import load_pretrained
+
+    for by_number, names in ((False, [str(number) for number in range(12)]), (True, folders)):
+        config = AutoConfig.from_pretrained(tmp_path)
+        loaded = load_pretrained(
+            AutoModelForImageClassification, str(tmp_path), config, "photos", folders, by_number=by_number
+        )
+        assert get_class_names(loaded.config) == names
+        assert loaded.classifier.weight.equal(model.classifier.weight)
 
 
 def test_a_backbone_without_a_head_takes_any_classes(folder, tmp_path):

@@ -122,13 +122,15 @@ def test_held_out_images_have_every_class_though_labels_have_no_names(tmp_path):
         load_image_data(DataArguments(train_dir=single))
 
 
-def test_shards_that_name_their_labels_in_another_order_are_refused(tmp_path):
+@pytest.mark.parametrize("as_dataset", [False, True])
+def test_shards_that_name_their_labels_in_another_order_are_refused(tmp_path, as_dataset):
     train = write_parquet(tmp_path, [0, 1], datasets.ClassLabel(names=["cat", "dog"]))
     validation = write_parquet(tmp_path, [0, 1], datasets.ClassLabel(names=["dog", "cat"]), "validation")
+    folders = {"train_dir": train, "validation_dir": validation}
     with pytest.raises(
         ValueError, match=r"has \['cat', 'dog'\] in .*train/0.parquet, and \['dog', 'cat'\] in .*validation/0"
     ):
-        load_image_data(DataArguments(train_dir=train, validation_dir=validation))
+        load_image_data(DataArguments(**({"dataset_name": str(tmp_path)} if as_dataset else folders)))
 
 
 def test_a_stream_of_more_classes_than_are_validated_names_the_flag(tmp_path):
@@ -150,6 +152,9 @@ def test_columns_are_found_by_type_then_by_name():
     both = datasets.Features({"mask": image, "img": image, "coarse_label": classes, "fine_label": classes})
     assert find_columns(both) == ("img", "fine_label")
     assert find_columns(both, "mask", "coarse_label") == ("mask", "coarse_label")
+    for label in (datasets.Value("string"), datasets.Value("bool"), integer):
+        for other in (integer, classes):
+            assert find_columns(datasets.Features({"img": image, "fold": other, "label": label})) == ("img", "label")
     with pytest.raises(ValueError, match=r"`image_column_name` must be one of the columns \['mask', 'img'"):
         find_columns(both, "pic")
     with pytest.raises(ValueError, match="`image_column_name` must be another column .*, but both are 'coarse_label'"):
@@ -158,6 +163,28 @@ def test_columns_are_found_by_type_then_by_name():
         find_columns(datasets.Features({"a": image, "b": image}))
     with pytest.raises(ValueError, match="No column holds images"):
         find_columns(datasets.Features({"age": integer}))
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_split_that_is_named_and_missing_is_an_error(tmp_path, split, streaming):
+    for name in ("train", "validation", "test"):
+        images.make_parquet(tmp_path / "data" / name, num_shards=1)
+    args = DataArguments(dataset_name=str(tmp_path / "data"), streaming=streaming, **{f"{split}_split_name": "valid"})
+    with pytest.raises(ValueError, match=rf"`{split}_split_name` must be one of .* \['train', .*, but is 'valid'"):
+        load_image_data(args)
+
+
+def test_a_streamed_split_of_another_name_is_counted_by_its_own_files(tmp_path):
+    root = images.make_parquet(tmp_path / "data", num_shards=3).parent / "data"
+    names = {"train": 0, "small": 1, "validation": 2}
+    (root / "0.parquet").unlink()
+    images.make_parquet(tmp_path / "more", num_shards=1, images_per_shard=30)
+    (tmp_path / "more" / "0.parquet").rename(root / "0.parquet")
+    files = "".join(f"  - split: {name}\n    path: {number}.parquet\n" for name, number in names.items())
+    (root / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
+    args = DataArguments(dataset_name=str(root), train_split_name="small", streaming=True)
+    assert load_image_data(args).num_train_examples == 6
 
 
 def test_a_class_on_one_side_only_is_an_error(tmp_path):
@@ -296,7 +323,10 @@ def test_max_samples(tmp_path):
         )
         data = load_image_data(args)
         assert data.num_train_examples == 7 and len(images_of(data)) == 7
-        assert len(data.get_dataset("validation", grey)) == 5
+        validation = data.get_dataset("validation", grey)
+        whole = load_image_data(replace(args, max_eval_samples=None)).get_dataset("validation", grey)
+        assert len(validation) == 5
+        assert [whole[row]["pixel_values"] for row in validation.rows] == [row["pixel_values"] for row in validation]
     for name in ("max_train_samples", "max_eval_samples", "num_train_samples", "num_labels"):
         for value in (0, -1):
             with pytest.raises(ValueError, match=f"`{name}` must be 1 or more, but is {value}"):
@@ -313,6 +343,16 @@ def test_classes_without_training_images_are_named(tmp_path, caplog, streaming):
     labels = {row["label"] for row in data.splits["train"]}
     missing = [name for label, name in enumerate(images.CLASSES) if label not in labels]
     assert missing and caplog.messages[-1] == f"These classes have no training images: {missing}."
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_classes_that_a_truncated_evaluation_lacks_are_named(tmp_path, caplog, streaming):
+    path = str(images.make_parquet(tmp_path / "data"))
+    args = DataArguments(train_dir=path, validation_dir=path, streaming=streaming, max_eval_samples=2)
+    data = load_image_data(args)
+    labels = data.splits["validation"]["label"]
+    missing = [name for label, name in enumerate(images.CLASSES) if label not in labels]
+    assert missing and caplog.messages == [f"These classes have no validation images: {missing}."]
 
 
 def test_names_of_a_column_without_images_are_named(tmp_path, caplog):

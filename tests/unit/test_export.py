@@ -7,7 +7,13 @@ import pytest
 import torch
 from helpers.tiny import FAMILIES, largest_difference, state_of, tiny_images, tiny_model
 from torch import nn
-from transformers import AutoModelForImageClassification, BertConfig, BertModel, ResNetForImageClassification
+from transformers import (
+    AutoModelForImageClassification,
+    BertConfig,
+    BertModel,
+    ConvNextForImageClassification,
+    ResNetForImageClassification,
+)
 
 from hf_gradaug import create_subnetwork_card, export_subnetwork, make_slimmable, narrow_config
 
@@ -153,6 +159,43 @@ def test_models_that_can_not_be_exported():
         ValueError, match="`model` must be .* but was changed after construction.*(?s:.*)classifier.1.bias"
     ):
         export_subnetwork(model, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: setattr(model.resnet, "pooler", nn.AdaptiveMaxPool2d((1, 1))), "'resnet.pooler' is AdaptiveMax"),
+        (lambda model: setattr(model.resnet.embedder.embedder, "activation", nn.GELU()), "'.*activation' is GELU"),
+        (lambda model: model.classifier[1].register_forward_hook(lambda *args: args[2] * 2), "'classifier.1' is .*changed forward"),
+        (lambda model: model.classifier.append(nn.Softmax(-1)), "'classifier.2' is Softmax.* by `build`, and absent"),
+    ],
+)  # fmt: skip
+def test_what_a_loaded_model_would_not_compute_is_not_exported(change, message):
+    def build(config):
+        model = ResNetForImageClassification(config)
+        change(model)
+        return model
+
+    with pytest.raises(
+        ValueError, match=rf"`model` must be what its class and config describe, but .*(?s:.*){message}"
+    ):
+        export_subnetwork(make_slimmable(build(tiny_model("resnet-basic").config), build=build), 0.5)
+
+
+def test_another_drop_path_is_no_other_model_in_eval_mode():
+    def build(config):
+        model = ConvNextForImageClassification(config)
+        for module in model.modules():
+            if type(module).__name__ == "ConvNextDropPath":
+                module.drop_prob = 0.9
+        return model
+
+    config = tiny_model("convnext").config
+    config.drop_path_rate = 0.1
+    model = make_slimmable(build(config), build=build).eval()
+    with model.subnetwork(0.5):
+        expected = logits(model)
+    assert torch.equal(logits(export_subnetwork(model, 0.5)), expected)
 
 
 def test_synchronized_batchnorm_is_exported_as_batchnorm():

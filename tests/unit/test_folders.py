@@ -3,6 +3,7 @@
 
 import logging
 import re
+import shutil
 
 import pytest
 from helpers import images
@@ -50,6 +51,57 @@ def test_a_root_of_splits_names_the_flags(tmp_path, names, split):
     script = images.load_script("prepare_data")
     with pytest.raises(ValueError, match="`source` must hold one folder per class, but '.*root' holds splits"):
         script.main(["folder", "--source", str(tmp_path / "root"), "--output_dir", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    ("names", "advice"),
+    [
+        (("train-00000-of-00001", "test-00000-of-00001"), "train_dir '{0}/train*.parquet', test_dir '{0}/test*.parquet'"),
+        (("train/data", "validation/data"), "train_dir '{0}/train', validation_dir '{0}/validation'"),
+        (("data/set-val-0", "data/set-train-0"), "train_dir '{0}/data/set-train*.parquet', validation_dir '{0}/data/set-val*.parquet'"),
+        (("train/kit", "train/device", "latest/0", "0"), None),
+        (("pretest/validation-0", "validation-1"), None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("streaming", [False, True])
+def test_shards_of_several_splits_in_one_folder_are_refused(tmp_path, names, advice, streaming):
+    root, shard = tmp_path / "root", images.make_parquet(tmp_path / "shards", num_shards=1) / "0.parquet"
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(shard, root / f"{name}.parquet")
+    args = {"train_dir": str(root), "validation_dir": str(shard.parent), "streaming": streaming}
+    if advice is None:
+        assert load_image_data(DataArguments(**args)).num_train_examples == 6 * len(names)
+        return
+    with pytest.raises(ValueError, match=re.escape(f"'{root}' holds several: give {advice.format(root)}.")):
+        load_image_data(DataArguments(**args))
+    # A glob says itself which files are meant.
+    args["train_dir"] = str(root / "**" / "*.parquet")
+    assert load_image_data(DataArguments(**args)).num_train_examples == 6 * len(names)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_splits_with_metadata_files_are_refused_unless_one_file_is_for_all(tmp_path, together):
+    rows = {split: [f"{number}.png,{number % 2}" for number in range(4)] for split in ("train", "test")}
+    for split, lines in rows.items():
+        (tmp_path / "root" / split).mkdir(parents=True)
+        for number in range(4):
+            images.make_image(number % 2, number).save(tmp_path / "root" / split / f"{number}.png")
+        if not together:
+            (tmp_path / "root" / split / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
+    args = DataArguments(train_dir=str(tmp_path / "root"), train_val_split=0.5)
+    if together:
+        lines = [f"{split}/{line}" for split, lines in rows.items() for line in lines]
+        (tmp_path / "root" / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
+        assert {name: len(split) for name, split in load_image_data(args).splits.items()} == {
+            "train": 4,
+            "validation": 4,
+        }
+        return
+    with pytest.raises(
+        ValueError, match=r"`train_dir` must hold one .*root' holds splits, .*: give .*train_dir .*root/train\."
+    ):
+        load_image_data(args)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import re
 
 import pytest
 import torch
+from helpers import images
 from helpers.tiny import largest_difference, state_of, tiny_model
-from transformers import BertConfig
+from transformers import AutoConfig, AutoModelForImageClassification, BertConfig
 
 from hf_gradaug import WideResNetConfig, WideResNetForImageClassification, load_classifier
 
@@ -18,6 +19,22 @@ def test_float32_and_eval_mode(tmp_path):
     loaded = load_classifier(tmp_path)
     assert loaded.dtype == torch.float32 and not loaded.training
     assert largest_difference(state_of(loaded), state_of(model.float())) == 0
+
+
+@pytest.mark.parametrize("names", [["cat", "dog"], ["ant", "bee"]])
+def test_scripts_train_checkpoints_in_half_precision_in_float32(tmp_path, names):
+    model = tiny_model("resnet-basic", id2label={0: "cat", 1: "dog"}).to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    images.load_script("run_image_classification")
+    from common import load_pretrained
+
+    config = AutoConfig.from_pretrained(tmp_path)
+    loaded = load_pretrained(
+        AutoModelForImageClassification, str(tmp_path), config, "photos", names, ignore_mismatched_sizes=True
+    )
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert list(loaded.config.id2label.values()) == names
+    assert largest_difference(state_of(loaded.base_model), state_of(model.base_model.float())) == 0
 
 
 def test_own_networks_need_no_remote_code(tmp_path):

@@ -89,6 +89,14 @@ def test_what_is_measured_is_what_is_exported(model):
     assert [count_correct(network, data) / 30 for network in networks] == [row["accuracy"] for row in rows]
 
 
+def test_a_plain_models_hooks_are_named_once(model, caplog):
+    model.resnet.encoder.register_forward_hook(lambda *args: None)
+    before = type(model)
+    assert len(evaluate_widths(model, (0.5, 0.75, 1.0), loader())) == 3
+    (message,) = (message for message in caplog.messages if "forward hooks" in message)
+    assert "['resnet.encoder']" in message and type(model) is before
+
+
 def test_without_calibration(model):
     assert [row["accuracy_recalibrated"] for row in evaluate_widths(model, [0.5, 1.0], loader())] == [None, None]
     convnext = tiny_model("convnext").eval()
