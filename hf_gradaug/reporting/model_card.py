@@ -227,9 +227,10 @@ def _last_evaluation(trainer: Trainer) -> tuple[dict[str, float], int]:
     step = evaluations[-1]["step"] if evaluations else 0
     if ends:
         after = rows[ends[-1] + 1 :]
-        if trainer.args.load_best_model_at_end and state.best_global_step:
-            step = state.best_global_step  # whose weights were loaded at the end
-        evaluations = after or [row for row in evaluations if row["step"] == step] or evaluations
+        if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
+            # Whose weights were loaded at the end. At `best_global_step` there may have been no save.
+            step = int(state.best_model_checkpoint.rsplit("-", 1)[1])
+        evaluations = after or [row for row in evaluations if row["step"] == step]
     # Several data sets have a row each.
     last = [row for row in evaluations if row["step"] == evaluations[-1]["step"]]
     values = {name.removeprefix("eval_"): row[name] for row in last for name in filter(_is_of_evaluation, row)}
