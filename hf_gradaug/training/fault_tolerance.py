@@ -14,7 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..data.bad_images import SkippedImages
 from ..messages import shorten
-from .checkpoints import clear_checkpoint, find_checkpoint, find_damage
+from .checkpoints import clear_checkpoint, find_checkpoint, find_damage, load_weights
 from .preemption import StopOnSignal
 from .tokens import hide_from_pickle
 
@@ -30,7 +30,9 @@ class FaultToleranceMixin:
     - `train(resume_from_checkpoint=True)` resumes from the newest complete checkpoint. A warning names the faults of
       newer ones. If all are corrupt, an error names them. A run killed in its first save starts from the beginning.
     - `train(resume_from_checkpoint=folder)` raises an error that names the corrupt file.
-    - A checkpoint of a model with other classes, or in another order, raises an error.
+    - The weights of every family are resumed, and `load_best_model_at_end` loads them. The Trainer itself keeps other
+      weights where transformers saves them under older names (ViT, Swin, DETR, ...).
+    - A checkpoint of a model with other classes, or in another order, raises an error. So does one of another model.
     - A failed save is logged, leaves nothing of the checkpoint behind and keeps the older checkpoints. These are
       deleted only when the new checkpoint is complete, with the files of all processes. Your own files in the folder
       stay.
@@ -103,6 +105,16 @@ class FaultToleranceMixin:
                 f"`resume_from_checkpoint` must be a checkpoint of the model's classes, {shorten(classes)}, but is "
                 f"'{checkpoint}' with {shorten(others)}. Leave it out, and load the checkpoint as a pretrained model."
             )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        has_own_format = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if has_own_format or not load_weights(resume_from_checkpoint, self.model if model is None else model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        has_own_format = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if has_own_format or not load_weights(self.state.best_model_checkpoint, self.model):
+            super()._load_best_model()
 
     def _run_epoch(self, *args, **kwargs) -> None:
         # The Trainer looks at `max_steps` after a step only: a run that is resumed from its last one would train one more.
