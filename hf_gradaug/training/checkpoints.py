@@ -9,6 +9,7 @@ import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -34,6 +35,8 @@ _WRITTEN = re.compile(
     r"trainer_state\.json|training_args\.bin|special_tokens_map\.json|added_tokens\.json|tokenizer\.json"
     r"|((generation|(video_)?preprocessor|processor|tokenizer|adapter|gradaug)_)?config\.json"
 )
+# Of an optimizer's group: what is no setting, moves with the schedule, or chooses among implementations.
+_NO_SETTINGS = {"params", "param_names", "lr", "foreach", "fused", "capturable", "differentiable"}
 
 
 @dataclass(frozen=True)
@@ -251,3 +254,25 @@ def load_weights(folder: str | os.PathLike, model: nn.Module) -> bool:
         return False
     model.load_state_dict(loaded.state_dict())
     return True
+
+
+def compare_groups(fresh: list[dict[str, Any]], loaded: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """
+    Compares the parameter groups of an optimizer before and after it loaded a checkpoint, which replaces them.
+
+    Args:
+        fresh, loaded (`list[dict]`): The groups, equally many.
+
+    Returns:
+        `tuple[list[str], list[str]]`: Names of settings that the checkpoint doesn't have, because another optimizer wrote
+        it. Then a description of each setting with another value.
+    """
+    missing, others = {}, {}  # in order
+    for before, after in zip(fresh, loaded, strict=True):
+        for name in before.keys() - _NO_SETTINGS:
+            if name not in after:
+                missing[name] = None
+            elif before[name] != after[name]:
+                argument = "learning_rate" if name == "initial_lr" else name
+                others[f"{argument} {after[name]}, not {before[name]}"] = None
+    return sorted(missing), sorted(others)

@@ -341,3 +341,66 @@ def test_checkpoint_of_another_model_is_an_error(trained, tmp_path, changes, wor
         trainer.train(resume_from_checkpoint=str(trained[0] / "checkpoint-2"))
     with pytest.raises(ValueError, match=r"and here \(3, 32\) \(39 such differences"):
         load_weights(trained[0] / "checkpoint-2", families.family_model("vit"))
+
+
+def resume(out, caplog, **args):
+    """Resumes the run of `trained` with other arguments. Returns the trainer and the warnings of this package."""
+    trainer = make_trainer(out.parent / "resumed", **args)
+    with caplog.at_level(logging.WARNING, "hf_gradaug"):
+        trainer.train(resume_from_checkpoint=str(out / "checkpoint-2"))
+    return trainer, [record.getMessage() for record in caplog.records if record.name.startswith("hf_gradaug.training")]
+
+
+@pytest.mark.parametrize(
+    ("optim", "name"), [("adamw_torch", "AdamW, .*betas"), ("rmsprop", "RMSprop, .*alpha"), ("adafactor", "Adafactor")]
+)
+def test_checkpoint_of_another_optimizer_is_an_error(trained, caplog, optim, name):
+    with pytest.raises(ValueError, match=f"`optim` must be the optimizer of the checkpoint '.*', but is {name}"):
+        resume(trained[0], caplog, optim=optim)
+
+
+def test_checkpoint_of_other_groups_is_an_error(trained, tmp_path):
+    model = tiny_model("convnext")
+    model.convnext.embeddings.requires_grad_(False)
+    trainer = tiny_trainer(tmp_path, model)
+    with pytest.raises(ValueError, match="`optim` must be .*: loaded state dict .* doesn't match the size"):
+        trainer.train(resume_from_checkpoint=str(trained[0] / "checkpoint-2"))
+
+
+def test_what_a_checkpoint_overrides_is_warned_of(trained, tmp_path, caplog):
+    out = harness.copy(trained[0], tmp_path / "out")
+    args = {"learning_rate": 0.5, "weight_decay": 0.3, "optim_args": "momentum=0.9,foreach=True"}
+    trainer, (warning,) = resume(out, caplog, **args)
+    assert "learning_rate 0.05, not 0.5; momentum 0, not 0.9; weight_decay 0.0, not 0.3. To train" in warning
+    assert largest_difference(state_of(trainer.model), trained[1]) == 0
+    caplog.clear()
+    assert not resume(out, caplog)[1]
+
+
+def test_checkpoint_of_a_model_alone_is_warned_of(trained, tmp_path, caplog):
+    out = harness.copy(trained[0], tmp_path / "out")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (out / "checkpoint-2" / name).unlink()
+    _, (warning,) = resume(out, caplog)
+    assert "checkpoint-2' holds the model alone (`save_only_model`)" in warning and "anew, in step 3." in warning
+
+
+@pytest.mark.parametrize(
+    "args",
+    [{"per_device_train_batch_size": 4}, {"gradient_accumulation_steps": 2}, {"gradient_accumulation_steps": 4}],
+)
+def test_another_batch_size_is_warned_of(trained, tmp_path, caplog, args):
+    out = harness.copy(trained[0], tmp_path / "out")
+    _, (warning,) = resume(out, caplog, **args)
+    steps = 32 // (args.get("per_device_train_batch_size", 8) * args.get("gradient_accumulation_steps", 1))
+    assert f"saved in epoch 0.5, after 2 optimizer steps, but an epoch has {steps} now" in warning
+
+
+def test_epochs_of_an_uneven_last_step_are_the_same_run(tmp_path, caplog):
+    args = {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 4, "max_steps": 5, "save_steps": 1}
+    make_trainer(tmp_path / "out", **args).train()
+    for step in range(1, 5):
+        trainer = make_trainer(tmp_path / "resumed", **args)
+        with caplog.at_level(logging.WARNING, "hf_gradaug"):
+            trainer.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{step}"))
+    assert not [record for record in caplog.records if record.name.startswith("hf_gradaug.training")]
