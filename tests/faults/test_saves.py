@@ -404,3 +404,15 @@ def test_epochs_of_an_uneven_last_step_are_the_same_run(tmp_path, caplog):
         with caplog.at_level(logging.WARNING, "hf_gradaug"):
             trainer.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{step}"))
     assert not [record for record in caplog.records if record.name.startswith("hf_gradaug.training")]
+
+
+def test_milestones_follow_a_longer_run(tmp_path):
+    args = {"lr_milestones": [0.5], "lr_scheduler_type": "constant", "save_strategy": "steps", "save_steps": 1}
+    make_trainer(tmp_path / "out", max_steps=4, **args).train()
+    whole = make_trainer(tmp_path / "whole", max_steps=8, **args)
+    whole.train()
+    for step in (1, 3):  # before and after the milestone of the shorter run
+        trainer = make_trainer(tmp_path / "resumed", max_steps=8, **args)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{step}"))
+        rates = [[row["learning_rate"] for row in run.state.log_history[step:8]] for run in (trainer, whole)]
+        assert rates[0] == pytest.approx(rates[1]) and rates[1][-1] == pytest.approx(0.005)
