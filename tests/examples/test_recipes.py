@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""The recipes parse, and mean what their source says."""
+"""The recipes parse, and mean what their source says. So do flags beside them."""
 
 import pytest
 import torch
@@ -68,3 +68,10 @@ def test_flags_override_a_recipe_and_unknown_keys_raise(script, tmp_path):
     path.write_text('{"lerning_rate": 0.5}')
     with pytest.raises(ValueError, match=r"mine.json has unknown keys \['lerning_rate'\]"):
         script.parse_arguments([str(path)])
+
+
+def test_logs_of_the_plain_baseline_leave_losses_out_as_the_trainer_does(script):
+    filters = []
+    for flags in ([], ["--gradaug"], ["--logging_nan_inf_filter", "false"]):
+        filters.append(script.parse_arguments(["--output_dir", "out", *flags])[2].logging_nan_inf_filter)
+    assert filters == [True, False, False]
