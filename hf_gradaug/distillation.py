@@ -90,14 +90,10 @@ class DistillationTrainer(ModelCardMixin, DurableTrainerMixin, Trainer):
             shard_as_one_unit(self.model, self.accelerator.state.fsdp_plugin)
         return super().create_optimizer(model)
 
-    def train(
-        self,
-        resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ) -> TrainOutput:
-        self._step_log = self._new_step_log()  # without what an earlier run left
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+    def _inner_training_loop(self, *args, **kwargs) -> TrainOutput:
+        # Without what an earlier run left, or an attempt that `auto_find_batch_size` repeats.
+        self._step_log = self._new_step_log()
+        return super()._inner_training_loop(*args, **kwargs)
 
     def compute_loss(
         self,

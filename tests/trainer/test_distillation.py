@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from helpers import images
 from helpers.tiny import TinyImages, largest_difference, parameters_of, state_of, tiny_model, tiny_trainer
+from transformers import TrainerCallback
 
 from hf_gradaug import DistillationTrainer
 
@@ -76,6 +77,19 @@ def test_accumulation_is_the_larger_batch_and_logs_the_same(tmp_path):
     for row, other in zip(*(run.state.log_history[:2] for run in runs)):
         for name in ("loss", "loss_labels", "loss_teacher"):
             assert row[name] == pytest.approx(other[name], rel=1e-4)
+
+
+def test_an_attempt_that_is_repeated_is_not_in_the_log(tmp_path):
+    class NoMemory(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 1 and state.train_batch_size > 4:
+                raise RuntimeError("CUDA out of memory.")
+
+    kwargs = {"callbacks": [NoMemory()]}
+    trainer = trainer_of(tmp_path, auto_find_batch_size=True, max_steps=2, logging_steps=2, kwargs=kwargs)
+    trainer.train()
+    row = trainer.state.log_history[0]
+    assert row["loss"] == pytest.approx(row["loss_labels"] + row["loss_teacher"], rel=1e-4)
 
 
 def test_label_smoothing_and_evaluation_leave_the_teacher_out(tmp_path):
