@@ -53,6 +53,7 @@ from common import (
     write_card,
 )
 from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
 from torch.utils.data import Dataset
 from transformers import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
@@ -269,6 +270,27 @@ def build_model(args: ModelArguments, data: str, class_names: list[str], by_numb
     return model, processor
 
 
+def check_sees_the_same(teacher: str, image_processor, trust_remote_code: bool) -> None:
+    """Raises a `ValueError` if a teacher's image processor gives pixels other values: it gets the model's images."""
+    try:
+        its_own = AutoImageProcessor.from_pretrained(teacher, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError):  # it has none
+        return
+    seen = []
+    for processor in (image_processor, its_own):
+        height, width = get_image_size(processor)
+        images = [Image.new("RGB", (width, height), colour) for colour in ("black", "white", "orange")]
+        seen.append([get_eval_transform(processor)(image)[:, height // 2, width // 2] for image in images])
+    if not torch.allclose(*map(torch.stack, seen), atol=1e-3):
+        raise ValueError(
+            f"`teacher` must have the model's image processor, up to the size, but is '{teacher}', whose image processor "
+            "normalizes pixels to other values. Give the model the teacher's, by `image_processor_name`, or by `image_mean` "
+            "and `image_std`."
+        )
+    if (size := get_image_size(its_own)) != get_image_size(image_processor):
+        logger.warning(f"The teacher '{teacher}' is for images of {size[0]} x {size[1]} pixels, and gets the model's.")
+
+
 def synchronize_batchnorm(model: torch.nn.Module, device: torch.device):
     """
     Makes BatchNorm use the images of all processes. Returns the model and the `build` function for its sub-networks.
@@ -322,6 +344,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
     trainer_class = partial(GradAugTrainer, build=build)
     if model_args.teacher:
         teacher = load_classifier(model_args.teacher, model_args.trust_remote_code)
+        check_sees_the_same(model_args.teacher, image_processor, model_args.trust_remote_code)
         if data.classes_by_number:
             teacher.config.id2label = model.config.id2label
         if model_args.channels_last:

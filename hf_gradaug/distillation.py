@@ -33,8 +33,8 @@ class DistillationTrainer(ModelCardMixin, DurableTrainerMixin, Trainer):
         *args, **kwargs:
             The Trainer's. `args` may be a [`GradAugConfig`] with 0 sub-networks.
         teacher (`PreTrainedModel`):
-            An image classifier with the model's classes, matched by name. It is frozen in place and moved to the
-            training device.
+            An image classifier with the model's classes, matched by name, for images that are normalized alike. It is
+            frozen in place and moved to the training device.
         teacher_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the teacher's part, 0 or more. With 0 the teacher isn't run, and this is exactly plain training.
 

@@ -124,7 +124,7 @@ def test_errors_name_what_is_wrong(tmp_path):
         trainer_of(tmp_path, teacher=tiny_model(problem_type="regression"))
 
 
-def test_the_example_distils_from_a_folder(tmp_path):
+def test_the_example_distils_from_a_folder(tmp_path, caplog):
     script = images.load_script("run_image_classification")
     folder = str(images.make_folder(tmp_path / "images"))
     common = [
@@ -143,6 +143,13 @@ def test_the_example_distils_from_a_folder(tmp_path):
         assert row["loss"] == pytest.approx(row["loss_labels"] + 2 * row["loss_teacher"], rel=1e-3)
     card = (out / "README.md").read_text()
     assert "| `teacher` | teacher |" in card and "| `teacher_weight` | 2 |" in card
+    script.main(
+        [*common, *teacher, "--image_size", "22", "--max_steps", "1", "--output_dir", str(tmp_path / "larger")]
+    )
+    assert f"The teacher '{tmp_path / 'teacher'}' is for images of 20 x 20 pixels" in caplog.text
+    black_to_0 = ["--image_mean", "0", "0", "0", "--image_std", "1", "1", "1"]
+    with pytest.raises(ValueError, match="`teacher` must have the model's image processor, .* by `image_mean`"):
+        script.main([*common, *teacher, *black_to_0, "--output_dir", str(tmp_path / "none")])
     with pytest.raises(ValueError, match="`teacher` must not be given with `gradaug`, but is '.*teacher'"):
         script.main([*common, *teacher, "--gradaug", "--output_dir", str(tmp_path / "none")])
     with pytest.raises(ValueError, match="`teacher_weight` must be 1.0 without a `teacher`, but is 2.0"):
