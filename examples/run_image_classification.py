@@ -179,6 +179,8 @@ def parse_arguments(args: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     if (given := given_flags(args)) & {"train_dir", "validation_dir", "test_dir"} and "dataset_name" not in given:
         recipe.pop("dataset_name", None)
         recipe.pop("dataset_config_name", None)
+    if given & {"model_name_or_path", "config_name"}:
+        recipe.pop("model_type", None)
     parser.set_defaults(**recipe)
     flags, _ = parser.parse_known_args(args)
     if not any((flags.dataset_name, flags.train_dir, flags.validation_dir, flags.test_dir)):
@@ -227,6 +229,10 @@ def build_model(args: ModelArguments, data: str, class_names: list[str], by_numb
             "Name a model: `model_name_or_path`, or for training from scratch `model_type` or `config_name`."
         )
     base = AutoConfig.from_pretrained(source, **hub) if source else AutoConfig.for_model(args.model_type)
+    if source and args.model_type not in (None, base.model_type):
+        raise ValueError(
+            f"`model_type` must be left out with '{source}', a model of type '{base.model_type}', but is '{args.model_type}'."
+        )
     if unknown := [name for name in overrides if not hasattr(base, name)]:
         raise ValueError(
             f"`config_overrides` must name settings of {type(base).__name__}, but has {shorten(unknown)}."
