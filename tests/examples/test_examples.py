@@ -308,6 +308,10 @@ def test_own_loop(tmp_path, folder, capsys):
     assert list(AutoModelForImageClassification.from_pretrained(tmp_path).config.id2label.values()) == list(
         images.CLASSES
     )
+    with pytest.raises(FloatingPointError, match=r"The loss of .* is not finite in optimizer step 2"):
+        script.main([*common, "--learning_rate", "1e30"])
+    with pytest.raises(ValueError, match="`nonfinite_loss` must be 'stop' in this script, but is 'skip'"):
+        script.main([*common, "--nonfinite_loss", "skip"])
 
 
 @pytest.fixture(scope="module")
