@@ -122,9 +122,11 @@ def given_flags(args: Sequence[str]) -> set[str]:
 
 def parse_training_arguments(parser: HfArgumentParser, args: Sequence[str]) -> tuple[Any, ...]:
     """Model, data and training arguments. Without `--gradaug` there are no sub-networks."""
-    model_args, data_args, training_args = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
+    words = list(args)
+    if not parser.parse_known_args(words)[0].gradaug:
+        words += ["--num_subnetworks", "0"]  # parsed, because other arguments have their defaults from it
+    model_args, data_args, training_args = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
     if not model_args.gradaug:
-        training_args.num_subnetworks = 0
         settings = {item.name for item in dataclasses.fields(GradAugSettings)} - {"nonfinite_loss"}
         if unused := sorted(given_flags(args) & settings):
             logger.warning(f"The plain baseline is trained, without {shorten(unused)}: these need `gradaug`.")

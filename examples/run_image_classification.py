@@ -53,6 +53,7 @@ from common import (
     write_card,
 )
 from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
 from torch.utils.data import Dataset
 from transformers import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
@@ -178,6 +179,8 @@ def parse_arguments(args: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     if (given := given_flags(args)) & {"train_dir", "validation_dir", "test_dir"} and "dataset_name" not in given:
         recipe.pop("dataset_name", None)
         recipe.pop("dataset_config_name", None)
+    if given & {"model_name_or_path", "config_name"}:
+        recipe.pop("model_type", None)
     parser.set_defaults(**recipe)
     flags, _ = parser.parse_known_args(args)
     if not any((flags.dataset_name, flags.train_dir, flags.validation_dir, flags.test_dir)):
@@ -226,6 +229,10 @@ def build_model(args: ModelArguments, data: str, class_names: list[str], by_numb
             "Name a model: `model_name_or_path`, or for training from scratch `model_type` or `config_name`."
         )
     base = AutoConfig.from_pretrained(source, **hub) if source else AutoConfig.for_model(args.model_type)
+    if source and args.model_type not in (None, base.model_type):
+        raise ValueError(
+            f"`model_type` must be left out with '{source}', a model of type '{base.model_type}', but is '{args.model_type}'."
+        )
     if unknown := [name for name in overrides if not hasattr(base, name)]:
         raise ValueError(
             f"`config_overrides` must name settings of {type(base).__name__}, but has {shorten(unknown)}."
@@ -267,6 +274,27 @@ def build_model(args: ModelArguments, data: str, class_names: list[str], by_numb
     else:
         processor = make_image_processor(args.image_size, args.crop_pct, args.image_mean, args.image_std)
     return model, processor
+
+
+def check_sees_the_same(teacher: str, image_processor, trust_remote_code: bool) -> None:
+    """Raises a `ValueError` if a teacher's image processor gives pixels other values: it gets the model's images."""
+    try:
+        its_own = AutoImageProcessor.from_pretrained(teacher, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError):  # it has none
+        return
+    seen = []
+    for processor in (image_processor, its_own):
+        height, width = get_image_size(processor)
+        images = [Image.new("RGB", (width, height), colour) for colour in ("black", "white", "orange")]
+        seen.append([get_eval_transform(processor)(image)[:, height // 2, width // 2] for image in images])
+    if not torch.allclose(*map(torch.stack, seen), atol=1e-3):
+        raise ValueError(
+            f"`teacher` must have the model's image processor, up to the size, but is '{teacher}', whose image processor "
+            "normalizes pixels to other values. Give the model the teacher's, by `image_processor_name`, or by `image_mean` "
+            "and `image_std`."
+        )
+    if (size := get_image_size(its_own)) != get_image_size(image_processor):
+        logger.warning(f"The teacher '{teacher}' is for images of {size[0]} x {size[1]} pixels, and gets the model's.")
 
 
 def synchronize_batchnorm(model: torch.nn.Module, device: torch.device):
@@ -322,6 +350,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
     trainer_class = partial(GradAugTrainer, build=build)
     if model_args.teacher:
         teacher = load_classifier(model_args.teacher, model_args.trust_remote_code)
+        check_sees_the_same(model_args.teacher, image_processor, model_args.trust_remote_code)
         if data.classes_by_number:
             teacher.config.id2label = model.config.id2label
         if model_args.channels_last:

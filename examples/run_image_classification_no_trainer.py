@@ -38,7 +38,7 @@ from hf_gradaug.data import (
     get_train_transform,
     load_image_data,
 )
-from hf_gradaug.training import end_with_launcher
+from hf_gradaug.training import NonFiniteLossGuard, end_with_launcher
 
 
 logger = logging.getLogger(__name__)
@@ -121,6 +121,10 @@ def main(args: list[str] | None = None) -> float:
         raise ValueError("`in_memory` must be off in this script, but is on. Use run_image_classification.py.")
     if data_args.skip_bad_images:
         raise ValueError("`skip_bad_images` must be off in this script, but is on. Use run_image_classification.py.")
+    if settings.nonfinite_loss != "stop":
+        raise ValueError(
+            f"`nonfinite_loss` must be 'stop' in this script, but is {settings.nonfinite_loss!r}. Use run_image_classification.py."
+        )
     logging.basicConfig(level=logging.INFO)
     with naming_unreachable_hub(args, data_args):
         return run(args, data_args, settings)
@@ -159,6 +163,7 @@ def run(args: LoopArguments, data_args: DataArguments, settings: GradAugSettings
         num_workers=args.num_workers,
     )
     gradaug = GradAug(model, settings, seed=args.seed)  # before the model is wrapped
+    guard = NonFiniteLossGuard(accelerator, model, settings.nonfinite_loss)
     optimizer = torch.optim.SGD(
         model.parameters(), args.learning_rate, momentum=0.9, nesterov=True, weight_decay=args.weight_decay
     )
@@ -178,11 +183,16 @@ def run(args: LoopArguments, data_args: DataArguments, settings: GradAugSettings
             group_start = micro_step - micro_step % accumulation
             group_size = min(accumulation, len(train_loader) - group_start)  # the epoch's last step may have fewer
             is_last_batch = micro_step == group_start + group_size - 1
+            losses, passes = [], []
+            guard.start()
             for gradaug_pass in gradaug.passes(inputs, step):
                 synchronize = gradaug_pass.is_last and is_last_batch
                 with contextlib.nullcontext() if synchronize else accelerator.no_sync(model), gradaug_pass:
                     loss = gradaug_pass.compute(model)
                     accelerator.backward(loss / group_size)
+                losses.append(loss.detach())
+                passes.append(gradaug_pass)
+            guard.finish(losses, passes, step + 1)
             if is_last_batch:
                 optimizer.step()
                 scheduler.step()
@@ -190,6 +200,7 @@ def run(args: LoopArguments, data_args: DataArguments, settings: GradAugSettings
                 step += 1
                 if step == max_steps:
                     break
+        guard.settle()
         accuracy = evaluate(accelerator, model, eval_loader)
         if accelerator.is_main_process:
             logger.info(f"epoch {epoch + 1}: step {step}, last loss {loss.item():.4f}, top-1 {accuracy:.2%}")

@@ -33,8 +33,8 @@ class DistillationTrainer(ModelCardMixin, DurableTrainerMixin, Trainer):
         *args, **kwargs:
             The Trainer's. `args` may be a [`GradAugConfig`] with 0 sub-networks.
         teacher (`PreTrainedModel`):
-            An image classifier with the model's classes, matched by name. It is frozen in place and moved to the
-            training device.
+            An image classifier with the model's classes, matched by name, for images that are normalized alike. It is
+            frozen in place and moved to the training device.
         teacher_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the teacher's part, 0 or more. With 0 the teacher isn't run, and this is exactly plain training.
 
@@ -90,14 +90,10 @@ class DistillationTrainer(ModelCardMixin, DurableTrainerMixin, Trainer):
             shard_as_one_unit(self.model, self.accelerator.state.fsdp_plugin)
         return super().create_optimizer(model)
 
-    def train(
-        self,
-        resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ) -> TrainOutput:
-        self._step_log = self._new_step_log()  # without what an earlier run left
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+    def _inner_training_loop(self, *args, **kwargs) -> TrainOutput:
+        # Without what an earlier run left, or an attempt that `auto_find_batch_size` repeats.
+        self._step_log = self._new_step_log()
+        return super()._inner_training_loop(*args, **kwargs)
 
     def compute_loss(
         self,

@@ -59,6 +59,8 @@ class GradAugConfig(GradAugSettings, TrainingArguments):
             is_fp16 = self.fp16 or (not self.bf16 and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16")
             self.logging_nan_inf_filter = self.num_subnetworks == 0 or self.nonfinite_loss == "skip" or is_fp16
         TrainingArguments.__post_init__(self)
+        if not 0 <= self.label_smoothing_factor <= 1:
+            raise ValueError(f"`label_smoothing_factor` must be in [0, 1], but is {self.label_smoothing_factor}.")
         if self.lr_milestones is None:
             return
         if not (self.lr_milestones and all(0 < share < 1 for share in self.lr_milestones)):

@@ -3,8 +3,10 @@
 
 import dataclasses
 import json
+import math
 import os
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,6 +23,8 @@ _OPTIONS = {
     "subnetwork_targets": SubnetworkTargets,
     "nonfinite_loss": NonFiniteLoss,
 }
+_NUMBERS = ("min_survival", "min_width", "subnetwork_loss_weight", "temperature", "subnetwork_batch_fraction")
+_LISTS = ("width_choices", "scales", "rotations")
 
 
 @dataclass
@@ -80,7 +84,7 @@ class GradAugSettings:
             steps. See [`~hf_gradaug.training.nonfinite.NonFiniteLossGuard`].
 
     Raises:
-        `ValueError`: If a setting is out of range. The error names the setting, its value and the allowed values.
+        `ValueError`: If a setting is no number or out of range. The error names the setting, its value and the allowed values.
     """
 
     num_subnetworks: int = field(
@@ -174,8 +178,21 @@ class GradAugSettings:
     def __post_init__(self):
         for name, low in (("num_subnetworks", 0), ("width_divisor", 1), ("subnetwork_every", 1)):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
                 raise ValueError(f"`{name}` must be a whole number, {low} or more, but is {value}.")
+            setattr(self, name, int(value))
+        for name in _NUMBERS:
+            value = _as_number(getattr(self, name))
+            if value is None:
+                raise ValueError(f"`{name}` must be a finite number, but is {getattr(self, name)!r}.")
+            setattr(self, name, value)
+        for name in _LISTS:
+            if (values := getattr(self, name)) is not None:
+                is_list = hasattr(values, "__len__") and not isinstance(values, str)
+                numbers = [_as_number(value) for value in values] if is_list else [None]
+                if None in numbers:
+                    raise ValueError(f"`{name}` must be a list of finite numbers, but is {values!r}.")
+                setattr(self, name, numbers)
         check_width(self.min_width, "min_width")
         for name, options in _OPTIONS.items():
             value = getattr(self, name)
@@ -218,6 +235,13 @@ class GradAugSettings:
     @property
     def draws_depth(self) -> bool:
         return self.subnetwork_kind != "width"
+
+
+def _as_number(value: Any) -> int | float | None:
+    """The value as Python's own number, since NumPy's can't be saved as JSON. `None` if it is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        return None
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def settings_as_dict(settings: GradAugSettings) -> dict[str, Any]:

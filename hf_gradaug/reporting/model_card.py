@@ -56,6 +56,9 @@ _TRAINING_SETTINGS = [
     "fp16",
     "bf16",
 ]
+# Of these, what the optimizer or the schedule has instead if the Trainer was given one.
+_OF_OPTIMIZER = ["learning_rate", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"]
+_OF_SCHEDULE = ["lr_scheduler_type", "lr_scheduler_kwargs", "lr_milestones", "warmup_steps"]
 # What an evaluation logs beside its metrics.
 _NO_METRICS = re.compile(r"(\w+_)?(loss|runtime|\w+_per_second|model_preparation_time|\w*compilation_time|mem_\w+)")
 
@@ -69,6 +72,7 @@ class ModelCardMixin:
     def __init__(self, *args, **kwargs):
         self._licences: dict[str | None, str | None] = {}  # of base models
         super().__init__(*args, **kwargs)
+        self._given_optimizer, self._given_schedule = self.optimizer, self.lr_scheduler
 
     def init_hf_repo(self, *args, **kwargs) -> None:
         super().init_hf_repo(*args, **kwargs)
@@ -188,7 +192,9 @@ def write_model_card(
         load=_how_to_load(trainer, tasks),
         learns_from_labels=settings.subnetwork_targets == "labels",
         has_own_code=bool(getattr(trainer.model, "_auto_class", None)),
-        gradaug_settings=_table("GradAug setting", _as_code(settings_as_dict(settings))) if is_gradaug else "",
+        gradaug_settings=_table("GradAug setting", _as_code(_gradaug_settings(trainer, settings)))
+        if is_gradaug
+        else "",
         training_settings=_table(
             "setting", _as_code(_training_settings(trainer) | dict(data_settings or {})), skip_off=True
         ),
@@ -212,6 +218,8 @@ def _how_to_load(trainer: Trainer, tasks: list[str]) -> str:
     # A class that transformers doesn't have is saved with the model.
     auto_class = getattr(trainer.model, "_auto_class", None)
     code = ", trust_remote_code=True" if auto_class else ""
+    if trainer.hub_model_id and trainer.args.hub_revision:
+        code = f', revision="{trainer.args.hub_revision}"{code}'
     if tasks:
         return f'from transformers import pipeline\n\npipe = pipeline("{tasks[0]}", model="{repository}"{code})'
     name = auto_class or type(trainer.model).__name__
@@ -227,9 +235,10 @@ def _last_evaluation(trainer: Trainer) -> tuple[dict[str, float], int]:
     step = evaluations[-1]["step"] if evaluations else 0
     if ends:
         after = rows[ends[-1] + 1 :]
-        if trainer.args.load_best_model_at_end and state.best_global_step:
-            step = state.best_global_step  # whose weights were loaded at the end
-        evaluations = after or [row for row in evaluations if row["step"] == step] or evaluations
+        if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
+            # Whose weights were loaded at the end. At `best_global_step` there may have been no save.
+            step = int(state.best_model_checkpoint.rsplit("-", 1)[1])
+        evaluations = after or [row for row in evaluations if row["step"] == step]
     # Several data sets have a row each.
     last = [row for row in evaluations if row["step"] == evaluations[-1]["step"]]
     values = {name.removeprefix("eval_"): row[name] for row in last for name in filter(_is_of_evaluation, row)}
@@ -266,14 +275,38 @@ def _eval_results(
     ]
 
 
+def _gradaug_settings(trainer: Trainer, settings: GradAugSettings) -> dict[str, Any]:
+    shown = settings_as_dict(settings)
+    if getattr(trainer, "_gradaug_transform", None) is not None:
+        shown.update(scales="own transform", rotations="own transform")
+    return shown
+
+
 def _training_settings(trainer: Trainer) -> dict[str, Any]:
     args = trainer.args
     settings = {name: getattr(args, name, None) for name in _TRAINING_SETTINGS}
     if "adam" not in args.optim:
         settings.update(adam_beta1=None, adam_beta2=None, adam_epsilon=None)
     settings["max_steps" if args.max_steps <= 0 else "num_train_epochs"] = None  # the other one counts
+    kind, values = getattr(trainer, "optimizer_cls_and_kwargs", None) or (None, {})
+    if optimizer := getattr(trainer, "_given_optimizer", None):
+        kind, values = type(optimizer), optimizer.defaults
+        settings["weight_decay"] = None
+    if kind is not None:
+        settings.update(dict.fromkeys(_OF_OPTIMIZER))
+        values = ", ".join(f"{name} {_show(value)}" for name, value in values.items() if value)
+        settings["optimizer"] = f"{kind.__name__} ({values})"
+    if schedule := getattr(trainer, "_given_schedule", None):
+        settings.update(dict.fromkeys(_OF_SCHEDULE))
+        settings["learning rate schedule"] = type(schedule).__name__
+    # The configuration of Accelerate may set it too.
+    precision = trainer.accelerator.mixed_precision
+    settings.update(fp16=precision == "fp16", bf16=precision == "bf16")
+    # With `auto_find_batch_size`, it may be smaller than in the arguments.
+    batch_size = trainer._train_batch_size
+    settings["per_device_train_batch_size"] = batch_size // max(1, args.n_gpu)
     # Images in an optimizer step, as the authors give it.
-    settings["global batch size"] = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    settings["global batch size"] = batch_size * args.world_size * args.gradient_accumulation_steps
     return settings
 
 
@@ -349,7 +382,7 @@ def _as_code(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _table(title: str, values: Mapping[str, Any], skip_off: bool = False) -> str:
     """A Markdown table of names and values, or `""`. `skip_off` drops values that are `None`, `False`, 0 or empty."""
-    rows = [f"| {name} | {_show(value)} |" for name, value in values.items() if value or not skip_off]
+    rows = [f"| {_show(name)} | {_show(value)} |" for name, value in values.items() if value or not skip_off]
     return "\n".join([f"| {title} | value |", "|---|---|", *rows]) if rows else ""
 
 

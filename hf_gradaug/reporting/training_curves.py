@@ -73,9 +73,11 @@ def plot_training_curves(log_history: list[dict[str, Any]], path: str | os.PathL
             axes.legend(frameon=False)
     accuracy_values = _series(log_history, "eval_accuracy")[1]
     if accuracy_values:
-        show_percent(panels[1].yaxis)
+        is_share = max(accuracy_values) <= 1  # some metrics are percentages already
+        if is_share:
+            show_percent(panels[1].yaxis)
         panels[1].annotate(
-            f"{accuracy_values[-1]:.1%}",
+            f"{accuracy_values[-1]:.1%}" if is_share else f"{accuracy_values[-1]:.1f}",
             (_series(log_history, "eval_accuracy")[0][-1], accuracy_values[-1]),
             textcoords="offset points",
             xytext=(-4, -14),

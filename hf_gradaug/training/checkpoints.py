@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Checks the Trainer's checkpoints for completeness, and finds the newest complete one of a folder."""
+"""Finds the newest complete checkpoint of a folder, and loads the weights of a checkpoint."""
 
+import copy
 import json
 import os
 import re
@@ -8,11 +9,16 @@ import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedModel
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..slimmable.model import SlimmableModel
 
 
 # The Trainer writes it last, so it marks a complete save.
@@ -29,6 +35,8 @@ _WRITTEN = re.compile(
     r"trainer_state\.json|training_args\.bin|special_tokens_map\.json|added_tokens\.json|tokenizer\.json"
     r"|((generation|(video_)?preprocessor|processor|tokenizer|adapter|gradaug)_)?config\.json"
 )
+# Of an optimizer's group: what is no setting, moves with the schedule, or chooses among implementations.
+_NO_SETTINGS = {"params", "param_names", "lr", "foreach", "fused", "capturable", "differentiable"}
 
 
 @dataclass(frozen=True)
@@ -187,3 +195,84 @@ def find_checkpoint(output_dir: str | os.PathLike) -> tuple[str | None, list[Che
             return str(folders[step]), damages
         damages.append(damage)
     return None, damages
+
+
+def load_weights(folder: str | os.PathLike, model: nn.Module) -> bool:
+    """
+    Loads a checkpoint's weights if they are stored under other names than the model's.
+
+    transformers saves the weights of many families (ViT, Swin, SegFormer, DETR, ...) under the names of older versions.
+    `from_pretrained` knows them. The Trainer doesn't: it would keep the weights that the model has.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            A checkpoint.
+        model (`nn.Module`):
+            The model. If the weights are not loaded here, it doesn't change.
+
+    Returns:
+        `bool`: Whether the weights are loaded. If not, the Trainer can load them.
+
+    Raises:
+        `ValueError`: If the model has weights of another shape, or more of them.
+    """
+    own, stored = model.state_dict(), {}
+    for path in Path(folder).glob("model*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            stored.update((name, tuple(file.get_slice(name).get_shape())) for name in sorted(file.keys()))
+    loaded = None
+    if isinstance(model, PreTrainedModel) and not stored.keys() <= own.keys():
+        plain_class = next(kind for kind in type(model).__mro__ if not issubclass(kind, SlimmableModel))
+        loaded, info = plain_class.from_pretrained(
+            folder,
+            config=copy.deepcopy(model.config),
+            dtype=max(
+                (tensor.dtype for tensor in own.values() if tensor.is_floating_point()), key=lambda kind: kind.itemsize
+            ),
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+        others = {name: shape for name, shape, _ in info["mismatched_keys"]}
+        missing = set(info["missing_keys"]) - others.keys()
+    else:
+        others = {name: shape for name, shape in stored.items() if name in own and shape != own[name].shape}
+        addresses = {
+            own[name].data_ptr() for name in stored if name in own
+        }  # of two names of one tensor, one is stored
+        missing = {name for name, tensor in own.items() if stored and tensor.data_ptr() not in addresses}
+        missing -= set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    what = [
+        f"'{name}' has the shape {tuple(shape)}, and here {tuple(own[name].shape)}" for name, shape in others.items()
+    ]
+    what += [f"'{name}' is missing" for name in sorted(missing)]
+    if what:
+        raise ValueError(
+            f"`resume_from_checkpoint` must be a checkpoint of the same model, but is '{folder}', where {what[0]} ({len(what)} "
+            "such differences in all). Build the model as it was, or leave the checkpoint out."
+        )
+    if loaded is None:
+        return False
+    model.load_state_dict(loaded.state_dict())
+    return True
+
+
+def compare_groups(fresh: list[dict[str, Any]], loaded: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """
+    Compares the parameter groups of an optimizer before and after it loaded a checkpoint, which replaces them.
+
+    Args:
+        fresh, loaded (`list[dict]`): The groups, equally many.
+
+    Returns:
+        `tuple[list[str], list[str]]`: Names of settings that the checkpoint doesn't have, because another optimizer wrote
+        it. Then a description of each setting with another value.
+    """
+    missing, others = {}, {}  # in order
+    for before, after in zip(fresh, loaded, strict=True):
+        for name in before.keys() - _NO_SETTINGS:
+            if name not in after:
+                missing[name] = None
+            elif before[name] != after[name]:
+                argument = "learning_rate" if name == "initial_lr" else name
+                others[f"{argument} {after[name]}, not {before[name]}"] = None
+    return sorted(missing), sorted(others)

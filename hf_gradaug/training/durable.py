@@ -97,3 +97,16 @@ class DurableTrainerMixin(HubMixin, FaultToleranceMixin, StreamMixin):
             self.lr_scheduler = MultiStepLR(optimizer, steps, gamma=0.1)
             self._created_lr_scheduler = True  # the next `train()` makes a new one
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # Accelerate's is around PyTorch's
+        milestones = getattr(schedule, "milestones", None)
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if getattr(self.args, "lr_milestones", None) is None or schedule.milestones == milestones:
+            return
+        # The checkpoint has steps of a run of another length. Every other schedule follows the new length.
+        schedule.milestones = milestones
+        passed = sum(count for step, count in milestones.items() if step <= schedule.last_epoch)
+        schedule._last_lr = [base * schedule.gamma**passed for base in schedule.base_lrs]
+        for group, rate in zip(self.optimizer.param_groups, schedule._last_lr, strict=True):
+            group["lr"] = rate

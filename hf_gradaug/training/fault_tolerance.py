@@ -10,11 +10,11 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_length
 
 from ..data.bad_images import SkippedImages
 from ..messages import shorten
-from .checkpoints import clear_checkpoint, find_checkpoint, find_damage
+from .checkpoints import clear_checkpoint, compare_groups, find_checkpoint, find_damage, load_weights
 from .preemption import StopOnSignal
 from .tokens import hide_from_pickle
 
@@ -30,7 +30,11 @@ class FaultToleranceMixin:
     - `train(resume_from_checkpoint=True)` resumes from the newest complete checkpoint. A warning names the faults of
       newer ones. If all are corrupt, an error names them. A run killed in its first save starts from the beginning.
     - `train(resume_from_checkpoint=folder)` raises an error that names the corrupt file.
-    - A checkpoint of a model with other classes, or in another order, raises an error.
+    - The weights of every family are resumed, and `load_best_model_at_end` loads them. The Trainer itself keeps other
+      weights where transformers saves them under older names (ViT, Swin, DETR, ...).
+    - A checkpoint of a model with other classes, or in another order, raises an error. So does one of another model
+      or optimizer. A warning says what else of the checkpoint doesn't fit: a model alone, other settings of the
+      optimizer, another global batch size.
     - A failed save is logged, leaves nothing of the checkpoint behind and keeps the older checkpoints. These are
       deleted only when the new checkpoint is complete, with the files of all processes. Your own files in the folder
       stay.
@@ -84,9 +88,8 @@ class FaultToleranceMixin:
                 f"`resume_from_checkpoint` must not be set without a complete checkpoint in '{self.args.output_dir}', but is "
                 f"set: {what}. Leave it out to start from the beginning."
             )
-        if self.is_world_process_zero():
-            start = "starts from the beginning" if checkpoint is None else f"goes on from '{checkpoint}'"
-            logger.warning(f"The training {start}, because what is newer can't be used: {what}.")
+        start = "starts from the beginning" if checkpoint is None else f"goes on from '{checkpoint}'"
+        self._warn(f"The training {start}, because what is newer can't be used: {what}.")
         return checkpoint
 
     def _check_classes(self, checkpoint: str | bool | None) -> None:
@@ -103,6 +106,71 @@ class FaultToleranceMixin:
                 f"`resume_from_checkpoint` must be a checkpoint of the model's classes, {shorten(classes)}, but is "
                 f"'{checkpoint}' with {shorten(others)}. Leave it out, and load the checkpoint as a pretrained model."
             )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        has_own_format = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if has_own_format or not load_weights(resume_from_checkpoint, self.model if model is None else model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        has_own_format = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if has_own_format or not load_weights(self.state.best_model_checkpoint, self.model):
+            super()._load_best_model()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        if not Path(checkpoint, "scheduler.pt").is_file():
+            self._warn(
+                f"'{checkpoint}' holds the model alone (`save_only_model`): the optimizer, the learning rate schedule and the "
+                f"random draws start anew, in step {self.state.global_step + 1}."
+            )
+        fresh = [dict(group) for group in self.optimizer.param_groups]
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:  # other groups
+            missing, others = [str(error)], []
+        else:
+            missing, others = compare_groups(fresh, self.optimizer.param_groups)
+        if missing:
+            name = type(getattr(self.optimizer, "optimizer", self.optimizer)).__name__
+            raise ValueError(
+                f"`optim` must be the optimizer of the checkpoint '{checkpoint}', but is {name}, which doesn't fit its state: "
+                f"{', '.join(missing)}. Resume with what it was, or load the checkpoint as a pretrained model."
+            )
+        if others:
+            self._warn(
+                f"The optimizer goes on with the settings of '{checkpoint}': {'; '.join(others)}. To train on with others, load "
+                "the checkpoint as a pretrained model."
+            )
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        started = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is None or self.args.ignore_data_skip or not has_length(self.train_dataset):
+            return started
+        step, steps = self.state.global_step, num_update_steps_per_epoch
+        # An epoch's last step may have fewer micro-batches than the others, which moves the share by less than a step.
+        if abs((self.state.epoch or 0) * steps - step) >= 1:
+            self._warn(
+                f"'{resume_from_checkpoint}' was saved in epoch {self.state.epoch:.4g}, after {step} optimizer steps, but an epoch "
+                f"has {steps} now: the training images or the global batch size (`per_device_train_batch_size`, "
+                "`gradient_accumulation_steps`, processes) differ. The run goes on elsewhere in the data and the schedule."
+            )
+        return started
+
+    def _warn(self, message: str) -> None:
+        if self.is_world_process_zero():
+            logger.warning(message)
 
     def _run_epoch(self, *args, **kwargs) -> None:
         # The Trainer looks at `max_steps` after a step only: a run that is resumed from its last one would train one more.

@@ -62,7 +62,7 @@ class StopOnSignal(TrainerCallback):
     Batch schedulers and cloud machines send SIGTERM some time before they kill a job. The checkpoint is complete: it
     is saved between steps. With several processes, one signal to one of them is enough. The same signal again changes
     nothing, except a second SIGINT (Ctrl-C) after a second or more, which interrupts at once. An evaluation due at the
-    same step is skipped.
+    same step is skipped. One that runs already ends first, and a step follows.
 
     A step and a save must fit into the time before the kill: `torchrun` and `accelerate launch` with several processes
     kill 30 seconds after they passed the signal on. For `accelerate launch` with one process, see

@@ -30,6 +30,7 @@ from transformers import (
 
 from hf_gradaug import plot_training_curves
 from hf_gradaug.data import DataArguments, ImageCollator, get_eval_transform, load_image_data
+from hf_gradaug.reporting import new_figure, training_curves
 
 
 TINY = "embedding_size=8,hidden_sizes=[8,16],depths=[1,1],layer_type=basic"
@@ -307,6 +308,10 @@ def test_own_loop(tmp_path, folder, capsys):
     assert list(AutoModelForImageClassification.from_pretrained(tmp_path).config.id2label.values()) == list(
         images.CLASSES
     )
+    with pytest.raises(FloatingPointError, match=r"The loss of .* is not finite in optimizer step 2"):
+        script.main([*common, "--learning_rate", "1e30"])
+    with pytest.raises(ValueError, match="`nonfinite_loss` must be 'stop' in this script, but is 'skip'"):
+        script.main([*common, "--nonfinite_loss", "skip"])
 
 
 @pytest.fixture(scope="module")
@@ -337,12 +342,17 @@ def test_metric_averages_f1_over_classes_as_scikit_learn_does(metric):
     assert results["macro_f1"] == pytest.approx(f1_score(true, guesses, average="macro"))
 
 
-def test_curves_of_gradaug_and_plain_runs(tmp_path):
+def test_curves_of_gradaug_and_plain_runs(tmp_path, monkeypatch):
     plain = [{"step": step, "loss": 1 / step, "learning_rate": 0.1, "epoch": 1.0} for step in range(1, 4)]
     gradaug = [{**row, "loss_full": 0.5, "loss_subnetworks": 0.2} for row in plain]
     for name, log in (("plain", plain), ("gradaug", [*gradaug, {"step": 3, "eval_loss": 0.4, "eval_accuracy": 0.9}])):
         plot_training_curves(log, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    figures = []
+    monkeypatch.setattr(training_curves, "new_figure", lambda *size: figures.append(new_figure(*size)) or figures[-1])
+    for accuracy, shown in ((0.785, "78.5%"), (78.5, "78.5")):
+        plot_training_curves([{"step": 3, "eval_loss": 0.4, "eval_accuracy": accuracy}], tmp_path / "curves.png")
+        assert [text.get_text() for text in figures[-1].subfigs[0].axes[1].texts] == [shown]
     with pytest.raises(ValueError, match="`log_history` must hold losses or evaluations"):
         plot_training_curves([{"step": 1, "train_runtime": 3.0}], tmp_path / "none.png")
 

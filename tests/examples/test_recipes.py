@@ -1,11 +1,14 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""The recipes parse, and mean what their source says."""
+"""The recipes parse, and mean what their source says. So do flags beside them."""
+
+import re
 
 import pytest
 import torch
 import yaml
 from helpers import images
-from transformers import Trainer
+from helpers.tiny import tiny_model
+from transformers import ConvNextImageProcessor, Trainer
 
 
 RECIPES = sorted((images.ROOT / "examples" / "recipes").glob("*.yaml"))
@@ -68,3 +71,27 @@ def test_flags_override_a_recipe_and_unknown_keys_raise(script, tmp_path):
     path.write_text('{"lerning_rate": 0.5}')
     with pytest.raises(ValueError, match=r"mine.json has unknown keys \['lerning_rate'\]"):
         script.parse_arguments([str(path)])
+
+
+def test_logs_of_the_plain_baseline_leave_losses_out_as_the_trainer_does(script):
+    filters = []
+    for flags in ([], ["--gradaug"], ["--logging_nan_inf_filter", "false"]):
+        filters.append(script.parse_arguments(["--output_dir", "out", *flags])[2].logging_nan_inf_filter)
+    assert filters == [True, False, False]
+
+
+def test_flags_that_another_flag_leaves_without_effect(script, tmp_path):
+    with pytest.raises(ValueError, match="`mix_prob` must be 1.0 without `cutmix_alpha` or .*, but is 0.5"):
+        script.parse_arguments(["--output_dir", "out", "--mix_prob", "0.5"])
+    tiny_model("resnet-basic").save_pretrained(tmp_path / "model")
+    ConvNextImageProcessor().save_pretrained(tmp_path / "model")
+    words = re.escape(f"`model_type` must be left out with '{tmp_path / 'model'}', a model of type 'resnet'")
+    for name in ("model_name_or_path", "config_name"):
+        flags = ["--output_dir", "out", f"--{name}", str(tmp_path / "model"), "--model_type"]
+        args = script.parse_arguments([*flags, "convnext"])[0]
+        with pytest.raises(ValueError, match=f"{words}, but is 'convnext'"):
+            script.build_model(args, "data", ["a", "b", "c"])
+        script.build_model(script.parse_arguments([*flags, "resnet"])[0], "data", ["a", "b", "c"])
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text("model_type: convnext")
+        script.build_model(script.parse_arguments([str(recipe), *flags[:-1]])[0], "data", ["a", "b", "c"])

@@ -12,12 +12,14 @@ import zipfile
 
 import pytest
 import torch
-from helpers import harness
-from helpers.tiny import largest_difference, state_of, tiny_model, tiny_trainer
+from helpers import dense, families, harness
+from helpers.tiny import largest_difference, randomize, state_of, tiny_model, tiny_trainer
+from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 from hf_gradaug import DistillationTrainer, GradAugConfig, GradAugTrainer, HubMixin
 from hf_gradaug.training import DurableTrainerMixin, FaultToleranceMixin, find_checkpoint, find_damage
+from hf_gradaug.training.checkpoints import load_weights
 
 
 @pytest.fixture(scope="module")
@@ -280,3 +282,137 @@ def test_state_of_another_run_under_the_same_step_is_replaced(trained, tmp_path)
     assert torch.load(out / "checkpoint-4" / "scheduler.pt")["last_epoch"] == 4
     left = {path.name for path in (out / "checkpoint-4").iterdir()}
     assert left == {path.name for path in (trained[0] / "checkpoint-4").iterdir()} | {"notes.txt"}
+
+
+@pytest.mark.parametrize("name", [*families.FAMILIES, *(f"dense {name}" for name in dense.MODELS)])
+def test_weights_of_each_family_are_loaded(tmp_path, name):
+    """Also of those whose weights transformers saves under other names, and of those that store a tied tensor once."""
+    is_dense = name.startswith("dense ")
+    make = dense.dense_model if is_dense else families.family_model
+    model = make(name.removeprefix("dense "), seed=0)
+    model.save_pretrained(tmp_path)
+    saved = state_of(model)
+    randomize(model, seed=5)
+    before = state_of(model)
+    assert largest_difference(before, saved) > 0
+    is_loaded = load_weights(tmp_path, model)
+    assert largest_difference(state_of(model), saved if is_loaded else before) == 0
+    if not is_loaded:  # the Trainer loads the file as it is
+        result = model.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
+        assert not result.unexpected_keys and largest_difference(state_of(model), saved) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_subnetworks", [0, 2])
+def test_weights_under_older_names_are_resumed_and_the_best_ones_loaded(tmp_path, num_subnetworks):
+    accuracies = iter([0.9, 0.1])
+    args = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "num_subnetworks": num_subnetworks}
+    args |= {"min_width": 0.5, "scales": [1.0]}
+    trainer = tiny_trainer(tmp_path / "out", families.family_model("vit"), **args)
+    trainer.train()
+    resumed = tiny_trainer(tmp_path / "resumed", families.family_model("vit", seed=9), **args)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    assert largest_difference(state_of(resumed.model), state_of(trainer.model)) == 0
+    best = tiny_trainer(
+        tmp_path / "best",
+        families.family_model("vit"),
+        **{**args, "eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "accuracy"},
+        load_best_model_at_end=True,
+        trainer_kwargs={"compute_metrics": lambda result: {"accuracy": next(accuracies)}},
+    )
+    best.train()
+    stored = type(best.model).from_pretrained(tmp_path / "best" / "checkpoint-2")
+    assert largest_difference(state_of(best.model), state_of(stored)) == 0
+    assert largest_difference(state_of(best.model), state_of(trainer.model)) > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_sizes": [10, 20, 40]}, r"'classifier.weight' has the shape \(3, 30\), and here \(3, 40\) \(14 such"),
+        ({"depths": [1, 3, 1]}, r"'convnext.encoder.stages.1.layers.2.dwconv.bias' is missing \(9 such"),
+    ],
+)
+def test_checkpoint_of_another_model_is_an_error(trained, tmp_path, changes, words):
+    trainer = tiny_trainer(tmp_path / "out", tiny_model("convnext", **changes))
+    with pytest.raises(
+        ValueError, match=f"`resume_from_checkpoint` must be a checkpoint of the same model, .*{words}"
+    ):
+        trainer.train(resume_from_checkpoint=str(trained[0] / "checkpoint-2"))
+    with pytest.raises(ValueError, match=r"and here \(3, 32\) \(39 such differences"):
+        load_weights(trained[0] / "checkpoint-2", families.family_model("vit"))
+
+
+def resume(out, caplog, **args):
+    """Resumes the run of `trained` with other arguments. Returns the trainer and the warnings of this package."""
+    trainer = make_trainer(out.parent / "resumed", **args)
+    with caplog.at_level(logging.WARNING, "hf_gradaug"):
+        trainer.train(resume_from_checkpoint=str(out / "checkpoint-2"))
+    return trainer, [record.getMessage() for record in caplog.records if record.name.startswith("hf_gradaug.training")]
+
+
+@pytest.mark.parametrize(
+    ("optim", "name"), [("adamw_torch", "AdamW, .*betas"), ("rmsprop", "RMSprop, .*alpha"), ("adafactor", "Adafactor")]
+)
+def test_checkpoint_of_another_optimizer_is_an_error(trained, caplog, optim, name):
+    with pytest.raises(ValueError, match=f"`optim` must be the optimizer of the checkpoint '.*', but is {name}"):
+        resume(trained[0], caplog, optim=optim)
+
+
+def test_checkpoint_of_other_groups_is_an_error(trained, tmp_path):
+    model = tiny_model("convnext")
+    model.convnext.embeddings.requires_grad_(False)
+    trainer = tiny_trainer(tmp_path, model)
+    with pytest.raises(ValueError, match="`optim` must be .*: loaded state dict .* doesn't match the size"):
+        trainer.train(resume_from_checkpoint=str(trained[0] / "checkpoint-2"))
+
+
+def test_what_a_checkpoint_overrides_is_warned_of(trained, tmp_path, caplog):
+    out = harness.copy(trained[0], tmp_path / "out")
+    args = {"learning_rate": 0.5, "weight_decay": 0.3, "optim_args": "momentum=0.9,foreach=True"}
+    trainer, (warning,) = resume(out, caplog, **args)
+    assert "learning_rate 0.05, not 0.5; momentum 0, not 0.9; weight_decay 0.0, not 0.3. To train" in warning
+    assert largest_difference(state_of(trainer.model), trained[1]) == 0
+    caplog.clear()
+    assert not resume(out, caplog)[1]
+
+
+def test_checkpoint_of_a_model_alone_is_warned_of(trained, tmp_path, caplog):
+    out = harness.copy(trained[0], tmp_path / "out")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (out / "checkpoint-2" / name).unlink()
+    _, (warning,) = resume(out, caplog)
+    assert "checkpoint-2' holds the model alone (`save_only_model`)" in warning and "anew, in step 3." in warning
+
+
+@pytest.mark.parametrize(
+    "args",
+    [{"per_device_train_batch_size": 4}, {"gradient_accumulation_steps": 2}, {"gradient_accumulation_steps": 4}],
+)
+def test_another_batch_size_is_warned_of(trained, tmp_path, caplog, args):
+    out = harness.copy(trained[0], tmp_path / "out")
+    _, (warning,) = resume(out, caplog, **args)
+    steps = 32 // (args.get("per_device_train_batch_size", 8) * args.get("gradient_accumulation_steps", 1))
+    assert f"saved in epoch 0.5, after 2 optimizer steps, but an epoch has {steps} now" in warning
+
+
+def test_epochs_of_an_uneven_last_step_are_the_same_run(tmp_path, caplog):
+    args = {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 4, "max_steps": 5, "save_steps": 1}
+    make_trainer(tmp_path / "out", **args).train()
+    for step in range(1, 5):
+        trainer = make_trainer(tmp_path / "resumed", **args)
+        with caplog.at_level(logging.WARNING, "hf_gradaug"):
+            trainer.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{step}"))
+    assert not [record for record in caplog.records if record.name.startswith("hf_gradaug.training")]
+
+
+def test_milestones_follow_a_longer_run(tmp_path):
+    args = {"lr_milestones": [0.5], "lr_scheduler_type": "constant", "save_strategy": "steps", "save_steps": 1}
+    make_trainer(tmp_path / "out", max_steps=4, **args).train()
+    whole = make_trainer(tmp_path / "whole", max_steps=8, **args)
+    whole.train()
+    for step in (1, 3):  # before and after the milestone of the shorter run
+        trainer = make_trainer(tmp_path / "resumed", max_steps=8, **args)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{step}"))
+        rates = [[row["learning_rate"] for row in run.state.log_history[step:8]] for run in (trainer, whole)]
+        assert rates[0] == pytest.approx(rates[1]) and rates[1][-1] == pytest.approx(0.005)

@@ -31,7 +31,9 @@ def settings_tables(recipe: Path) -> list[str]:
     # The paper's batch on ImageNet is that of several processes.
     processes = 512 // args.per_device_train_batch_size if recipe.stem.startswith("imagenet_") else 1
     with patch.object(TrainingArguments, "world_size", processes):
-        training = _training_settings(SimpleNamespace(args=args)) | data_args.train_augmentation | data_args.mixing
+        accelerator = SimpleNamespace(mixed_precision="bf16" if args.bf16 else "no")
+        trainer = SimpleNamespace(args=args, accelerator=accelerator, _train_batch_size=args.train_batch_size)
+        training = _training_settings(trainer) | data_args.train_augmentation | data_args.mixing
     return [
         _table("GradAug setting", _as_code(settings_as_dict(args))),
         _table("setting", _as_code(training), skip_off=True),

@@ -179,6 +179,23 @@ def test_private_repository(hub, tmp_path, monkeypatch):
     AutoImageProcessor.from_pretrained(NAME, cache_dir=tmp_path / "cache", token=READER)
 
 
+@pytest.mark.parametrize("in_training", [True, False])
+def test_a_public_repository_is_not_taken_for_a_private_one(hub, tmp_path, in_training):
+    HfApi().create_repo(NAME, private=False)
+    words = f"`hub_private_repo` must be off for '{NAME}', which exists and is public, but is on"
+    if in_training:
+        with pytest.raises(ValueError, match=words):
+            make_trainer(tmp_path / "out", hub_private_repo=True)
+        assert not (tmp_path / "out").exists()
+    else:
+        trainer = make_trainer(tmp_path / "out", push_to_hub=False, save_strategy="no")
+        for _ in range(2):
+            with pytest.raises(ValueError, match=words):
+                trainer.push_to_hub(private=True)
+    assert hub.files(NAME) == {}
+    make_trainer(tmp_path / "out", hub_private_repo=False)
+
+
 @pytest.mark.parametrize("token", ["hf_wrong", READER, "hf_withALineBreak\n", None])
 @pytest.mark.parametrize("exists", [False, True])
 def test_wrong_token_is_an_error_before_training(hub, tmp_path, monkeypatch, token, exists):

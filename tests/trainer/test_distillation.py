@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from helpers import images
 from helpers.tiny import TinyImages, largest_difference, parameters_of, state_of, tiny_model, tiny_trainer
+from transformers import TrainerCallback
 
 from hf_gradaug import DistillationTrainer
 
@@ -78,6 +79,19 @@ def test_accumulation_is_the_larger_batch_and_logs_the_same(tmp_path):
             assert row[name] == pytest.approx(other[name], rel=1e-4)
 
 
+def test_an_attempt_that_is_repeated_is_not_in_the_log(tmp_path):
+    class NoMemory(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 1 and state.train_batch_size > 4:
+                raise RuntimeError("CUDA out of memory.")
+
+    kwargs = {"callbacks": [NoMemory()]}
+    trainer = trainer_of(tmp_path, auto_find_batch_size=True, max_steps=2, logging_steps=2, kwargs=kwargs)
+    trainer.train()
+    row = trainer.state.log_history[0]
+    assert row["loss"] == pytest.approx(row["loss_labels"] + row["loss_teacher"], rel=1e-4)
+
+
 def test_label_smoothing_and_evaluation_leave_the_teacher_out(tmp_path):
     trainer = trainer_of(tmp_path, label_smoothing_factor=0.1)
     trainer.train()
@@ -110,7 +124,7 @@ def test_errors_name_what_is_wrong(tmp_path):
         trainer_of(tmp_path, teacher=tiny_model(problem_type="regression"))
 
 
-def test_the_example_distils_from_a_folder(tmp_path):
+def test_the_example_distils_from_a_folder(tmp_path, caplog):
     script = images.load_script("run_image_classification")
     folder = str(images.make_folder(tmp_path / "images"))
     common = [
@@ -129,6 +143,13 @@ def test_the_example_distils_from_a_folder(tmp_path):
         assert row["loss"] == pytest.approx(row["loss_labels"] + 2 * row["loss_teacher"], rel=1e-3)
     card = (out / "README.md").read_text()
     assert "| `teacher` | teacher |" in card and "| `teacher_weight` | 2 |" in card
+    script.main(
+        [*common, *teacher, "--image_size", "22", "--max_steps", "1", "--output_dir", str(tmp_path / "larger")]
+    )
+    assert f"The teacher '{tmp_path / 'teacher'}' is for images of 20 x 20 pixels" in caplog.text
+    black_to_0 = ["--image_mean", "0", "0", "0", "--image_std", "1", "1", "1"]
+    with pytest.raises(ValueError, match="`teacher` must have the model's image processor, .* by `image_mean`"):
+        script.main([*common, *teacher, *black_to_0, "--output_dir", str(tmp_path / "none")])
     with pytest.raises(ValueError, match="`teacher` must not be given with `gradaug`, but is '.*teacher'"):
         script.main([*common, *teacher, "--gradaug", "--output_dir", str(tmp_path / "none")])
     with pytest.raises(ValueError, match="`teacher_weight` must be 1.0 without a `teacher`, but is 2.0"):

@@ -15,7 +15,7 @@ from helpers.recipe_cards import RECIPES, card_of, settings_tables, tables_of
 from helpers.tiny import TinyImages, tiny_config, tiny_model, tiny_trainer
 from huggingface_hub import ModelCard
 from PIL import Image
-from transformers import ConvNextForImageClassification, ConvNextImageProcessor
+from transformers import ConvNextForImageClassification, ConvNextImageProcessor, TrainerCallback
 
 from hf_gradaug.reporting.model_card import TEMPLATE, _show, _table
 
@@ -147,6 +147,79 @@ def test_metrics_are_those_of_the_weights(tmp_path, from_scratch):
     assert rows_of(text)["accuracy"] == "0.9" and "after optimizer step 1:" in text
 
 
+def test_metrics_are_those_of_the_weights_where_the_best_step_was_not_saved(tmp_path, from_scratch):
+    """Evaluated in each step and saved in every second: nothing has the weights of step 1, and the last ones stay."""
+    accuracies = iter([0.9, 0.4, 0.3, 0.2])
+    trainer = tiny_trainer(
+        tmp_path,
+        from_scratch,
+        trainer_kwargs={"compute_metrics": lambda result: {"accuracy": next(accuracies)}},
+        **{"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 2, "max_steps": 4},
+        load_best_model_at_end=True,
+        metric_for_best_model="accuracy",
+    )
+    trainer.train()
+    assert trainer.state.best_global_step == 1
+    trainer.create_model_card(dataset="my photos")
+    text = (tmp_path / "README.md").read_text()
+    assert rows_of(text)["accuracy"] == "0.2" and "after optimizer step 4:" in text
+
+
+class NoMemory(TrainerCallback):
+    """Fails like a GPU where a micro-batch has more than four images."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.train_batch_size > 4:
+            raise RuntimeError("CUDA out of memory.")
+
+
+def test_batch_size_is_the_one_that_was_found(tmp_path, from_scratch):
+    kwargs = {"callbacks": [NoMemory()]}
+    trainer = tiny_trainer(
+        tmp_path, from_scratch, auto_find_batch_size=True, gradient_accumulation_steps=2, trainer_kwargs=kwargs
+    )
+    trainer.train()
+    trainer.create_model_card()
+    rows = rows_of((tmp_path / "README.md").read_text())
+    assert rows["per_device_train_batch_size"] == "4" and rows["global batch size"] == "8"
+
+
+@pytest.mark.parametrize("how", ["optimizers", "optimizer_cls_and_kwargs"])
+def test_a_given_optimizer_is_the_one_of_the_card(tmp_path, from_scratch, how):
+    values = {"lr": 0.3, "momentum": 0.7}
+    optimizer = torch.optim.SGD(from_scratch.parameters(), **values, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    given = {"optimizers": (optimizer, schedule), "optimizer_cls_and_kwargs": (torch.optim.SGD, values)}[how]
+    trainer = tiny_trainer(
+        tmp_path, from_scratch, optim="adamw_torch", weight_decay=0.02, warmup_steps=5, trainer_kwargs={how: given}
+    )
+    trainer.train()
+    trainer.create_model_card()
+    rows = rows_of((tmp_path / "README.md").read_text())
+    assert not rows.keys() & {"learning_rate", "optim", "adam_beta1", "adam_beta2", "adam_epsilon"}
+    if how == "optimizers":
+        assert rows["optimizer"] == "SGD (lr 0.3, momentum 0.7, weight_decay 0.01)"
+        assert rows["learning rate schedule"] == "StepLR" and not rows.keys() & {"weight_decay", "warmup_steps"}
+    else:
+        assert rows["optimizer"] == "SGD (lr 0.3, momentum 0.7)"
+        assert (rows["weight_decay"], rows["lr_scheduler_type"], rows["warmup_steps"]) == ("0.02", "linear", "5")
+
+
+def test_transform_and_precision_are_those_of_the_run(tmp_path, from_scratch, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as `accelerate launch --mixed_precision bf16` does
+    trainer = tiny_trainer(tmp_path, from_scratch, trainer_kwargs={"transform": lambda images, generator: images})
+    trainer.create_model_card()
+    rows = rows_of((tmp_path / "README.md").read_text())
+    assert rows["scales"] == rows["rotations"] == "own transform" and rows["bf16"] == "True" and "fp16" not in rows
+
+
+def test_a_branch_of_the_hub_is_loaded(tmp_path, hub):
+    arguments = {"push_to_hub": True, "hub_model_id": "me/tuned", "hub_revision": "new-data", "max_steps": 1}
+    tiny_trainer(tmp_path, **arguments).create_model_card()
+    text = (tmp_path / "README.md").read_text()
+    assert 'pipeline("image-classification", model="me/tuned", revision="new-data")' in text
+
+
 def test_timings_are_no_metrics_and_every_data_set_counts(tmp_path, from_scratch):
     trainer = tiny_trainer(
         tmp_path,
@@ -220,6 +293,7 @@ def test_cells_stay_cells():
     assert _table("t", {"a": "x\ny|z", "b": None, "c": 0, "d": False}) == (
         "| t | value |\n|---|---|\n| a | x y\\|z |\n| b | none |\n| c | 0 |\n| d | False |"
     )
+    assert _table("t", {"accuracy cat|dog": 0.5}).endswith("\n| accuracy cat\\|dog | 0.5 |")
     assert _table("t", {"a": 0, "b": None, "c": False, "d": ""}, skip_off=True) == ""
     assert _show([1.0, 6 / 7]) == "1, 0.8571"
 

@@ -4,6 +4,7 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 from accelerate.state import AcceleratorState
@@ -11,7 +12,7 @@ from helpers.tiny import TinyImages, largest_difference, state_of, tiny_model, t
 from torch import nn
 from transformers import HfArgumentParser, Trainer
 
-from hf_gradaug import GradAugConfig, GradAugMixin
+from hf_gradaug import GradAugConfig, GradAugMixin, GradAugSettings
 
 
 @pytest.mark.parametrize("optim", ["lomo", "adalomo", "galore_adamw_layerwise"])
@@ -111,13 +112,34 @@ def test_settings_parse(tmp_path, source):
         ("subnetwork_batch_fraction", 0.0),
         ("subnetwork_batch_fraction", 1.5),
         ("subnetwork_every", 0),
+        ("temperature", float("inf")),
+        ("subnetwork_loss_weight", float("inf")),
+        ("rotations", [float("nan")]),
+        ("min_width", "0.9"),
+        ("min_width", True),
+        ("scales", 0.5),
+        ("scales", "0.5"),
+        ("scales", ["6/7"]),
+        ("label_smoothing_factor", 2.0),
+        ("label_smoothing_factor", -0.1),
     ],
 )
 def test_settings_outside_their_range(tmp_path, name, value):
     with pytest.raises(ValueError) as error:
         GradAugConfig(output_dir=str(tmp_path), **{name: value})
     assert f"`{name}`" in str(error.value)
-    assert str(value) in str(error.value)
+    assert str(value[0] if isinstance(value, list) and value else value) in str(error.value)
+
+
+def test_settings_of_numpy_are_saved_with_the_model(tmp_path):
+    given = {"num_subnetworks": np.int64(2), "min_width": np.float32(0.5), "temperature": np.float64(2)}
+    given |= {"scales": np.array([1.0, 0.5]), "width_choices": np.float32([1, 0.5]), "rotations": (0, np.int32(90))}
+    trainer = tiny_trainer(tmp_path, **given)
+    trainer.save_model()
+    saved = json.loads((tmp_path / "gradaug_config.json").read_text())
+    expected = {"num_subnetworks": 2, "min_width": 0.5, "temperature": 2.0}
+    expected |= {"scales": [1.0, 0.5], "width_choices": [1.0, 0.5], "rotations": [0, 90]}
+    assert {name: saved[name] for name in given} == expected and GradAugSettings(**saved).scales == [1.0, 0.5]
 
 
 def test_refuses_to_train_on_nothing(tmp_path):
