@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from hf_gradaug import GradAugConfig, GradAugTrainer
-from hf_gradaug.data import get_class_names, shorten
+from hf_gradaug.data import get_class_names, warn_without_training_images
 
 from .coco import (
     CocoArguments,
@@ -164,8 +164,8 @@ def run(
         split: CocoDataset(*path, processor, task.with_masks, split == "validation", limits[split])
         for split, path in paths.items()
     }
-    if "train" in datasets and (unused := datasets["train"].find_unused()):
-        logger.warning(f"These classes have no training images: {shorten(unused)}.")
+    if "train" in datasets:
+        warn_without_training_images(datasets["train"].find_unused())
     split, first = next(iter(datasets.items()))
     model = build_model(task, model_args, f"the {split} pictures", first.class_names)
     for split, dataset in datasets.items():

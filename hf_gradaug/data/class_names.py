@@ -70,6 +70,12 @@ def match_classes(
     )
 
 
+def warn_without_training_images(classes: Sequence[str]) -> None:
+    """Logs a warning that names the classes without training images, if there are any."""
+    if classes:
+        logger.warning(f"These classes have no training images: {shorten(classes)}.")
+
+
 def _is_nameless(classes: Sequence[str]) -> bool:
     numbers = [str(number) for number in range(len(classes))]
     return list(classes) in (numbers, [f"LABEL_{number}" for number in numbers])

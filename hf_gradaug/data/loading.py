@@ -17,7 +17,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from ..messages import shorten
 from .arguments import DataArguments
-from .class_names import match_classes
+from .class_names import match_classes, warn_without_training_images
 from .digits import load_digits_dataset
 from .folders import is_image, load_folders
 from .image_transforms import ExampleTransform, keep_readable
@@ -398,8 +398,7 @@ def load_image_data(
         if isinstance(train, datasets.Dataset):
             train = _truncate(train, args.max_train_samples, seed)
             present = set(_get_labels(train, label_column).tolist())
-            if missing := [name for label, name in enumerate(class_names) if label not in present]:
-                logger.warning(f"These classes have no training images: {shorten(missing)}.")
+            warn_without_training_images([name for label, name in enumerate(class_names) if label not in present])
             num_train_examples = len(train)
             if args.streaming:
                 train = train.to_iterable_dataset(num_shards=min(num_train_examples, _LOCAL_SHARDS))
