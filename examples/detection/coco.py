@@ -22,11 +22,12 @@ from pycocotools.coco import COCO
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchmetrics.detection import MeanAveragePrecision
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 from transformers import BaseImageProcessor
 from transformers.backbone_utils import BackboneMixin
 
 from hf_gradaug.data import check_counts, decode_image, is_turn_ambiguous, match_classes, shorten
-from hf_gradaug.dense import resize_like_images
 
 from .scenes import ANNOTATIONS, IMAGES, write_digit_scenes
 
@@ -327,8 +328,9 @@ class CocoDataset(Dataset):
             has_area = masks.bool().flatten(1).any(1)  # image processors leave out boxes without one, too
             labels = torch.tensor([item["category_id"] for item in objects], dtype=torch.long)
             masks, example["class_labels"] = masks[has_area], labels[has_area]
-            old_size, new_size = tuple(masks.shape[-2:]), tuple(example["pixel_values"].shape[-2:])
-            example["mask_labels"] = resize_like_images(masks, old_size, new_size).float()
+            # As the processor resizes images: without aligned corners, which `RandomScale` has.
+            size = list(example["pixel_values"].shape[-2:])
+            example["mask_labels"] = resize(masks, size, InterpolationMode.NEAREST_EXACT).float()
         else:
             record = {"image_id": index, "annotations": objects}  # an `id` may be a text
             inputs = self.processor(images=picture, annotations=record, return_tensors="pt")

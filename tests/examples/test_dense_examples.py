@@ -163,6 +163,19 @@ def test_coco_data_for_segmentation(folder):
     assert empty["mask_labels"].shape == (0, 60, 80) and empty["targets"]["masks"].shape == (0, 30, 40)
 
 
+@pytest.mark.parametrize("left", [0, 12, 30])
+def test_masks_lie_on_their_objects_in_the_resized_image(folder, change, left):
+    polygon = [[left, 6, left + 10, 6, left + 10, 18, left, 18]]
+    change(annotations={"bbox": [left, 6, 10, 12], "segmentation": polygon})
+    picture = Image.new("RGB", (40, 30))
+    picture.paste("white", (left, 6, left + 10, 18))
+    picture.save(f"{folder[0]}/a.png")
+    processor = Mask2FormerImageProcessor(size={"height": 240, "width": 320}, do_normalize=False)
+    example = CocoDataset(*folder, processor, with_masks=True)[0]
+    for side in (0, 1):
+        assert (example["mask_labels"][0] > 0).any(side).equal((example["pixel_values"][0] > 0.5).any(side))
+
+
 @pytest.fixture
 def change(folder):
     """Changes the annotations' file, and gives its arguments."""
