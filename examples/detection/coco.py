@@ -401,9 +401,20 @@ class CocoEvaluationMixin:
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**self._prepare_inputs(inputs))
         predictions = predict_objects(self.processing_class, outputs, [target.pop("size") for target in targets])
+        # torchmetrics needs as many images from each process. Without objects, those that are there twice count nothing.
+        new = self._count_new(len(targets))
+        for found in (*predictions[new:], *targets[new:]):
+            found.update({name: value[:0] for name, value in found.items()})
         # Where the processes can exchange them.
         self._average_precision.update(*send_to_device((predictions, targets), self.args.device))
         return outputs["loss"].detach().mean(), None, None
+
+    def _count_new(self, batch_size: int) -> int:
+        """How many images of a batch are its own: accelerate fills the last batch of each process with the first images."""
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder < 1:
+            return batch_size
+        return min(max(state.remainder - self.accelerator.process_index * batch_size, 0), batch_size)
 
 
 def predict_objects(
