@@ -60,7 +60,7 @@ class CocoArguments:
         default=None, metadata={"help": "Annotations of the validation images, in the same form."}
     )
     image_square_size: int = field(
-        default=640, metadata={"help": "Height and width in pixels of the images for a new model."}
+        default=640, metadata={"help": "Height and width in pixels that all images are resized to."}
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Maximum number of training images."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Maximum number of validation images."})
