@@ -241,8 +241,9 @@ class CocoDataset(Dataset):
             logger.warning(message)
 
     def find_unused(self) -> list[str]:
-        """The names of the categories that no annotation of an image has."""
-        used = {item["category_id"] for item in self.coco.loadAnns(self.coco.getAnnIds(self._ids))}
+        """The names of the categories of which the images have no object but crowds."""
+        found = (item for number in self._ids for item in self.coco.imgToAnns[number])
+        used = {item["category_id"] for item in found if not item.get("iscrowd")}
         return [category["name"] for category in self.coco.loadCats(self.categories) if category["id"] not in used]
 
     def _complete(self, item: dict[str, Any]) -> dict[str, Any]:

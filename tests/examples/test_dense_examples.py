@@ -327,9 +327,11 @@ def test_a_mask_that_is_none_is_named(change, segmentation, words):
 
 
 def test_categories_without_annotated_images(folder):
-    assert CocoDataset(*folder, None).find_unused() == []
     contents = json.loads(Path(folder[1]).read_text())
-    contents["annotations"].pop()
+    del contents["annotations"][1]["iscrowd"]
+    Path(folder[1]).write_text(json.dumps(contents))
+    assert CocoDataset(*folder, None).find_unused() == []
+    contents["annotations"][1]["iscrowd"] = 1  # no object to learn from
     contents["categories"].append({"id": 90, "name": "owl"})
     Path(folder[1]).write_text(json.dumps(contents))
     assert CocoDataset(*folder, None).find_unused() == ["dog", "owl"]
