@@ -4,9 +4,11 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
+import fsspec
 import numpy as np
 import torch
 from PIL import Image
@@ -93,6 +95,18 @@ class _ToPixels:
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
+def _hash_images(images: Iterable[Mapping[str, Any]]) -> str:
+    """A hash of stored images. Other images may have the same labels, in a folder of the same name."""
+    digest = hashlib.sha256()
+    for image in images:
+        stored = image["bytes"]
+        if stored is None:
+            with fsspec.open(image["path"], "rb") as file:  # `datasets` has paths into archives, too
+                stored = file.read()
+        digest.update(hashlib.sha256(stored).digest())
+    return digest.hexdigest()
+
+
 def _check_classifier(name: str, classifier: PixelClassifier, settings: RobustnessSettings) -> None:
     if settings.corruptions and min(classifier.crop.size) < _MIN_CORRUPTED_SIZE:
         raise ValueError(
@@ -175,6 +189,7 @@ def evaluate_robustness(
         "split": split,
         "num_images": len(dataset),
         "labels_sha256": hashlib.sha256(np.array(dataset.dataset[data.label_column][:], dtype=np.int64)).hexdigest(),
+        "images_sha256": _hash_images(dataset.dataset[data.image_column]),
         "seed": seed,
     }
     fingerprints = {name: classifier.fingerprint() for name, classifier in classifiers.items()}
