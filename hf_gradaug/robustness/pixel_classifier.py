@@ -35,6 +35,7 @@ class _Logits(nn.Module):
         self.pixel_map = pixel_map
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.model.eval()  # it may have been trained since
         # Detached, so that the backward of an attack leaves no gradients in the parameters.
         parameters = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         return torch.func.functional_call(
@@ -48,7 +49,7 @@ class PixelClassifier:
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            A model with an image-classification head. It is set to eval mode and moved to the device.
+            A model with an image-classification head. It is set to eval mode, here and whenever it classifies, and moved to the device.
         image_processor ([`~transformers.BaseImageProcessor`]):
             The model's image processor, for resizing, cropping and normalizing.
         device (`str` or `torch.device`, *optional*, defaults to `"cpu"`):

@@ -125,6 +125,17 @@ def test_the_attack_is_fgsm_before_normalization(classifier, trained, data, epsi
     assert all(tensor.equal(state[name]) for name, tensor in trained.state_dict().items())
 
 
+def test_a_classifier_that_was_trained_meanwhile_is_in_eval_mode(classifier, trained, data):
+    pixels, labels = held_out(data)
+    state = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    expected = [classifier.predict(pixels), classifier.attack(pixels, labels, 8)]
+    trained.train()
+    assert classifier.attack(pixels, labels, 8).equal(expected[1])
+    trained.train()
+    assert classifier.predict(pixels).equal(expected[0]) and not trained.training
+    assert all(tensor.equal(state[name]) for name, tensor in trained.state_dict().items())
+
+
 def test_a_classifier_that_does_not_normalize(trained, data):
     processor = make_processor()
     processor.do_normalize = False
