@@ -38,6 +38,11 @@ from .study import Study
 
 
 ARMS = {"plain": [], "GradAug": ["--gradaug"]}
+# Flags of a study that say which images are measured, beside their folder.
+IMAGE_FLAGS = (
+    *("dataset_name", "dataset_config_name", "validation_split_name", "test_split_name", "max_eval_samples"),
+    *("image_column_name", "label_column_name", "num_labels", "classes_by_number", "skip_bad_images"),
+)
 
 
 @dataclass
@@ -152,7 +157,13 @@ def find_models(study: Study, args: RobustnessBenchmarkArguments) -> tuple[dict[
             f"The models of `study` must be in `work_dir`, but {len(missing)} are missing, such as {missing[0]}. They are not "
             f"shipped: python -m benchmarks.accuracy {study.path} trains them."
         )
-    images = {name: value for name, value in {**study.flags, **flags}.items() if name == f"{study.split}_dir"}
+    flags, own = {**study.flags, **flags}, f"{study.split}_dir"
+    if flags.get("train_dir") and not flags.get(own):
+        raise ValueError(
+            f"`{own}` must be given in {study.path}, but is not. Without it, a part of `train_dir` is held out, another for "
+            "each seed."
+        )
+    images = {name: value for name, value in flags.items() if name in (own, *IMAGE_FLAGS)}
     return {key: str(path) for key, path in models.items()}, as_argv({**images, "split": study.split})
 
 

@@ -4,10 +4,12 @@
 import contextlib
 import copy
 import io
+import json
 import logging
 import math
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,15 +17,17 @@ import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from PIL import Image
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchmetrics.detection import MeanAveragePrecision
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 from transformers import BaseImageProcessor
 from transformers.backbone_utils import BackboneMixin
 
 from hf_gradaug.data import check_counts, decode_image, is_turn_ambiguous, match_classes, shorten
-from hf_gradaug.dense import resize_like_images
 
 from .scenes import ANNOTATIONS, IMAGES, write_digit_scenes
 
@@ -31,7 +35,16 @@ from .scenes import ANNOTATIONS, IMAGES, write_digit_scenes
 logger = logging.getLogger(__name__)
 
 # Kinds of warnings, each of which a data set logs once.
-_WARNINGS = _TURNED, _BEYOND, _FRACTION = range(3)
+_WARNINGS = _TURNED, _BEYOND, _FRACTION, _EMPTY = range(4)
+
+# What each entry of a file must have.
+_FIELDS = {
+    "images": ("id", "file_name"),
+    "annotations": ("id", "image_id", "category_id"),
+    "categories": ("id", "name"),
+}
+# What is read of an annotation. Image processors fail where only some have more, such as keypoints.
+_READ = (*_FIELDS["annotations"], "bbox", "segmentation", "area", "iscrowd")
 
 
 @dataclass
@@ -47,7 +60,7 @@ class CocoArguments:
         default=None, metadata={"help": "Annotations of the validation images, in the same form."}
     )
     image_square_size: int = field(
-        default=640, metadata={"help": "Height and width in pixels of the images for a new model."}
+        default=640, metadata={"help": "Height and width in pixels that all images are resized to."}
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Maximum number of training images."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Maximum number of validation images."})
@@ -80,9 +93,67 @@ class CocoArguments:
         return os.path.join(folder, IMAGES), os.path.join(folder, ANNOTATIONS)
 
 
-def _check_different(what: str, values: list[Any], annotations: str) -> None:
-    if twice := [value for value, count in Counter(values).items() if count > 1]:
+def _find_repeated(values: Iterable[Any]) -> list[Any]:
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
+def _check_different(what: str, values: Iterable[Any], annotations: str) -> None:
+    if twice := _find_repeated(values):
         raise ValueError(f"{what} in '{annotations}' must differ, but these occur more than once: {shorten(twice)}.")
+
+
+def _read_annotations(path: str) -> COCO:
+    """Reads a file in COCO's format. pycocotools alone ignores its faults, or ends in a bare `KeyError`."""
+    with open(path, encoding="utf-8") as file:
+        contents = json.load(file)
+    parts = contents if isinstance(contents, dict) else {}
+    # There may be no objects, but there must be images and classes.
+    if missing := [part for part in _FIELDS if not parts.get(part) and (part, parts.get(part)) != ("annotations", [])]:
+        kind = "" if parts else f": it is a {type(contents).__name__}"
+        raise ValueError(f"'{path}' must hold instances in COCO's format, but has no {missing}{kind}.")
+    for part, names in _FIELDS.items():
+        for name in names:
+            if lacking := [index for index, entry in enumerate(parts[part]) if entry.get(name) is None]:
+                raise ValueError(
+                    f"Each of the {part} in '{path}' must have `{name}`, but those at {shorten(lacking)} in the list have none."
+                )
+    coco = COCO()
+    coco.dataset = contents
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        coco.createIndex()
+    for part, found in {"images": coco.imgs, "annotations": coco.anns, "categories": coco.cats}.items():
+        if len(found) < len(parts[part]):
+            _check_different(f"`id` of the {part}", (entry["id"] for entry in parts[part]), path)
+    _check_references(coco, path)
+    return coco
+
+
+def _check_references(coco: COCO, path: str) -> None:
+    """Compares the entries of a file with each other: classes, images, and files."""
+    annotations = coco.dataset["annotations"]
+    for name, allowed, what in (
+        ("category_id", coco.cats, f"the categories {shorten(coco.cats)}"),
+        ("iscrowd", (0, 1, None), "0 and 1"),
+    ):
+        if wrong := {item["id"]: item[name] for item in annotations if item.get(name) not in allowed}:
+            number, value = next(iter(wrong.items()))
+            raise ValueError(
+                f"`{name}` of annotation {number} must be one of {what}, but is {value!r}. It is wrong in {len(wrong)} of the "
+                f"{len(annotations)} annotations in '{path}'."
+            )
+    if lost := [item for item in annotations if item["image_id"] not in coco.imgs]:
+        text = (
+            f"`image_id` of each annotation in '{path}' must be the `id` of an image, but {len(lost)} of {len(annotations)} "
+            f"have others, such as {shorten(dict.fromkeys(item['image_id'] for item in lost), 3)}"
+        )
+        if len(lost) == len(annotations):
+            raise ValueError(f"{text}.")
+        logger.warning(f"{text}. These annotations are not used.")
+    if twice := _find_repeated(image["file_name"] for image in coco.dataset["images"]):
+        logger.warning(
+            f"`file_name` of each image in '{path}' must differ, but these occur more than once: {shorten(twice)}. The objects "
+            "of one entry are background in the others: merge them, unless they are equal."
+        )
 
 
 class CocoDataset(Dataset):
@@ -104,7 +175,8 @@ class CocoDataset(Dataset):
             Keeps only the first images.
 
     Raises:
-        `ValueError`: If the file isn't in that format, or two of its entries have one number or name.
+        `ValueError`: If the file isn't in that format, two of its entries have one number or name, a category is
+            unknown, or no annotation belongs to an image.
     """
 
     def __init__(
@@ -116,16 +188,7 @@ class CocoDataset(Dataset):
         with_targets: bool = False,
         max_samples: int | None = None,
     ):
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints its duration
-            self.coco = COCO(annotations)
-        contents = self.coco.dataset
-        missing = [key for key in ("images", "categories") if not contents.get(key)]
-        if missing := missing + ["annotations"] * ("annotations" not in contents):
-            raise ValueError(f"'{annotations}' must hold instances in COCO's format, but has no {missing}.")
-        by_id = {"images": self.coco.imgs, "annotations": self.coco.anns, "categories": self.coco.cats}
-        for what, found in by_id.items():
-            if len(found) < len(contents[what]):
-                _check_different(f"`id` of the {what}", [item["id"] for item in contents[what]], annotations)
+        self.coco = _read_annotations(annotations)
         self.folder, self.processor = folder, processor
         self.with_masks, self.with_targets = with_masks, with_targets
         # COCO's own category numbers have gaps.
@@ -157,7 +220,7 @@ class CocoDataset(Dataset):
 
     def read(self, index: int) -> tuple[Image.Image, list[dict[str, Any]]]:
         """A picture and its annotations, whose `category_id` is the label, from 0 without gaps."""
-        (entry,) = self.coco.loadImgs(self._ids[index])
+        entry = self.coco.imgs[self._ids[index]]
         path = os.path.join(self.folder, entry["file_name"])
         size = (entry["width"], entry["height"]) if {"width", "height"} <= entry.keys() else None
         picture = decode_image({"path": path, "bytes": None}, f"picture {entry['id']}", size)
@@ -169,8 +232,7 @@ class CocoDataset(Dataset):
                 "images. If that is wrong, save turned images again without EXIF.",
             )
         entry.update(width=picture.width, height=picture.height)  # which its masks need
-        found = self.coco.loadAnns(self.coco.getAnnIds(entry["id"]))
-        return picture, [self._complete(item) for item in found]
+        return picture, [self._complete(item) for item in self.coco.imgToAnns[entry["id"]]]
 
     def _warn(self, number: int, message: str) -> None:
         """Each kind of warning is logged once."""
@@ -179,42 +241,66 @@ class CocoDataset(Dataset):
             logger.warning(message)
 
     def find_unused(self) -> list[str]:
-        """The names of the categories that no annotation of an image has."""
-        used = {item["category_id"] for item in self.coco.loadAnns(self.coco.getAnnIds(self._ids))}
+        """The names of the categories of which the images have no object but crowds."""
+        found = (item for number in self._ids for item in self.coco.imgToAnns[number])
+        used = {item["category_id"] for item in found if not item.get("iscrowd")}
         return [category["name"] for category in self.coco.loadCats(self.categories) if category["id"] not in used]
 
     def _complete(self, item: dict[str, Any]) -> dict[str, Any]:
-        """An annotation with its label as `category_id`, and with box and area, which some files leave out."""
-        from pycocotools import mask
-
-        if item["category_id"] not in self._labels:
-            raise ValueError(
-                f"`category_id` of annotation {item['id']} must be one of the categories {shorten(self.categories)}, but "
-                f"is {item['category_id']}."
-            )
-        item = {**item, "category_id": self._labels[item["category_id"]]}
+        """What is read of an annotation, with its label as `category_id`. Box and area may be those of its mask."""
+        item = {name: item[name] for name in _READ if item.get(name) is not None}
+        item["category_id"] = self._labels[item["category_id"]]
+        entry = self.coco.imgs[item["image_id"]]
         if "bbox" in item:
             self._check_box(item)
-        if self.with_masks and not item.get("segmentation"):
-            raise ValueError(f"Annotation {item['id']} must have a `segmentation`, but has none.")
         if item.get("segmentation"):
-            rle = self.coco.annToRLE(item)
-            entry = self.coco.imgs[item["image_id"]]
-            if list(rle["size"]) != [entry["height"], entry["width"]]:
-                raise ValueError(
-                    f"The mask of annotation {item['id']} must have the size of picture {entry['file_name']}, "
-                    f"{entry['height']} x {entry['width']}, but has {rle['size'][0]} x {rle['size'][1]}."
-                )
-            found = {"bbox": mask.toBbox(rle).tolist(), "area": float(mask.area(rle))}
+            rle = self._encode(item)
+            found = {"bbox": coco_mask.toBbox(rle).tolist(), "area": float(coco_mask.area(rle))}
+        elif self.with_masks:
+            raise ValueError(f"Annotation {item['id']} must have a `segmentation`, but has none.")
         elif "bbox" in item:
             found = {"area": item["bbox"][2] * item["bbox"][3]}
         else:
             raise ValueError(f"Annotation {item['id']} must have `bbox` or `segmentation`, but has neither.")
-        return {**found, **item}
+        item = {**found, **item}
+        left, top, width, height = item["bbox"]
+        shown = (min(left + width, entry["width"]) - max(left, 0), min(top + height, entry["height"]) - max(top, 0))
+        if not found["area"] if self.with_masks else min(shown) <= 0:
+            self._warn(
+                _EMPTY,
+                f"Annotation {item['id']} has no area in its image '{entry['file_name']}', and others may have none. In "
+                "training it is left out. In evaluation it counts as an object that no model finds.",
+            )
+        return item
+
+    def _encode(self, item: dict[str, Any]) -> dict[str, Any]:
+        """The mask of an annotation, as run lengths."""
+        entry, polygons = self.coco.imgs[item["image_id"]], item["segmentation"]
+        try:
+            rle = self.coco.annToRLE(item)
+            height, width = rle["size"]
+            counts = polygons["counts"] if isinstance(polygons, dict) else None
+        except Exception as error:  # pycocotools raises a plain one, too
+            raise ValueError(
+                f"`segmentation` of annotation {item['id']} must be polygons, each a list of six or more numbers, or run "
+                f"lengths, but can't be read ({type(error).__name__}: {error})."
+            ) from error
+        if (height, width) != (entry["height"], entry["width"]):
+            raise ValueError(
+                f"The mask of annotation {item['id']} must have the size of picture {entry['file_name']}, {entry['height']} x "
+                f"{entry['width']}, but has {height} x {width}."
+            )
+        if isinstance(counts, list) and sum(counts) != height * width:
+            raise ValueError(
+                f"The run lengths of annotation {item['id']} must add up to the {height} x {width} pixels of its image, "
+                f"{height * width}, but add up to {sum(counts)}."
+            )
+        return rle
 
     def _check_box(self, item: dict[str, Any]) -> None:
         box, entry = item["bbox"], self.coco.imgs[item["image_id"]]
-        if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
+        is_box = isinstance(box, list) and len(box) == 4 and all(isinstance(each, (int, float)) for each in box)
+        if not is_box or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
             raise ValueError(
                 f"`bbox` of annotation {item['id']} must be left, top, width and height in pixels, but is {box}."
             )
@@ -243,10 +329,11 @@ class CocoDataset(Dataset):
             has_area = masks.bool().flatten(1).any(1)  # image processors leave out boxes without one, too
             labels = torch.tensor([item["category_id"] for item in objects], dtype=torch.long)
             masks, example["class_labels"] = masks[has_area], labels[has_area]
-            old_size, new_size = tuple(masks.shape[-2:]), tuple(example["pixel_values"].shape[-2:])
-            example["mask_labels"] = resize_like_images(masks, old_size, new_size).float()
+            # As the processor resizes images: without aligned corners, which `RandomScale` has.
+            size = list(example["pixel_values"].shape[-2:])
+            example["mask_labels"] = resize(masks, size, InterpolationMode.NEAREST_EXACT).float()
         else:
-            record = {"image_id": self._ids[index], "annotations": objects}
+            record = {"image_id": index, "annotations": objects}  # an `id` may be a text
             inputs = self.processor(images=picture, annotations=record, return_tensors="pt")
             example = {name: inputs[name][0] for name in ("pixel_values", "pixel_mask", "labels") if name in inputs}
         if self.with_targets:
@@ -315,9 +402,20 @@ class CocoEvaluationMixin:
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**self._prepare_inputs(inputs))
         predictions = predict_objects(self.processing_class, outputs, [target.pop("size") for target in targets])
+        # torchmetrics needs as many images from each process. Without objects, those that are there twice count nothing.
+        new = self._count_new(len(targets))
+        for found in (*predictions[new:], *targets[new:]):
+            found.update({name: value[:0] for name, value in found.items()})
         # Where the processes can exchange them.
         self._average_precision.update(*send_to_device((predictions, targets), self.args.device))
         return outputs["loss"].detach().mean(), None, None
+
+    def _count_new(self, batch_size: int) -> int:
+        """How many images of a batch are its own: accelerate fills the last batch of each process with the first images."""
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder < 1:
+            return batch_size
+        return min(max(state.remainder - self.accelerator.process_index * batch_size, 0), batch_size)
 
 
 def predict_objects(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from common import (
     CommonModelArguments,
     check_has_subnetworks,
@@ -32,7 +33,7 @@ from transformers import (
 )
 
 from hf_gradaug import GradAugConfig, GradAugTrainer
-from hf_gradaug.data import get_class_names, shorten
+from hf_gradaug.data import get_class_names, warn_of_missing
 
 from .coco import (
     CocoArguments,
@@ -136,6 +137,15 @@ def build_model(task: DenseTask, args: DenseModelArguments, data: str, class_nam
     return model
 
 
+def new_processor(task: DenseTask, args: DenseModelArguments, side: int) -> BaseImageProcessor:
+    """The image processor of a new model. That of its family reads scores as the model means them."""
+    if args.config_name:
+        family = type(AutoConfig.from_pretrained(args.config_name, **args.hub)).__name__.removesuffix("Config")
+        if (own := getattr(transformers, f"{family}ImageProcessor", None)) is not None:  # D-FINE has none
+            return own(size={"height": side, "width": side}, do_pad=False)
+    return task.new_processor(side)
+
+
 def run(
     task: DenseTask, model_args: DenseModelArguments, data_args: CocoArguments, training_args: GradAugConfig
 ) -> dict[str, float]:
@@ -154,7 +164,7 @@ def run(
             source, size={"height": side, "width": side}, do_pad=False, **model_args.hub
         )
     else:
-        processor = task.new_processor(data_args.image_square_size)
+        processor = new_processor(task, model_args, data_args.image_square_size)
     with training_args.main_process_first(desc="write the scenes"):
         paths = {split: data_args.paths(split, training_args.output_dir) for split in wanted}
     if lacking := [split for split, path in paths.items() if path is None]:
@@ -164,8 +174,8 @@ def run(
         split: CocoDataset(*path, processor, task.with_masks, split == "validation", limits[split])
         for split, path in paths.items()
     }
-    if "train" in datasets and (unused := datasets["train"].find_unused()):
-        logger.warning(f"These classes have no training images: {shorten(unused)}.")
+    if "train" in datasets:
+        warn_of_missing(datasets["train"].find_unused(), "training")
     split, first = next(iter(datasets.items()))
     model = build_model(task, model_args, f"the {split} pictures", first.class_names)
     for split, dataset in datasets.items():

@@ -3,7 +3,7 @@
 
 from ..messages import check_counts, shorten
 from .arguments import DataArguments
-from .class_names import get_class_names, match_classes
+from .class_names import get_class_names, match_classes, warn_of_missing
 from .decoding import decode_image, is_turn_ambiguous, to_rgb
 from .digits import load_digits_dataset
 from .folders import check_no_splits, is_image
@@ -41,4 +41,5 @@ __all__ = [
     "match_classes",
     "shorten",
     "to_rgb",
+    "warn_of_missing",
 ]

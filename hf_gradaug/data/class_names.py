@@ -72,6 +72,12 @@ def match_classes(
     )
 
 
+def warn_of_missing(classes: Sequence[str], split: str) -> None:
+    """Logs a warning that names the classes without images in a split, such as "training", if there are any."""
+    if classes:
+        logger.warning(f"These classes have no {split} images: {shorten(classes)}.")
+
+
 def _without_prefix(classes: Sequence[str]) -> list[str]:
     """`LABEL_0`, `LABEL_1`, ..., a config's names for classes without names, as numbers; other classes as they are."""
     numbers = [str(number) for number in range(len(classes))]

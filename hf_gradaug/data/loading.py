@@ -17,7 +17,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from ..messages import shorten
 from .arguments import DataArguments
-from .class_names import match_classes
+from .class_names import match_classes, warn_of_missing
 from .digits import load_digits_dataset
 from .folders import check_class_folders, check_no_splits, check_one_split, is_image, load_folders
 from .image_transforms import ExampleTransform, keep_readable
@@ -429,10 +429,9 @@ def load_image_data(
     )
 
 
-def _name_missing(dataset: datasets.Dataset, label_column: str, class_names: list[str], what: str) -> None:
+def _name_missing(dataset: datasets.Dataset, label_column: str, class_names: list[str], split: str) -> None:
     present = set(_get_labels(dataset, label_column).tolist())
-    if missing := [name for label, name in enumerate(class_names) if label not in present]:
-        logger.warning(f"These classes have no {what} images: {shorten(missing)}.")
+    warn_of_missing([name for label, name in enumerate(class_names) if label not in present], split)
 
 
 def _read_labels(splits: dict[str, Any], label_column: str) -> dict[str, set[int]]:

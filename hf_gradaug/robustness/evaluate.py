@@ -6,9 +6,9 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import torch
 from PIL import Image
@@ -99,7 +99,10 @@ def _hash_images(images: Iterable[Mapping[str, Any]]) -> str:
     """A hash of stored images. Other images may have the same labels, in a folder of the same name."""
     digest = hashlib.sha256()
     for image in images:
-        stored = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+        stored = image["bytes"]
+        if stored is None:
+            with fsspec.open(image["path"], "rb") as file:  # `datasets` has paths into archives, too
+                stored = file.read()
         digest.update(hashlib.sha256(stored).digest())
     return digest.hexdigest()
 

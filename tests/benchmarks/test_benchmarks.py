@@ -291,6 +291,23 @@ def test_robustness_of_the_models_of_a_study(tmp_path):
         robustness.main([*flags, "--seeds", "3"])
 
 
+def test_the_models_of_a_study_are_measured_on_its_images(tmp_path):
+    def find(flags):
+        study = tmp_path / "some.yaml"
+        study.write_text(f"datasets: {{photos: {flags}}}\nseeds: [1]\nsplit: validation\narms: {{plain: {{}}}}\n")
+        folder = tmp_path / "some" / "photos" / "plain" / "0" / "1"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.safetensors").touch()
+        args = robustness.RobustnessBenchmarkArguments(study=str(study), work_dir=str(tmp_path), output="some.json")
+        return robustness.find_models(args.read_study, args)[1]
+
+    words = find("{dataset_name: some/photos, label_column_name: kind, max_train_samples: 5}")
+    assert words == ["--dataset_name", "some/photos", "--label_column_name", "kind", "--split", "validation"]
+    assert find("{train_dir: a, validation_dir: b}") == ["--validation_dir", "b", "--split", "validation"]
+    with pytest.raises(ValueError, match="`validation_dir` must be given in .*some.yaml, but is not"):
+        find("{train_dir: a}")
+
+
 def test_table_of_robustness_has_differences_to_the_baseline_of_the_same_seed(tmp_path):
     runs = {"plain": [0.5, 0.7, 0.6], "CutMix": [0.6, 0.9, 0.6]}
     figures = {arm: [{"clean": run, "fgsm/4.0": run / 2, "corrupted": 0.1} for run in runs[arm]] for arm in runs}

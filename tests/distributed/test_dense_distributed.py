@@ -4,10 +4,13 @@
 import json
 
 import pytest
+import torch
+from detection import common
 from detection.common import main
 from helpers import harness, images
 from helpers.dense import dense_config
 from helpers.tiny import largest_difference, state_of
+from PIL import Image
 from transformers import AutoModelForObjectDetection
 
 
@@ -46,3 +49,42 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path, root):
     assert results[1]["eval_loss"] == pytest.approx(2 * results[0]["eval_loss"], rel=1e-4)
     for name in ("eval_map", "eval_map_50", "eval_mar_100"):
         assert results[1][name] == pytest.approx(results[0][name], abs=1e-6)
+
+
+def evaluate_exactly(folder, out, size, task):
+    """In the child: an evaluation in which the model finds the only object of the first image, and no other."""
+    from detection import coco
+
+    def predict(processor, outputs, sizes):
+        found = [{"scores": torch.ones(1), "labels": torch.zeros(1, dtype=torch.long)} for _ in sizes]
+        for each, (height, width) in zip(found, [pair.tolist() for pair in sizes], strict=True):
+            each["boxes"] = torch.tensor([[4.0, 6, 14, 18]])
+            each["masks"] = torch.zeros(1, height, width, dtype=torch.bool)
+            each["masks"][:, 6:18, 4:14] = True
+        return found
+
+    coco.predict_objects = predict
+    args = ["--use_cpu", "--ddp_backend", "gloo", "--report_to", "none", "--disable_tqdm", "true", "--do_eval"]
+    args += ["--validation_dir", folder, "--validation_annotations", f"{folder}/some.json", "--output_dir", out]
+    args += ["--image_square_size", "64", "--per_device_eval_batch_size", str(size)]
+    common.draw_predictions = lambda *args: Image.new("RGB", (1, 1))
+    main(images.load_script(f"run_{task}").TASK, args)
+
+
+@pytest.mark.parametrize("size, task", [(1, "object_detection"), (8, "instance_segmentation")])
+def test_images_that_fill_the_last_batch_count_once(tmp_path, size, task):
+    data = tmp_path / "data"
+    data.mkdir()
+    pictures, annotations = [], []
+    for number in range(3):
+        Image.new("RGB", (40, 30)).save(data / f"{number}.png")
+        pictures.append({"id": number, "file_name": f"{number}.png"})
+        left = 4 if number == 0 else 24
+        polygon = [left, 6, left + 10, 6, left + 10, 18, left, 18]
+        annotations.append({"id": number, "image_id": number, "category_id": 1, "segmentation": [polygon]})
+    contents = {"images": pictures, "annotations": annotations, "categories": [{"id": 1, "name": "light"}]}
+    (data / "some.json").write_text(json.dumps(contents))
+    for run in harness.run_ranks(tmp_path, evaluate_exactly, str(data), str(tmp_path / "out"), size, task):
+        assert run.code == 0, run.text
+    metrics = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    assert metrics["eval_mar_100"] == pytest.approx(1 / 3)

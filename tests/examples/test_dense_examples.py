@@ -9,8 +9,9 @@ import pytest
 import torch
 from detection import coco
 from detection.coco import CocoDataset, collate, load_backbone_weights
-from detection.common import DenseTrainer, main
+from detection.common import DenseModelArguments, DenseTrainer, main, new_processor
 from helpers import images
+from helpers.dense import NUM_LABELS, dense_config, dense_model
 from helpers.tiny import randomize, tiny_config, tiny_model
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -163,6 +164,19 @@ def test_coco_data_for_segmentation(folder):
     assert empty["mask_labels"].shape == (0, 60, 80) and empty["targets"]["masks"].shape == (0, 30, 40)
 
 
+@pytest.mark.parametrize("left", [0, 12, 30])
+def test_masks_lie_on_their_objects_in_the_resized_image(folder, change, left):
+    polygon = [[left, 6, left + 10, 6, left + 10, 18, left, 18]]
+    change(annotations={"bbox": [left, 6, 10, 12], "segmentation": polygon})
+    picture = Image.new("RGB", (40, 30))
+    picture.paste("white", (left, 6, left + 10, 18))
+    picture.save(f"{folder[0]}/a.png")
+    processor = Mask2FormerImageProcessor(size={"height": 240, "width": 320}, do_normalize=False)
+    example = CocoDataset(*folder, processor, with_masks=True)[0]
+    for side in (0, 1):
+        assert (example["mask_labels"][0] > 0).any(side).equal((example["pixel_values"][0] > 0.5).any(side))
+
+
 @pytest.fixture
 def change(folder):
     """Changes the annotations' file, and gives its arguments."""
@@ -178,20 +192,75 @@ def change(folder):
     return change
 
 
-def test_entries_that_would_take_the_place_of_others_are_errors(folder, change):
+def test_entries_that_nothing_can_be_read_of_are_errors(folder, change):
     original = Path(folder[1]).read_text()
     for changes, words in (
         ({"images": {"id": 9}}, r"`id` of the images in .* must differ, but these occur more than once: \[9\]"),
         ({"annotations": {"id": 2}}, r"`id` of the annotations in .*: \[2\]"),
         ({"categories": {"id": 3}}, r"`id` of the categories in .*: \[3\]"),
         ({"categories": {"name": "dog"}}, r"`name` of the categories in .*: \['dog'\]"),
+        *(
+            (
+                {part: {name: None}},
+                rf"Each of the {part} in .* must have `{name}`, but those at \[0\] in the list have",
+            )
+            for part, names in (("images", ("id", "file_name")), ("categories", ("id", "name")))
+            for name in names
+        ),
+        *(
+            ({"annotations": {name: None}}, rf"Each of the annotations in .* must have `{name}`, but those at \[0\]")
+            for name in ("id", "image_id", "category_id")
+        ),
+        (
+            {"annotations": {"category_id": "7"}},
+            r"`category_id` of annotation 1 must be .* \[7, 3\], but is '7'. It is",
+        ),
+        (
+            {"annotations": {"iscrowd": "0"}},
+            "`iscrowd` of annotation 1 must be one of 0 and 1, but is '0'. .* in 1 of the 2",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             CocoDataset(*change(**changes), None)
         Path(folder[1]).write_text(original)
 
 
-@pytest.mark.parametrize("box", [[4, 6, 10], [4, 6, -1, 12], [float("nan"), 6, 10, 12]])
+def test_annotations_of_no_image_are_told_and_none_with_an_image_is_an_error(folder, change, caplog):
+    dataset = CocoDataset(*change(annotations={"image_id": "5"}), None)
+    (message,) = caplog.messages
+    assert "must be the `id` of an image, but 1 of 2 have others, such as ['5']. These annotations are not" in message
+    assert [item["id"] for item in dataset.read(0)[1]] == [2]
+    contents = json.loads(Path(folder[1]).read_text())
+    for item in contents["annotations"]:
+        item["image_id"] = "5"
+    Path(folder[1]).write_text(json.dumps(contents))
+    with pytest.raises(ValueError, match=r"must be the `id` of an image, but 2 of 2 have others, such as \['5'\]\.$"):
+        CocoDataset(*folder, None)
+
+
+def test_a_file_that_two_images_name_is_told(change, caplog):
+    CocoDataset(*change(images={"file_name": "b.png"}), None)
+    (message,) = caplog.messages
+    assert message.startswith("`file_name` of each image in") and "more than once: ['b.png']. The objects" in message
+
+
+def test_ids_may_be_texts_and_what_is_not_read_may_be_anything(folder):
+    path, processor = Path(folder[1]), RTDetrImageProcessor(size={"height": 64, "width": 64})
+    expected = CocoDataset(*folder, processor, with_targets=True)[0]
+    contents = json.loads(path.read_text())
+    contents["images"][0]["id"] = "photo 5"
+    contents["images"][1]["id"] = "photo 9"
+    first, second = contents["annotations"]
+    first |= {"image_id": "photo 5", "area": None, "iscrowd": None, "keypoints": [1, 1, 2] * 17}
+    second |= {"image_id": "photo 5", "bbox": None, "iscrowd": 1}
+    path.write_text(json.dumps(contents))
+    example = CocoDataset(*folder, processor, with_targets=True)[0]
+    for name in ("boxes", "class_labels"):
+        assert example["labels"][name].equal(expected["labels"][name])
+    assert all(example["targets"][name].equal(value) for name, value in expected["targets"].items())
+
+
+@pytest.mark.parametrize("box", [[4, 6, 10], [4, 6, -1, 12], [float("nan"), 6, 10, 12], ["4", "6", "10", "12"]])
 def test_a_box_that_is_none_is_named(change, box):
     dataset = CocoDataset(*change(annotations={"bbox": box}), None)
     with pytest.raises(
@@ -219,20 +288,50 @@ def test_boxes_in_fractions_of_the_image_are_told_once(change, caplog):
     assert "annotation 1, [0.35, 0.2, 0.5, 0.6], is within the first pixel of its image 'a.png'" in message
 
 
-def test_masks_without_area_are_no_objects_and_missing_ones_are_named(change):
+def test_masks_without_area_are_no_objects_and_missing_ones_are_named(change, caplog):
     processor = Mask2FormerImageProcessor(size={"height": 60, "width": 80}, size_divisor=1)
     flat = {"bbox": [4, 6, 0, 0], "segmentation": [[4, 6, 4, 6, 4, 6, 4, 6]]}
-    example = CocoDataset(*change(annotations=flat), processor, with_masks=True)[0]
-    assert example["mask_labels"].shape == (0, 60, 80) and example["class_labels"].shape == (0,)
+    dataset = CocoDataset(*change(annotations=flat), processor, with_masks=True)
+    for example in (dataset[0], dataset[0]):
+        assert example["mask_labels"].shape == (0, 60, 80) and example["class_labels"].shape == (0,)
+    (message,) = caplog.messages
+    assert message.startswith("Annotation 1 has no area in its image 'a.png'")
     dataset = CocoDataset(*change(annotations={"segmentation": []}), processor, with_masks=True)
     with pytest.raises(ValueError, match="Annotation 1 must have a `segmentation`, but has none"):
         dataset.read(0)
 
 
+@pytest.mark.parametrize("box", [[4, 6, 0, 12], [4, 30, 10, 1], [-1, 6, 1, 12]])
+def test_boxes_without_area_are_told_once(change, caplog, box):
+    dataset = CocoDataset(*change(annotations={"bbox": box}), RTDetrImageProcessor(size={"height": 64, "width": 64}))
+    for _ in range(2):
+        assert dataset[0]["labels"]["class_labels"].shape == (0,)
+    (message,) = caplog.messages
+    assert message.startswith("Annotation 1 has no area in its image 'a.png'")
+
+
+@pytest.mark.parametrize(
+    "segmentation, words",
+    [
+        ([[4, 6, 14, 18]], "`segmentation` of annotation 1 must be polygons, each a list of six or more numbers"),
+        ([4, 6, 14, 6, 14, 18], "`segmentation` of annotation 1 must be polygons"),
+        ({"counts": [600, 600]}, "`segmentation` of annotation 1 must be .* or run lengths, but can't be read"),
+        ({"size": [30, 40], "counts": [600, 300]}, "1 must add up to the 30 x 40 pixels .*, 1200, but add up to 900"),
+    ],
+)
+def test_a_mask_that_is_none_is_named(change, segmentation, words):
+    for with_masks in (False, True):
+        dataset = CocoDataset(*change(annotations={"segmentation": segmentation}), None, with_masks)
+        with pytest.raises(ValueError, match=words):
+            dataset.read(0)
+
+
 def test_categories_without_annotated_images(folder):
-    assert CocoDataset(*folder, None).find_unused() == []
     contents = json.loads(Path(folder[1]).read_text())
-    contents["annotations"].pop()
+    del contents["annotations"][1]["iscrowd"]
+    Path(folder[1]).write_text(json.dumps(contents))
+    assert CocoDataset(*folder, None).find_unused() == []
+    contents["annotations"][1]["iscrowd"] = 1  # no object to learn from
     contents["categories"].append({"id": 90, "name": "owl"})
     Path(folder[1]).write_text(json.dumps(contents))
     assert CocoDataset(*folder, None).find_unused() == ["dog", "owl"]
@@ -282,7 +381,10 @@ def test_errors_name_the_argument(tasks, folder, tmp_path):
     with pytest.raises(ValueError, match="`num_scenes` must be 5 or more, but is 4"):
         main(task, [*QUIET, *out, "--do_train", "--num_scenes", "4"])
     (tmp_path / "wrong.json").write_text('{"images": []}')
-    with pytest.raises(ValueError, match=r"wrong.json' must hold .*\['images', 'categories', 'annotations'\]"):
+    with pytest.raises(ValueError, match=r"wrong.json' must hold .*\['images', 'annotations', 'categories'\]"):
+        CocoDataset(folder[0], str(tmp_path / "wrong.json"), None)
+    (tmp_path / "wrong.json").write_text("[{}]")
+    with pytest.raises(ValueError, match=r"\['images', 'annotations', 'categories'\]: it is a list"):
         CocoDataset(folder[0], str(tmp_path / "wrong.json"), None)
     assert not (tmp_path / "out").exists()
 
@@ -300,6 +402,28 @@ def test_the_small_segmenter_takes_backbones_of_other_depths(tasks, stages):
     outputs = model.eval()(pixel_values=torch.zeros(1, 3, 64, 64))
     assert outputs.masks_queries_logits.shape == (1, 20, 16, 16)  # a quarter of the image
     assert model.config.feature_strides == [4, 8, 16, 32][:stages]
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("detr-resnet", "DetrImageProcessor"),
+        ("conditional_detr", "ConditionalDetrImageProcessor"),
+        ("rt_detr", "RTDetrImageProcessor"),
+        ("d_fine", "RTDetrImageProcessor"),
+        ("maskformer", "MaskFormerImageProcessor"),
+    ],
+)
+def test_a_config_brings_the_image_processor_of_its_family(tasks, tmp_path, name, expected):
+    dense_config(name).save_pretrained(tmp_path)
+    task = tasks["instance_segmentation" if name == "maskformer" else "object_detection"]
+    processor = new_processor(task, DenseModelArguments(config_name=str(tmp_path)), 64)
+    assert type(processor).__name__ == expected
+    assert processor(images=Image.new("RGB", (40, 30)), return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 64)
+    if name == "detr-resnet":  # classes and, as the last, "no object"
+        outputs = dense_model(name).eval()(pixel_values=torch.zeros(2, 3, 64, 64))
+        for found in coco.predict_objects(processor, outputs, [torch.tensor([30, 40])] * 2):
+            assert len(found["labels"]) == 6 and max(found["labels"]) < NUM_LABELS
 
 
 @pytest.mark.parametrize("flag", ["model_name_or_path", "config_name", "backbone"])
@@ -328,10 +452,12 @@ def test_a_model_without_sub_networks_is_named_before_the_data_are_read(tasks, n
 def test_a_turned_image_that_no_size_tells_is_named_when_it_is_read(tmp_path, caplog, orientation, size, is_ambiguous):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.new("RGB", size or (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
-    entry = {"file_name": "turned.jpg"} | ({"width": size[0], "height": size[1]} if size else {})
+    names = {2: "turned.jpg", 4: "another.jpg"}
+    for name in names.values():
+        Image.new("RGB", size or (40, 30)).save(tmp_path / name, exif=exif)
+    entry = {"width": size[0], "height": size[1]} if size else {}
     contents = {
-        "images": [{"id": 2, **entry}, {"id": 4, **entry}],
+        "images": [{"id": number, "file_name": name, **entry} for number, name in names.items()],
         "annotations": [],
         "categories": CATEGORIES,
     }

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import images
 from helpers.tiny import tiny_config, tiny_model
+from PIL import Image
 from torch.nn import functional as F
 from transformers import ConvNextImageProcessor, ResNetForImageClassification
 
@@ -121,6 +122,17 @@ def test_the_attack_is_fgsm_before_normalization(classifier, trained, data, epsi
     assert attacked.equal(pixels) == (epsilon == 0)
     for name, parameter in trained.named_parameters():
         assert parameter.grad is None and parameter.requires_grad, name
+    assert all(tensor.equal(state[name]) for name, tensor in trained.state_dict().items())
+
+
+def test_a_classifier_that_was_trained_meanwhile_is_in_eval_mode(classifier, trained, data):
+    pixels, labels = held_out(data)
+    state = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    expected = [classifier.predict(pixels), classifier.attack(pixels, labels, 8)]
+    trained.train()
+    assert classifier.attack(pixels, labels, 8).equal(expected[1])
+    trained.train()
+    assert classifier.predict(pixels).equal(expected[0]) and not trained.training
     assert all(tensor.equal(state[name]) for name, tensor in trained.state_dict().items())
 
 
@@ -240,6 +252,21 @@ def test_a_stopped_run_goes_on(classifier, data, tmp_path, monkeypatch):
     more = evaluate_robustness({"b": classifier}, data, FEW, batch_size=48, path=path)
     assert more.accuracy["b"] == whole["a"] and len(counted) == 2 * len(KEYS) - 4
     assert json.loads(path.read_text())["models"].keys() == {"a", "b"}
+
+
+def test_other_images_in_a_folder_of_the_same_name_are_another_measurement(classifier, tmp_path):
+    clean, path = RobustnessSettings(epsilons=[], corruptions=[]), tmp_path / "robustness.json"
+    for seed in (0, 1):
+        for label in DIGITS:
+            folder = tmp_path / str(seed) / "val" / label
+            folder.mkdir(parents=True)
+            pixels = np.random.default_rng([seed, int(label)]).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "a.png")
+    first, second = (load_image_data(DataArguments(validation_dir=str(tmp_path / name / "val"))) for name in "01")
+    evaluate_robustness({"a": classifier}, first, clean, path=path)
+    evaluate_robustness({"a": classifier}, first, clean, path=path)
+    with pytest.raises(ValueError, match="holds results with images_sha256 '.*', not '.*'. Name another folder"):
+        evaluate_robustness({"a": classifier}, second, clean, path=path)
 
 
 def test_a_file_of_something_else_is_left_alone(classifier, data, tmp_path):
