@@ -98,8 +98,8 @@ class HubMixin:
     """
     Makes the pushes of any Trainer complete: `class MyTrainer(HubMixin, SomeTrainer)`. [`GradAugTrainer`] has it.
 
-    - If the token can't write to the repository, the constructor raises an error. It creates the branch `hub_revision`
-      if it is missing.
+    - If the token can't write to the repository, or a public one exists with `hub_private_repo`, the constructor raises
+      an error. It creates the branch `hub_revision` if it is missing.
     - All files, the model card included, are on disk before a push begins.
     - Transient errors of the server or the connection are retried; only missing files are uploaded again.
     - A failed push in the background is logged as an error and retried at the end of `train()`. If files are still
@@ -131,6 +131,8 @@ class HubMixin:
                 # Older versions of transformers don't take it.
                 options = {} if private is None else {"private": private}
                 self._make_repository(partial(super().init_hf_repo, token=token, **options), token)
+                if self.args.hub_private_repo if private is None else private:
+                    self._check_is_private(token)
         # Known in all processes, so that all of them come here, or none.
         (self.hub_model_id,) = broadcast_object_list([self.hub_model_id])
 
@@ -158,6 +160,16 @@ class HubMixin:
                     "token with write permission as `hub_token` or in HF_TOKEN."
                 )
             raise HubPushError(message) from None  # the original may show the token
+
+    def _check_is_private(self, token: str | None) -> None:
+        # The Hub ignores the wish if the repository exists.
+        name = self.hub_model_id
+        if not _persist(lambda: hf_api().repo_info(name, token=token)).private:
+            self.hub_model_id = None  # the next push checks it again
+            raise ValueError(
+                f"`hub_private_repo` must be off for '{name}', which exists and is public, but is on. Make the "
+                "repository private, name another by `hub_model_id`, or leave it out."
+            )
 
     def _save_beside_weights(self, folder: str) -> None:
         """Saves further files to the output folder before a push. Nothing by default."""
