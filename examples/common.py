@@ -130,6 +130,10 @@ def parse_training_arguments(parser: HfArgumentParser, args: Sequence[str]) -> t
         settings = {item.name for item in dataclasses.fields(GradAugSettings)} - {"nonfinite_loss"}
         if unused := sorted(given_flags(args) & settings):
             logger.warning(f"The plain baseline is trained, without {shorten(unused)}: these need `gradaug`.")
+    if training_args.enable_jit_checkpoint:
+        raise ValueError(
+            "`enable_jit_checkpoint` must be off in this script, but is on. The script saves a checkpoint at SIGTERM anyway."
+        )
     training_args.remove_unused_columns = False  # transforms and collators know which columns they need
     if training_args.device.type == "cpu":
         training_args.dataloader_pin_memory = False  # it would do nothing there but warn

@@ -201,11 +201,15 @@ class GradAugSettings:
                 raise ValueError(f"`{name}` must be {', '.join(others)} or {last}, but is {value!r}.")
         if not 0 < self.min_survival <= 1:
             raise ValueError(f"`min_survival` must be a probability in (0, 1], but is {self.min_survival}.")
+        for name, where, is_unused in (
+            ("width_choices", "`subnetwork_kind` is 'depth'", not self.draws_width),
+            ("min_survival", "`subnetwork_kind` is 'width'", not self.draws_depth),
+            ("temperature", "`subnetwork_targets` is 'labels'", self.subnetwork_targets == "labels"),
+        ):
+            value = getattr(self, name)
+            if is_unused and value != type(self).__dataclass_fields__[name].default:
+                raise ValueError(f"`{name}` must not be given where {where}, which doesn't use it, but is {value}.")
         choices = self.width_choices
-        if choices is not None and not self.draws_width:
-            raise ValueError(
-                f"`width_choices` must not be given where `subnetwork_kind` is 'depth', but is {choices}."
-            )
         if choices is not None and not (choices and all(self.min_width <= width <= 1 for width in choices)):
             raise ValueError(
                 f"`width_choices` must be one or more width multipliers in [min_width, 1], which is [{self.min_width}, 1], but "

@@ -36,9 +36,9 @@ class DurableTrainerMixin(HubMixin, FaultToleranceMixin, StreamMixin):
         if has_length(loader) and len(loader) == 0:
             processes = f" on each of {self.args.world_size} processes" if self.args.world_size > 1 else ""
             raise ValueError(
-                f"`dataloader_drop_last` must be off, or the training images fill a batch, but there are "
-                f"{len(self.train_dataset)} for one of {self._train_batch_size}{processes}: nothing would be trained. Turn it "
-                "off, or lower `per_device_train_batch_size`."
+                f"`dataloader_drop_last` must be False for {len(self.train_dataset)} training images and a batch size of "
+                f"{self._train_batch_size}{processes}, but is True: no batch would be left. Turn it off, or lower "
+                "`per_device_train_batch_size`."
             )
         return loader
 

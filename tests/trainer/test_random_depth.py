@@ -1,6 +1,8 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """Training with sub-networks that drop residual blocks."""
 
+import re
+
 import pytest
 import torch
 from helpers.families import family_model
@@ -21,7 +23,8 @@ def deep_model(family="convnext", **changes):
 
 
 def settings(kind, **changes):
-    return GradAugSettings(**{"subnetwork_kind": kind, "min_survival": 0.2, "min_width": 0.5, **changes})
+    draws = {} if kind == "width" else {"min_survival": 0.2}
+    return GradAugSettings(**{"subnetwork_kind": kind, "min_width": 0.5, **draws, **changes})
 
 
 def batch(part=slice(None)):
@@ -232,8 +235,19 @@ def test_what_has_no_random_depth_is_refused(tmp_path):
     ):
         tiny_trainer(tmp_path / "out", tiny_model(depths=[1, 1, 1]), subnetwork_kind="depth")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match=r"`width_choices`.*`subnetwork_kind` is 'depth', but is \[0.9, 1.0\]"):
-        GradAugSettings(subnetwork_kind="depth", width_choices=[0.9, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "where"),
+    [
+        ("width_choices", [0.9, 1.0], {"subnetwork_kind": "depth"}),
+        ("min_survival", 0.8, {}),
+        ("temperature", 2.0, {"subnetwork_targets": "labels"}),
+    ],
+)
+def test_settings_without_effect_are_errors(name, value, where):
+    with pytest.raises(ValueError, match=rf"`{name}` must not be given where .*, but is {re.escape(str(value))}\."):
+        GradAugSettings(**{name: value}, **where)
 
 
 def test_subnetworks_with_random_depth_are_not_compiled():

@@ -150,7 +150,8 @@ def test_refuses_to_train_on_nothing(tmp_path):
         trainer_kwargs={"train_dataset": TinyImages(12)},
     )
     with pytest.raises(
-        ValueError, match="`dataloader_drop_last` must be off, .* there are 12 for one of 16: nothing would"
+        ValueError,
+        match="`dataloader_drop_last` must be False for 12 training images and a batch size of 16, but is True",
     ):
         trainer.train()
     assert trainer.state.global_step == 0
