@@ -218,6 +218,11 @@ def test_an_unreadable_image_is_named_by_the_script_with_workers(run, tmp_path, 
         )
 
 
+def test_a_second_handler_of_sigterm_is_refused(script, tmp_path):
+    with pytest.raises(ValueError, match="`enable_jit_checkpoint` must be off in this script, but is on"):
+        script.parse_arguments(["--output_dir", str(tmp_path), "--enable_jit_checkpoint"])
+
+
 def test_flags_that_the_plain_baseline_does_not_use_are_named(script, caplog):
     flags = ["--output_dir", "out", "--model_type", "resnet", "--nonfinite_loss", "skip"]
     script.parse_arguments([*flags, "--gradaug", "--min_width", "0.5"])
