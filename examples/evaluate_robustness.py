@@ -2,15 +2,15 @@
 """
 Compares the robustness of image classifiers: accuracy under FGSM attacks and under the corruptions of ImageNet-C.
 
-On the held-out embedded digits, after two runs of run_image_classification.py, into out/plain and with --gradaug into
-out/gradaug:
+On the held-out embedded digits, after two runs of run_image_classification.py, into outputs/plain and with --gradaug into
+outputs/gradaug:
 
-    python examples/evaluate_robustness.py --models out/plain out/gradaug --baseline out/plain \
-        --output_dir out/robustness
+    python examples/evaluate_robustness.py --models outputs/plain outputs/gradaug --baseline outputs/plain \
+        --output_dir outputs/robustness
 
 Checkpoints of the Hub, on ImageNet's folders. These have other names than the model's classes, in the same order:
 
-    python examples/evaluate_robustness.py --models microsoft/resnet-50 facebook/convnext-tiny-224 --output_dir out \
+    python examples/evaluate_robustness.py --models microsoft/resnet-50 facebook/convnext-tiny-224 --output_dir outputs/robustness \
         --validation_dir imagenet/val --classes_by_number --max_samples 5000 \
         --num_workers 8
 

@@ -2,18 +2,18 @@
 """
 Exports sub-networks of an image classifier as standard models, and measures them beside the full network.
 
-Of a model that was trained on the embedded digits by run_image_classification.py into out/gradaug:
+Of a model that was trained on the embedded digits by run_image_classification.py into outputs/gradaug:
 
-    python examples/export_subnetworks.py out/gradaug --widths 0.5 0.75 0.9 --output_dir out/widths
+    python examples/export_subnetworks.py outputs/gradaug --widths 0.5 0.75 0.9 --output_dir outputs/widths
 
 Of a checkpoint of the Hub, on your own images, in one folder per class, with the model's names of the classes:
 
-    python examples/export_subnetworks.py microsoft/resnet-50 --widths 0.9 --output_dir out/widths \
+    python examples/export_subnetworks.py microsoft/resnet-50 --widths 0.9 --output_dir outputs/widths \
         --train_dir photos/train --validation_dir photos/validation --num_workers 8
 
 Of a model that was trained with --subnetwork_kind depth, and has as many residual blocks in each stage or more:
 
-    python examples/export_subnetworks.py out/gradaug --widths 1 --depths 2,2,1 1,1,1 --output_dir out/depths
+    python examples/export_subnetworks.py outputs/gradaug --widths 1 --depths 2,2,1 1,1,1 --output_dir outputs/depths
 
 Each sub-network has a folder of its own, with weights in float32, config, image processor and model card, which
 `from_pretrained` loads. Beside them lie widths.json, widths.md and widths.png.

@@ -14,7 +14,7 @@ Fine-tune a pretrained model on your own images:
 
 Distil from a teacher, a model trained on the same data, as another baseline:
 
-    accelerate launch examples/run_image_classification.py --teacher out/plain --output_dir out/distilled --do_train \
+    accelerate launch examples/run_image_classification.py --teacher outputs/plain --output_dir outputs/distilled --do_train \
         --do_eval
 
 Use a recipe (.yaml or .json). Flags after it override its values:
