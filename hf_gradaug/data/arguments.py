@@ -97,7 +97,7 @@ class DataArguments:
 
     def __post_init__(self):
         check_counts(self, "max_train_samples", "max_eval_samples", "num_train_samples", "num_labels")
-        if self.mix_prob != 1.0 and not self.mixing:
+        if 0 <= self.mix_prob < 1 and not self.mixing:
             raise ValueError(
                 f"`mix_prob` must be 1.0 without `cutmix_alpha` or `mixup_alpha`, but is {self.mix_prob}. Give one of them."
             )
