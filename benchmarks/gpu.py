@@ -94,7 +94,7 @@ def make_command(args: argparse.Namespace, part: str, seconds: float) -> list[st
         if missing:
             print(f"Left out, since packages are missing: {' '.join(missing)}", flush=True)
         files = ["tests/unit/test_losses.py"] if args.smoke else files
-        workers = ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "worksteal"]
+        workers = ["-n", "0" if args.smoke else str(min(8, os.cpu_count() or 1)), "--dist", "worksteal"]
         return ["-m", "pytest", "-q", *workers, "-m", "not distributed", "--timeout", "120", *files]
     if part in STEPS:
         models = ["convnext-tiny", "wrn-16-4"] if part == "networks" else ["resnet-50"]
