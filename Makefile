@@ -11,8 +11,8 @@ ARGS ?=
 # Processes of `make train`, one for each GPU. One is enough for the digits, on a machine of any size.
 PROCESSES ?= 1
 
-# Tests at a time: most are in one thread.
-JOBS ?= 2
+# Tests at a time: one more than two cores, because many tests wait for other processes.
+JOBS ?= 3
 
 BIN := $(VENV)/bin
 CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
