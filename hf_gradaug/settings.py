@@ -207,7 +207,7 @@ class GradAugSettings:
             ("temperature", "`subnetwork_targets` is 'labels'", self.subnetwork_targets == "labels"),
         ):
             value = getattr(self, name)
-            if is_unused and value != type(self).__dataclass_fields__[name].default:
+            if is_unused and value != getattr(GradAugSettings, name):  # the default
                 raise ValueError(f"`{name}` must not be given where {where}, which doesn't use it, but is {value}.")
         choices = self.width_choices
         if choices is not None and not (choices and all(self.min_width <= width <= 1 for width in choices)):

@@ -107,14 +107,17 @@ class FaultToleranceMixin:
                 f"'{checkpoint}' with {shorten(others)}. Leave it out, and load the checkpoint as a pretrained model."
             )
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def _load_weights(self, checkpoint: str, model: nn.Module) -> bool:
+        """[`load_weights`], which leaves DeepSpeed and FSDP to the Trainer: they have formats of their own."""
         has_own_format = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        if has_own_format or not load_weights(resume_from_checkpoint, self.model if model is None else model):
+        return not has_own_format and load_weights(checkpoint, model)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self._load_weights(resume_from_checkpoint, self.model if model is None else model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        has_own_format = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        if has_own_format or not load_weights(self.state.best_model_checkpoint, self.model):
+        if not self._load_weights(self.state.best_model_checkpoint, self.model):
             super()._load_best_model()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

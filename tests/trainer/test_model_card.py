@@ -131,30 +131,17 @@ def test_origin(tmp_path, from_scratch):
         assert card.data.base_model is None and str(tmp_path / "base") not in str(card)
 
 
-def test_metrics_are_those_of_the_weights(tmp_path, from_scratch):
-    accuracies = iter([0.9, 0.4, 0.3])
-    trainer = tiny_trainer(
-        tmp_path,
-        from_scratch,
-        trainer_kwargs={"compute_metrics": lambda result: {"accuracy": next(accuracies)}},
-        **{"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1},
-        load_best_model_at_end=True,
-        metric_for_best_model="accuracy",
-    )
-    trainer.train()
-    trainer.create_model_card(dataset="my photos")
-    text = (tmp_path / "README.md").read_text()
-    assert rows_of(text)["accuracy"] == "0.9" and "after optimizer step 1:" in text
-
-
-def test_metrics_are_those_of_the_weights_where_the_best_step_was_not_saved(tmp_path, from_scratch):
-    """Evaluated in each step and saved in every second: nothing has the weights of step 1, and the last ones stay."""
+@pytest.mark.parametrize(("save_steps", "steps", "accuracy", "step"), [(1, 3, "0.9", 1), (2, 4, "0.2", 4)])
+def test_metrics_are_those_of_the_weights(tmp_path, from_scratch, save_steps, steps, accuracy, step):
+    """Step 1 is the best. Saved in every second step, nothing has its weights, and the last ones stay."""
     accuracies = iter([0.9, 0.4, 0.3, 0.2])
     trainer = tiny_trainer(
         tmp_path,
         from_scratch,
         trainer_kwargs={"compute_metrics": lambda result: {"accuracy": next(accuracies)}},
-        **{"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 2, "max_steps": 4},
+        **{"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps"},
+        save_steps=save_steps,
+        max_steps=steps,
         load_best_model_at_end=True,
         metric_for_best_model="accuracy",
     )
@@ -162,7 +149,7 @@ def test_metrics_are_those_of_the_weights_where_the_best_step_was_not_saved(tmp_
     assert trainer.state.best_global_step == 1
     trainer.create_model_card(dataset="my photos")
     text = (tmp_path / "README.md").read_text()
-    assert rows_of(text)["accuracy"] == "0.2" and "after optimizer step 4:" in text
+    assert rows_of(text)["accuracy"] == accuracy and f"after optimizer step {step}:" in text
 
 
 class NoMemory(TrainerCallback):
