@@ -22,7 +22,7 @@ from transformers import HfArgumentParser, PreTrainedConfig, PreTrainedModel, Tr
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_gradaug import GradAugConfig, GradAugSettings, HubPushError, StopOnSignal, narrow_config
-from hf_gradaug.data import get_class_names, match_classes, shorten
+from hf_gradaug.data import check_counts, get_class_names, match_classes, shorten
 from hf_gradaug.training import end_with_launcher
 
 
@@ -78,9 +78,7 @@ class MeasuringArguments:
     def check_at_least(self, **least: int) -> None:
         """Raises a `ValueError` if a given value is below its minimum."""
         for name, minimum in {"num_workers": 0, "seed": 0, **least}.items():
-            value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise ValueError(f"`{name}` must be {minimum} or more, but is {value}.")
+            check_counts(self, name, least=minimum)
 
 
 def make_training_parser(model: type, data: type, usage: str) -> HfArgumentParser:

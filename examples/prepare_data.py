@@ -47,7 +47,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from hf_gradaug.data import check_no_splits, is_image, load_digits_dataset, shorten, to_rgb
+from hf_gradaug.data import check_counts, check_no_splits, is_image, load_digits_dataset, shorten, to_rgb
 
 
 logger = logging.getLogger(__name__)
@@ -119,8 +119,7 @@ class PrepareArguments:
     )
 
     def __post_init__(self):
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"`image_size` must be 1 or more, but is {self.image_size}.")
+        check_counts(self, "image_size")
         if not 0 <= self.fold < FOLDS:
             raise ValueError(f"`fold` must be from 0 to {FOLDS - 1}, but is {self.fold}.")
         for name in ("labels", "max_test_images"):

@@ -11,9 +11,9 @@ def shorten(items: Iterable, count: int = 10) -> str:
     return str(items) if len(items) <= count else f"{str(items[:count])[:-1]}, ...] ({len(items)} in all)"
 
 
-def check_counts(arguments: Any, *names: str) -> None:
-    """Raises a `ValueError` if one of these attributes is below 1. `None` is allowed."""
+def check_counts(arguments: Any, *names: str, least: int = 1) -> None:
+    """Raises a `ValueError` if one of these attributes is below `least`. `None` is allowed."""
     for name in names:
         value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` must be 1 or more, but is {value}.")
+        if value is not None and value < least:
+            raise ValueError(f"`{name}` must be {least} or more, but is {value}.")

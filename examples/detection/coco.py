@@ -76,8 +76,7 @@ class CocoArguments:
                     f"`{split}_dir` and `{split}_annotations` must be given together, but are {folder!r} and {annotations!r}."
                 )
         check_counts(self, "max_train_samples", "max_eval_samples", "image_square_size")
-        if self.num_scenes < 5:
-            raise ValueError(f"`num_scenes` must be 5 or more, but is {self.num_scenes}.")
+        check_counts(self, "num_scenes", least=5)
 
     @property
     def names_dataset(self) -> bool:

@@ -236,9 +236,8 @@ def load_weights(folder: str | os.PathLike, model: nn.Module) -> bool:
         missing = set(info["missing_keys"]) - others.keys()
     else:
         others = {name: shape for name, shape in stored.items() if name in own and shape != own[name].shape}
-        addresses = {
-            own[name].data_ptr() for name in stored if name in own
-        }  # of two names of one tensor, one is stored
+        # Of two names of one tensor, one is stored.
+        addresses = {own[name].data_ptr() for name in stored if name in own}
         missing = {name for name, tensor in own.items() if stored and tensor.data_ptr() not in addresses}
         missing -= set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     what = [
@@ -267,12 +266,12 @@ def compare_groups(fresh: list[dict[str, Any]], loaded: list[dict[str, Any]]) ->
         `tuple[list[str], list[str]]`: Names of settings that the checkpoint doesn't have, because another optimizer wrote
         it. Then a description of each setting with another value.
     """
-    missing, others = {}, {}  # in order
+    missing, others = set(), set()
     for before, after in zip(fresh, loaded, strict=True):
         for name in before.keys() - _NO_SETTINGS:
             if name not in after:
-                missing[name] = None
+                missing.add(name)
             elif before[name] != after[name]:
                 argument = "learning_rate" if name == "initial_lr" else name
-                others[f"{argument} {after[name]}, not {before[name]}"] = None
+                others.add(f"{argument} {after[name]}, not {before[name]}")
     return sorted(missing), sorted(others)
