@@ -19,7 +19,8 @@ Parts:
 - graphs, compile: ResNet-50 with CUDA graphs and with torch.compile;
 - host: `benchmarks.host_time`;
 - fp16, bf16: two epochs of the example on the embedded digits;
-- study: `benchmarks.accuracy` with several cells at a time. It continues from the results in docs/results.
+- study: `benchmarks.accuracy` with several cells at a time. It continues from the results in docs/results. The models
+  are kept beside the results, in models/STUDY.
 """
 
 import argparse
@@ -111,6 +112,7 @@ def make_command(args: argparse.Namespace, part: str, seconds: float) -> list[st
         flags += ["--save_strategy", "no", "--report_to", "none"]
         return ["examples/run_image_classification.py", *flags]
     flags = ["--jobs", str(args.jobs), "--minutes", f"{seconds / 60:.3f}", "--results_dir", f"{output}/study"]
+    flags += ["--work_dir", f"{output}/models"]  # beside the results, so that they are copied with them
     return ["-m", "benchmarks.accuracy", args.study, *flags, *smoke]
 
 

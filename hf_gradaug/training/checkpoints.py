@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -220,39 +221,50 @@ def load_weights(folder: str | os.PathLike, model: nn.Module) -> bool:
     for path in Path(folder).glob("model*.safetensors"):
         with safe_open(path, framework="pt") as file:
             stored.update((name, tuple(file.get_slice(name).get_shape())) for name in sorted(file.keys()))
-    loaded = None
-    if isinstance(model, PreTrainedModel) and not stored.keys() <= own.keys():
-        plain_class = next(kind for kind in type(model).__mro__ if not issubclass(kind, SlimmableModel))
-        loaded, info = plain_class.from_pretrained(
-            folder,
-            config=copy.deepcopy(model.config),
-            dtype=max(
-                (tensor.dtype for tensor in own.values() if tensor.is_floating_point()), key=lambda kind: kind.itemsize
-            ),
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-        others = {name: shape for name, shape, _ in info["mismatched_keys"]}
-        missing = set(info["missing_keys"]) - others.keys()
-    else:
+    if not isinstance(model, PreTrainedModel) or stored.keys() <= own.keys():
         others = {name: shape for name, shape in stored.items() if name in own and shape != own[name].shape}
         # Of two names of one tensor, one is stored.
         addresses = {own[name].data_ptr() for name in stored if name in own}
         missing = {name for name, tensor in own.items() if stored and tensor.data_ptr() not in addresses}
         missing -= set(getattr(model, "_keys_to_ignore_on_save", None) or ())
-    what = [
-        f"'{name}' has the shape {tuple(shape)}, and here {tuple(own[name].shape)}" for name, shape in others.items()
-    ]
+        _check_same_model(folder, own, others, missing)
+        return False
+    loaded, others, missing = _load_renamed(folder, model)
+    _check_same_model(folder, own, others, missing)
+    model.load_state_dict(loaded.state_dict())
+    return True
+
+
+def _load_renamed(
+    folder: str | os.PathLike, model: PreTrainedModel
+) -> tuple[PreTrainedModel, dict[str, tuple[int, ...]], set[str]]:
+    """A plain model with the weights of a checkpoint, the shapes of those that don't fit, and the names of the missing."""
+    plain_class = next(kind for kind in type(model).__mro__ if not issubclass(kind, SlimmableModel))
+    dtypes = [tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()]
+    loaded, info = plain_class.from_pretrained(
+        folder,
+        config=copy.deepcopy(model.config),
+        dtype=max(dtypes, key=lambda dtype: dtype.itemsize),
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    others = {name: tuple(shape) for name, shape, _ in info["mismatched_keys"]}
+    return loaded, others, set(info["missing_keys"]) - others.keys()
+
+
+def _check_same_model(
+    folder: str | os.PathLike,
+    own: Mapping[str, torch.Tensor],
+    others: Mapping[str, tuple[int, ...]],
+    missing: set[str],
+) -> None:
+    what = [f"'{name}' has the shape {shape}, and here {tuple(own[name].shape)}" for name, shape in others.items()]
     what += [f"'{name}' is missing" for name in sorted(missing)]
     if what:
         raise ValueError(
             f"`resume_from_checkpoint` must be a checkpoint of the same model, but is '{folder}', where {what[0]} ({len(what)} "
             "such differences in all). Build the model as it was, or leave the checkpoint out."
         )
-    if loaded is None:
-        return False
-    model.load_state_dict(loaded.state_dict())
-    return True
 
 
 def compare_groups(fresh: list[dict[str, Any]], loaded: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
