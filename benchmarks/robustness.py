@@ -58,7 +58,8 @@ class RobustnessBenchmarkArguments:
     )
     work_dir: str = field(default="outputs/accuracy", metadata={"help": "Folder of the study's models."})
     arms: list[str] | None = field(
-        default=None, metadata={"help": "What is compared; if not given, all arms (with `study`, all of its arms)."}
+        default=None,
+        metadata={"help": "What is compared, with the first of them. Defaults to the baseline and all other arms."},
     )
     train_flags: str = field(default="", metadata={"help": "More flags for every training, in one string."})
     eval_flags: str = field(default="", metadata={"help": "More flags for the measurement, likewise."})
@@ -74,11 +75,11 @@ class RobustnessBenchmarkArguments:
                 self.seeds, self.train_flags = [1], "--max_steps 1 --max_train_samples 32 --max_eval_samples 16"
             self.eval_flags = "--max_samples 16 --epsilons 8 --corruptions fog --severities 2"
         self.read_study = Study.read(self.study) if self.study else None
-        known = [*(self.read_study.arms if self.study else ARMS)]
-        self.baseline = self.read_study.baseline if self.study else "plain"
-        self.arms = self.arms or known
-        if self.baseline not in self.arms or not set(self.arms) <= set(known):
-            raise ValueError(f"`arms` must be {self.baseline} and others of {known}, but is {self.arms}.")
+        first, known = (self.read_study.baseline, self.read_study.arms) if self.study else ("plain", ARMS)
+        self.arms = self.arms or [first, *(arm for arm in known if arm != first)]
+        if not set(self.arms) <= set(known):
+            raise ValueError(f"`arms` must be of {', '.join(known)}, but is {', '.join(self.arms)}.")
+        self.baseline = self.arms[0]
         if self.study and self.output is None:
             raise ValueError("`output` is not given, but with `study` a table and a picture are written beside it.")
         if self.study and (self.seeds or self.train_flags or self.plot):

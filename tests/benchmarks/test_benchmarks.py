@@ -283,7 +283,12 @@ def test_robustness_of_the_models_of_a_study(tmp_path):
     )
     assert (tmp_path / "some-robustness.md").read_text().splitlines()[2] == "| arm | clean | FGSM, 8/255 |"
     assert all(0 <= run["fog/2"] <= 1 for run in results["accuracy"]["CutMix"])
-    with pytest.raises(ValueError, match="must be plain and others"):
+    assert [*robustness.main([*flags, "--arms", "CutMix", "plain"])["summary"]] == [
+        "CutMix",
+        "plain",
+        "plain - CutMix",
+    ]
+    with pytest.raises(ValueError, match="`arms` must be of plain, CutMix, but is GradAug"):
         robustness.main([*flags, "--arms", "GradAug"])
     with pytest.raises(ValueError, match="`output` is not given"):
         robustness.main(flags[:2])
