@@ -7,18 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import TrainOutput
 
 from .data.class_names import get_class_names, match_classes
 from .losses import check_has_soft_targets, get_float_labels, get_logits, soft_label_cross_entropy, soft_targets
 from .reporting.model_card import ModelCardMixin
-from .settings import GradAugSettings, save_settings
-from .training.distributed import shard_as_one_unit
+from .settings import GradAugSettings
 from .training.durable import DurableTrainerMixin
+from .training.shared import SharedTrainerMixin
 from .training.step_log import LossParts
 
 
-class DistillationTrainer(ModelCardMixin, DurableTrainerMixin, Trainer):
+class DistillationTrainer(SharedTrainerMixin, ModelCardMixin, DurableTrainerMixin, Trainer):
     """
     Trains a model on its labels and on the soft predictions of a separately trained teacher.
 
@@ -51,18 +50,14 @@ class DistillationTrainer(ModelCardMixin, DurableTrainerMixin, Trainer):
             raise ValueError("`compute_loss_func` must be None with a teacher, but is given.")
         self.teacher = teacher.eval().requires_grad_(False)
         self.teacher_weight = teacher_weight
-        self._step_log = self._new_step_log()
         super().__init__(*args, **kwargs)
-        # As with `GradAugTrainer`: the heads take `**kwargs`, but don't scale their loss by `num_items_in_batch`.
-        self.model_accepts_loss_kwargs = False
 
     @property
     def gradaug_settings(self) -> GradAugSettings:
         """The settings in `args`, without sub-networks."""
         return self.args if isinstance(self.args, GradAugSettings) else GradAugSettings(num_subnetworks=0)
 
-    @staticmethod
-    def _new_step_log() -> LossParts:
+    def _new_step_log(self) -> LossParts:
         return LossParts("loss_labels", "loss_teacher")
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -85,16 +80,6 @@ class DistillationTrainer(ModelCardMixin, DurableTrainerMixin, Trainer):
         numbers = match_classes(self.teacher.name_or_path or "teacher", classes, "the model", own)
         self._teacher_numbers = torch.tensor(numbers, device=self.args.device)
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        if self.accelerator.is_fsdp2:  # Accelerate itself fails on models without input embeddings
-            shard_as_one_unit(self.model, self.accelerator.state.fsdp_plugin)
-        return super().create_optimizer(model)
-
-    def _inner_training_loop(self, *args, **kwargs) -> TrainOutput:
-        # Without what an earlier run left, or an attempt that `auto_find_batch_size` repeats.
-        self._step_log = self._new_step_log()
-        return super()._inner_training_loop(*args, **kwargs)
-
     def compute_loss(
         self,
         model: nn.Module,
@@ -105,9 +90,11 @@ class DistillationTrainer(ModelCardMixin, DurableTrainerMixin, Trainer):
         images = {name: value for name, value in inputs.items() if name not in self.label_names}
         if (labels := get_float_labels(inputs)) is None:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        else:  # which the heads take for multi-label ones
-            outputs = model(**{name: value for name, value in inputs.items() if value is not labels})
-            loss = soft_label_cross_entropy(get_logits(outputs), labels, self.args.label_smoothing_factor)
+        else:
+            loss, outputs = self._soft_label_loss(model, inputs, labels)
+            check_has_soft_targets(
+                self.model, multi_label=False
+            )  # the first labels may have shown that it is multi-label
         if model.training and self.teacher_weight > 0:
             with torch.no_grad(), self.accelerator.autocast():
                 targets = soft_targets(get_logits(self.teacher(**images))[:, self._teacher_numbers])
@@ -117,20 +104,6 @@ class DistillationTrainer(ModelCardMixin, DurableTrainerMixin, Trainer):
             self._step_log.add(parts, weight, self.args.logging_nan_inf_filter)
             loss = loss + self.teacher_weight * teacher_loss
         return (loss, outputs) if return_outputs else loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self._step_log and "loss" in logs and "learning_rate" in logs:  # the Trainer's own line, in every process
-            logs.update(self._step_log.means(self.accelerator))
-            self._step_log = self._new_step_log()
-        super().log(logs, start_time)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            self._save_beside_weights(output_dir or self.args.output_dir)
-
-    def _save_beside_weights(self, folder: str) -> None:
-        save_settings(self.gradaug_settings, folder)
 
     def floating_point_ops(self, inputs: dict[str, Tensor | Any]) -> int:
         flops = super().floating_point_ops(inputs)

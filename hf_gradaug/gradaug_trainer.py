@@ -4,7 +4,7 @@
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,19 +12,20 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
-from .losses import get_float_labels, get_logits, soft_label_cross_entropy, soft_labels_in_heads
+from .losses import get_float_labels, soft_labels_in_heads
 from .passes import GradAug, GradAugPass
 from .reporting.model_card import ModelCardMixin
-from .settings import GradAugSettings, save_settings
+from .settings import GradAugSettings
 from .slimmable.model import Build
-from .training.distributed import check_can_train, no_sync, shard_as_one_unit
+from .training.distributed import check_can_train, no_sync
 from .training.durable import DurableTrainerMixin
 from .training.nonfinite import NonFiniteLossGuard
-from .training.step_log import LossParts, StepLog
+from .training.shared import SharedTrainerMixin
+from .training.step_log import StepLog
 from .transforms import Transform
 
 
-class GradAugMixin:
+class GradAugMixin(SharedTrainerMixin):
     """
     Adds GradAug to any Trainer: `class MyTrainer(GradAugMixin, SomeTrainer)`.
 
@@ -73,14 +74,8 @@ class GradAugMixin:
         self._gradaug_build = build
         self.gradaug: GradAug | None = None
         self._loss_guard: NonFiniteLossGuard | None = None
-        self._step_log = self._new_step_log()
         self._subnetwork_flops = 0.0  # in the last batch, relative to the full network
         super().__init__(*args, **kwargs)
-        if self._needs_trainer_fixes:
-            # These heads take `**kwargs`, from which the Trainer concludes that they scale their loss by
-            # `num_items_in_batch`. They don't, or count other items: it would grow with the accumulation steps and the
-            # processes.
-            self.model_accepts_loss_kwargs = False
 
     @property
     def gradaug_settings(self) -> GradAugSettings:
@@ -94,8 +89,7 @@ class GradAugMixin:
         settings = self.gradaug_settings
         return settings.num_subnetworks > 0 or settings.subnetwork_targets == "labels" or is_classifier
 
-    def _new_step_log(self) -> StepLog | LossParts:
-        """A fresh sum of the steps until the Trainer's next log line."""
+    def _new_step_log(self) -> StepLog:
         return StepLog()
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -132,28 +126,23 @@ class GradAugMixin:
         )
         self._loss_guard = self._new_loss_guard()
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        # Accelerate itself fails on models without input embeddings, such as these.
-        if self._needs_trainer_fixes and self.accelerator.is_fsdp2:
-            shard_as_one_unit(self.model, self.accelerator.state.fsdp_plugin)
-        return super().create_optimizer(model)
-
     def _new_loss_guard(self) -> NonFiniteLossGuard:
         return NonFiniteLossGuard(self.accelerator, self.gradaug.model, self.gradaug_settings.nonfinite_loss)
 
     def _inner_training_loop(self, *args, **kwargs) -> TrainOutput:
-        # `auto_find_batch_size` calls this once per batch size, so the state is reset.
-        self._step_log = self._new_step_log()
-        self._subnetwork_flops = 0.0
-        if self.gradaug is None:
-            return super()._inner_training_loop(*args, **kwargs)
-        self._loss_guard = self._new_loss_guard()
+        self._subnetwork_flops = 0.0  # `auto_find_batch_size` calls this once per batch size
+        if self.gradaug is not None:
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            if self.gradaug.model is not model:  # the trainer was given another
+                self._make_gradaug(model)
+            self.gradaug.seed = self.args.seed
+            self._loss_guard = self._new_loss_guard()
         try:
             output = super()._inner_training_loop(*args, **kwargs)
         except Exception:
-            self._loss_guard.settle()  # a loss that is not finite may be why
+            self._settle()  # a loss that is not finite may be why
             raise
-        self._loss_guard.settle()
+        self._settle()
         return output
 
     def training_step(
@@ -168,20 +157,15 @@ class GradAugMixin:
         losses, passes, relative_flops = [], [], 0.0
         self._loss_guard.start()
         # The Trainer's step calls `compute_loss`, which may be a user's: only passes that learn from labels go through it.
-        label_loss, own = self.compute_loss, vars(self).get("compute_loss")
-        try:
-            for gradaug_pass in self.gradaug.passes(inputs, step=self.state.global_step):
-                self.compute_loss = functools.partial(self._compute_pass_loss, gradaug_pass, label_loss)
-                sync = contextlib.nullcontext() if gradaug_pass.is_last else no_sync(self.accelerator, model)
-                with sync, gradaug_pass:
-                    losses.append(super().training_step(model, *_with_labels(gradaug_pass, num_items_in_batch)))
-                    if not gradaug_pass.is_full:
-                        relative_flops += self._relative_flops(gradaug_pass, inputs)
-                passes.append(gradaug_pass)
-        finally:
-            vars(self).pop("compute_loss", None)  # there is none if the step ends before its first pass
-            if own is not None:  # a user's function, set on the trainer
-                self.compute_loss = own
+        label_loss = self.compute_loss
+        for gradaug_pass in self.gradaug.passes(inputs, step=self.state.global_step):
+            compute_loss = functools.partial(self._compute_pass_loss, gradaug_pass, label_loss)
+            sync = contextlib.nullcontext() if gradaug_pass.is_last else no_sync(self.accelerator, model)
+            with sync, gradaug_pass, _methods_set(self, compute_loss=compute_loss, _prepare_inputs=_as_they_are):
+                losses.append(super().training_step(model, *_with_labels(gradaug_pass, num_items_in_batch)))
+                if not gradaug_pass.is_full:
+                    relative_flops += self._relative_flops(gradaug_pass, inputs)
+            passes.append(gradaug_pass)
         self._loss_guard.finish(losses, passes, step=self.state.global_step + 1)
         self._subnetwork_flops = relative_flops
         self._step_log.add(
@@ -211,13 +195,16 @@ class GradAugMixin:
         if gradaug_pass.learns_from_labels:
             # A copy, because `compute_loss` may pop the labels.
             kwargs = {"return_outputs": True, "num_items_in_batch": num_items_in_batch}
-            loss = label_loss(model, dict(inputs), **_accepted(label_loss, kwargs))
+            with _calls_noted(model, self.gradaug.image_name) as calls:
+                loss = label_loss(model, dict(inputs), **_accepted(label_loss, kwargs))
             if not (isinstance(loss, tuple) and len(loss) == 2):
                 raise ValueError(
                     "`compute_loss` must return the loss and the model's outputs where `return_outputs` is True, but returns "
                     f"a {type(loss).__name__}. The sub-networks learn from the outputs."
                 )
             loss, outputs = loss
+            if gradaug_pass.is_full:  # a user's loss may have mixed or augmented the images
+                gradaug_pass.set_images(next((images for found, images in calls if found is outputs), None))
             return gradaug_pass.loss(outputs, label_loss=loss)
         loss = gradaug_pass.compute(model)
         # The Trainer takes the loss of `compute_loss_func` for one that is scaled already, and this one isn't.
@@ -259,8 +246,7 @@ class GradAugMixin:
             with soft_labels_in_heads(self.model):
                 kwargs = _accepted(trainer_loss, {"num_items_in_batch": num_items_in_batch})
                 return trainer_loss(model, inputs, return_outputs=return_outputs, **kwargs)
-        outputs = model(**{name: value for name, value in inputs.items() if value is not labels})
-        loss = soft_label_cross_entropy(get_logits(outputs), labels, self.args.label_smoothing_factor)
+        loss, outputs = self._soft_label_loss(model, inputs, labels)
         return (loss, outputs) if return_outputs else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float:
@@ -293,21 +279,42 @@ class GradAugMixin:
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._settle()
-        # "loss" and "learning_rate" together are the Trainer's own line, which every process logs.
-        if self._step_log and "loss" in logs and "learning_rate" in logs:
-            logs.update(self._step_log.means(self.accelerator))
-            self._step_log = self._new_step_log()
-            if self._loss_guard is not None and self._loss_guard.num_skipped > 0:
-                logs["skipped_steps"] = self._loss_guard.num_skipped
+        is_own_line = "loss" in logs and "learning_rate" in logs
+        if is_own_line and self._loss_guard is not None and self._loss_guard.num_skipped > 0:
+            logs["skipped_steps"] = self._loss_guard.num_skipped
         super().log(logs, start_time)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            self._save_beside_weights(output_dir or self.args.output_dir)
 
-    def _save_beside_weights(self, folder: str) -> None:
-        save_settings(self.gradaug_settings, folder)
+def _as_they_are(inputs: dict[str, Tensor | Any]) -> dict[str, Tensor | Any]:
+    return inputs
+
+
+@contextlib.contextmanager
+def _methods_set(trainer: Trainer, **methods: Callable) -> Iterator[None]:
+    """Sets methods on a trainer itself inside the `with` block. They come before those of its class."""
+    own = {name: vars(trainer)[name] for name in methods if name in vars(trainer)}  # a user's
+    vars(trainer).update(methods)
+    try:
+        yield
+    finally:
+        for name in methods:
+            vars(trainer).pop(name, None)
+        vars(trainer).update(own)
+
+
+@contextlib.contextmanager
+def _calls_noted(model: nn.Module, image_name: str) -> Iterator[list[tuple[Any, Tensor | None]]]:
+    """The outputs and the images of each call of the model inside the `with` block."""
+    calls = []
+
+    def note(module: nn.Module, args: tuple, kwargs: dict[str, Any], outputs: Any) -> None:
+        calls.append((outputs, kwargs.get(image_name, args[0] if args else None)))
+
+    handle = model.register_forward_hook(note, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
 
 
 def _with_labels(

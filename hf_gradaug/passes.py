@@ -143,6 +143,19 @@ class FullPass(GradAugPass):
     def __exit__(self, *exception) -> None:
         pass
 
+    def set_images(self, images: Tensor | None) -> None:
+        """
+        Sets the images of which the sub-networks get transformations, for a loss of your own that changes the batch.
+
+        Sub-networks that learn from labels get the batch's own images, as their labels are.
+
+        Args:
+            images (`torch.Tensor`, *optional*):
+                What the model was called with, of shape `(batch_size, num_channels, height, width)`.
+        """
+        if images is not None and not self.gradaug.target_kind.learns_from_labels:
+            self.inputs[self.gradaug.image_name] = images.detach()
+
     def _replay(self) -> Tensor | None:
         model, names = self.gradaug.model, {self.gradaug.image_name, "labels"}
         if self.inputs.keys() != names or (self.is_last and _has_several_processes()):
@@ -210,8 +223,10 @@ class SubnetworkPass(GradAugPass):
             outputs = model(**{name: inputs[name]})
             return loss_and_logits(self._target_loss(outputs, inputs["targets"]), outputs)
 
-        inputs = {**self.inputs, "targets": self._targets}
-        found = self.gradaug.captured.run(self._active.subnetwork, inputs, compute, is_full=False)
+        inputs, settings = {**self.inputs, "targets": self._targets}, self.gradaug.settings
+        # A capture holds the numbers that it was made with.
+        network = (self._active.subnetwork, settings.temperature, settings.subnetwork_loss_weight)
+        found = self.gradaug.captured.run(network, inputs, compute, is_full=False)
         return None if found is None else found[0]
 
     def __enter__(self) -> "SubnetworkPass":
@@ -223,6 +238,11 @@ class SubnetworkPass(GradAugPass):
         self._active.__exit__(*exception)
 
     def _loss(self, outputs: Any, label_loss: Tensor | None) -> Tensor:
+        if not self._active.has_run:
+            raise ValueError(
+                "The outputs must be of the model that GradAug was given, but its sub-network was not run. Another model was "
+                "called, or the model's `forward` was replaced since."
+            )
         if self.learns_from_labels:
             return self.gradaug.settings.subnetwork_loss_weight * self._label_loss(outputs, label_loss)
         return self._target_loss(outputs, self._targets)
@@ -240,8 +260,8 @@ class SubnetworkPass(GradAugPass):
 
 
 def _allow_graphs(settings: GradAugSettings) -> None:
-    # Dynamo gives up after 8 graphs of the same code, and every width and size of the sub-networks is one. The 8 are left to
-    # all others.
+    # Dynamo gives up after 8 graphs of the same code. Every width and size of the sub-networks is one. 8 more are left for
+    # other code.
     dynamo = torch._dynamo.config
     graphs = len({*settings.width_choices, settings.min_width}) * len(settings.scales) + 8
     dynamo.recompile_limit = max(dynamo.recompile_limit, graphs)
@@ -353,7 +373,7 @@ class GradAug:
         self.label_names = find_labels(type(model)) if label_names is None else label_names
         self.detached = detached
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        self.target_kind = TARGETS[self.settings.subnetwork_targets](model, self.settings.temperature)
+        self.target_kind = TARGETS[self.settings.subnetwork_targets](model, self.settings)
         self._checked_sizes: set[tuple[int, int]] = set()
         self._trains_one_image: dict[tuple[int, int], bool] = {}
         self._checked_labels = False

@@ -14,6 +14,7 @@ from .losses import (
     soft_target_loss,
     soft_targets,
 )
+from .settings import GradAugSettings
 
 
 class LabelTargets:
@@ -21,7 +22,7 @@ class LabelTargets:
 
     learns_from_labels = True
 
-    def __init__(self, model: nn.Module, temperature: float):
+    def __init__(self, model: nn.Module, settings: GradAugSettings):
         pass
 
     def from_outputs(self, outputs: Any) -> None:
@@ -36,7 +37,7 @@ class SoftTargets:
 
     Args:
         model (`nn.Module`): The full network.
-        temperature (`float`): Divides the logits.
+        settings ([`GradAugSettings`]): Its `temperature` divides the logits. It may change between steps.
 
     Raises:
         `ValueError`: If the model is not a classifier.
@@ -44,10 +45,9 @@ class SoftTargets:
 
     learns_from_labels = False
 
-    def __init__(self, model: nn.Module, temperature: float):
+    def __init__(self, model: nn.Module, settings: GradAugSettings):
         check_has_soft_targets(model)
-        self.config = model.config
-        self.temperature = temperature
+        self.config, self.settings = model.config, settings
 
     @property
     def _is_multi_label(self) -> bool:
@@ -57,12 +57,12 @@ class SoftTargets:
     def from_outputs(self, outputs: Any) -> Tensor:
         """Targets of shape `(batch_size, num_labels)`, detached, from the full network's outputs."""
         make = binary_soft_targets if self._is_multi_label else soft_targets
-        return make(get_logits(outputs), self.temperature)
+        return make(get_logits(outputs), self.settings.temperature)
 
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:
         """Loss of a sub-network's outputs, a scalar; 0 if they equal the targets."""
         loss = binary_soft_target_loss if self._is_multi_label else soft_target_loss
-        return loss(get_logits(outputs), targets, self.temperature)
+        return loss(get_logits(outputs), targets, self.settings.temperature)
 
 
 class QuerySoftTargets:
@@ -71,7 +71,7 @@ class QuerySoftTargets:
 
     Args:
         model (`nn.Module`): The full network.
-        temperature (`float`): Divides the class logits.
+        settings ([`GradAugSettings`]): Its `temperature` divides the class logits. It may change between steps.
 
     Raises:
         `ValueError`: If query i of a sub-network isn't query i of the full network.
@@ -79,15 +79,15 @@ class QuerySoftTargets:
 
     learns_from_labels = False
 
-    def __init__(self, model: nn.Module, temperature: float):
+    def __init__(self, model: nn.Module, settings: GradAugSettings):
         check_has_query_targets(model)
-        self.model, self.temperature = model, temperature
+        self.model, self.settings = model, settings
 
     def from_outputs(self, outputs: Any) -> QueryTargets:
-        return query_targets(self.model, outputs, self.temperature)
+        return query_targets(self.model, outputs, self.settings.temperature)
 
     def loss(self, outputs: Any, targets: QueryTargets) -> Tensor:
-        return query_loss(self.model, outputs, targets, self.temperature)
+        return query_loss(self.model, outputs, targets, self.settings.temperature)
 
 
 TARGETS = {"soft": SoftTargets, "labels": LabelTargets, "queries": QuerySoftTargets}

@@ -9,6 +9,7 @@ skeleton). Its parameters are the leading slices of the full network's: views, o
 
 import copy
 import functools
+import inspect
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
@@ -120,6 +121,7 @@ class _Activation:
     ):
         self.active, self.subnetwork, self.kept_blocks = active, subnetwork, kept_blocks
         self.detached, self.compiled = detached, compiled
+        self.has_run = False
 
     @property
     def skeleton(self) -> nn.Module:
@@ -271,7 +273,8 @@ def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTra
     if "forward" in vars(model):  # without the class's, which runs the sub-networks
         raise ValueError(
             "`model` must have the `forward` of its class, but has one of its own, with which sub-networks would never run. "
-            "Remove it, or load the model anew: Accelerate sets one for mixed precision."
+            "Remove it, or load the model anew: Accelerate sets one for mixed precision. A trainer that turns GradAug on later "
+            "must be built with sub-networks; set `num_subnetworks` to 0 at the beginning of training."
         )
     skeleton = build_skeleton(narrow_config(model.config, width=1.0), build or type(model))
     check_same("parameter or buffer", shapes_of(model), shapes_of(skeleton), width=1.0)
@@ -341,6 +344,7 @@ def _slimmable_class(model_class: type[nn.Module]) -> type[nn.Module]:
     # A subclass of the same name whose `forward` keeps its signature: the Trainer reads the signature, and saved
     # configs and cards name the class. `torch.distributed.fsdp.fully_shard` swaps the class in the same way. The
     # sub-network runs inside of `forward`, where DistributedDataParallel, autocast and FSDP meet it like the full one.
+    # A new model of this class, as `type(model)(config)` and `from_pretrained` make it, is a plain one.
     @functools.wraps(model_class.forward)
     def forward(self, *args, **kwargs):
         active = self.__dict__[_STATE].active
@@ -348,14 +352,22 @@ def _slimmable_class(model_class: type[nn.Module]) -> type[nn.Module]:
             return model_class.forward(self, *args, **kwargs)
         return _forward_subnetwork(self, active[-1], args, kwargs)
 
-    namespace = {"forward": forward, "__module__": model_class.__module__, "__qualname__": model_class.__qualname__}
-    return type(model_class.__name__, (SlimmableModel, model_class), {**namespace, "__doc__": model_class.__doc__})
+    # `accelerator.unwrap_model` follows `__wrapped__`, and would put the plain `forward` in its place.
+    forward.__signature__ = inspect.signature(forward)
+    del forward.__wrapped__
+
+    def new(cls, *args, **kwargs):
+        return model_class(*args, **kwargs)
+
+    namespace = {name: getattr(model_class, name) for name in ("__module__", "__qualname__", "__doc__")}
+    namespace |= {"forward": forward, "__new__": new}
+    return type(model_class.__name__, (SlimmableModel, model_class), namespace)
 
 
 # Dynamo enters neither these functions nor, without `compiled`, the skeleton: each drawn width would be another graph.
 @functools.partial(torch.compiler.disable, recursive=False)
 def _forward_subnetwork(model: nn.Module, activation: _Activation, args: tuple, kwargs: dict):
-    skeleton = activation.skeleton
+    skeleton, activation.has_run = activation.skeleton, True
     activation.subnetwork.bind(model, activation.kept_blocks, detached=activation.detached)
     kwargs = {**size_arguments(skeleton, *args, **kwargs), **kwargs}
     outputs = skeleton(*args, **kwargs) if activation.compiled else _forward_eagerly(skeleton, args, kwargs)

@@ -1,0 +1,146 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""What a user's own code does to a trainer, its model, and its batches."""
+
+import pytest
+import torch
+from helpers.tiny import TinyImages, largest_difference, state_of, tiny_images, tiny_model, tiny_trainer
+from transformers import TrainerCallback
+
+from hf_gradaug import DistillationTrainer, GradAug, GradAugSettings, GradAugTrainer, make_slimmable
+
+
+def subnetwork_losses(trainer):
+    return [row["loss_subnetworks"] for row in trainer.state.log_history if "loss_subnetworks" in row]
+
+
+class AtStep(TrainerCallback):
+    """Calls a function after a step."""
+
+    def __init__(self, step, function):
+        self.step, self.function = step, function
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == self.step:
+            self.function(model)
+
+
+def test_sub_networks_run_after_accelerates_unwrapping(tmp_path):
+    trainer = tiny_trainer(tmp_path, bf16=True, max_steps=3, logging_steps=1)
+    unwrap = trainer.accelerator.unwrap_model
+    trainer.add_callback(
+        AtStep(1, lambda model: unwrap(model, keep_fp32_wrapper=False).save_pretrained(tmp_path / "mine"))
+    )
+    trainer.train()
+    assert len(subnetwork_losses(trainer)) == 3 and min(subnetwork_losses(trainer)) > 1e-3
+
+
+def test_another_model_has_sub_networks_too(tmp_path):
+    trainer = tiny_trainer(tmp_path, max_steps=2, logging_steps=1)
+    trainer.model = trainer.model_wrapped = tiny_model(seed=5)
+    trainer.train()
+    assert trainer.gradaug.model is trainer.model
+    assert min(subnetwork_losses(trainer)) > 1e-3
+
+
+@pytest.mark.parametrize("targets", ["soft", "labels"])
+def test_outputs_of_another_model_are_an_error(targets):
+    gradaug = GradAug(tiny_model(), GradAugSettings(subnetwork_targets=targets))
+    other = tiny_model()
+    full, subnetwork, *_ = gradaug.passes({"pixel_values": tiny_images(), "labels": torch.zeros(4).long()}, 0)
+    with full:
+        full.compute(gradaug.model)
+    with subnetwork, pytest.raises(ValueError, match="must be of the model that GradAug was given"):
+        subnetwork.compute(other)
+
+
+class Inverting(GradAugTrainer):
+    """Changes the images on the way to the model, as MixUp on the GPU does."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        self.batch = inputs["pixel_values"]
+        outputs = model(pixel_values=-inputs["pixel_values"], labels=inputs["labels"])
+        model(pixel_values=0 * inputs["pixel_values"])  # another call, whose outputs are not the loss's
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+
+@pytest.mark.parametrize("targets, sign", [("soft", -1), ("labels", 1)])
+def test_sub_networks_see_the_images_of_a_compute_loss_that_changes_them(tmp_path, targets, sign):
+    seen = []
+
+    def note(images, generator):
+        seen.append(images)
+        return images
+
+    args = {"subnetwork_targets": targets, "num_subnetworks": 1, "max_steps": 1}
+    trainer = tiny_trainer(tmp_path, cls=Inverting, trainer_kwargs={"transform": note}, **args)
+    trainer.train()
+    assert len(seen) == 1 and not seen[0].requires_grad
+    torch.testing.assert_close(seen[0], sign * trainer.batch)
+
+
+class Scaling(GradAugTrainer):
+    def _prepare_inputs(self, inputs):
+        self.prepared = super()._prepare_inputs(inputs)["pixel_values"] / 10
+        return {**inputs, "pixel_values": self.prepared}
+
+
+def test_inputs_are_prepared_once(tmp_path):
+    trainer = tiny_trainer(tmp_path, cls=Scaling, num_subnetworks=2, scales=[1.0], max_steps=1)
+    seen = []
+    trainer.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["pixel_values"]), with_kwargs=True
+    )
+    trainer.train()
+    assert len(seen) == 3
+    for images in seen:
+        torch.testing.assert_close(images, trainer.prepared)
+    assert "_prepare_inputs" not in vars(trainer) and "compute_loss" not in vars(trainer)
+
+
+def test_a_new_model_of_the_class_is_a_plain_one(tmp_path):
+    model = make_slimmable(tiny_model())
+    model.save_pretrained(tmp_path)
+    loaded, fresh = type(model).from_pretrained(tmp_path), type(model)(model.config)
+    assert largest_difference(state_of(loaded), state_of(model)) == 0
+    assert type(loaded) is type(fresh) is type(tiny_model())
+    assert type(make_slimmable(fresh)) is type(model)
+
+
+def test_temperature_follows_the_settings():
+    def losses(gradaug):
+        total = []
+        for gradaug_pass in gradaug.passes({"pixel_values": tiny_images(), "labels": torch.zeros(4).long()}, 0):
+            with gradaug_pass:
+                total.append(gradaug_pass.compute(gradaug.model).item())
+        return total
+
+    changed = GradAug(tiny_model())
+    before = losses(changed)
+    changed.settings.temperature = 5.0
+    hot = losses(GradAug(tiny_model(), GradAugSettings(temperature=5.0)))
+    assert losses(changed) == hot != before
+
+
+def test_gradaug_can_begin_later(tmp_path):
+    trainer = tiny_trainer(tmp_path, bf16=True, max_steps=3, logging_steps=1)
+    wanted, trainer.args.num_subnetworks = trainer.args.num_subnetworks, 0
+    trainer.add_callback(AtStep(2, lambda model: setattr(trainer.args, "num_subnetworks", wanted)))
+    trainer.train()
+    assert len(subnetwork_losses(trainer)) == 1 and subnetwork_losses(trainer)[0] > 1e-3
+
+
+class SeveralLabels(TinyImages):
+    def __getitem__(self, index):
+        return {**super().__getitem__(index), "labels": torch.tensor([1.0, 1.0, 0.0])}
+
+
+def test_several_labels_are_no_class_probabilities(tmp_path):
+    def trainer(problem_type, cls=GradAugTrainer, **kwargs):
+        model = tiny_model(problem_type=problem_type)
+        data = {"train_dataset": SeveralLabels(), **kwargs}
+        return tiny_trainer(tmp_path, model, cls, trainer_kwargs=data, num_subnetworks=0, max_steps=1)
+
+    with pytest.raises(ValueError, match="`labels` must be class probabilities"):
+        trainer("single_label_classification").train()
+    with pytest.raises(ValueError, match="models for single-label classification, but"):
+        trainer(None, DistillationTrainer, teacher=tiny_model("resnet-basic")).train()
