@@ -12,14 +12,13 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow.parquet as pq
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from ..messages import shorten
 from .arguments import DataArguments
 from .class_names import match_classes, warn_of_missing
 from .digits import load_digits_dataset
-from .folders import check_class_folders, check_no_splits, check_one_split, is_image, load_folders
+from .folders import check_class_folders, check_no_splits, check_one_split, check_shards, is_image, load_folders
 from .image_transforms import ExampleTransform, keep_readable
 from .streaming import count_stream, store_stream
 from .training_stream import TrainingStream
@@ -231,7 +230,7 @@ def _get_builder(args: DataArguments, cache_dir: str | None, token: str | None) 
         )
         check_class_folders(builder)
         if builder.name == "parquet":
-            _check_shards(builder.config.data_files or {})
+            check_shards(builder.config.data_files or {}, token)
         return builder
     data_files, kinds = {}, {}
     for split in _SPLITS:
@@ -242,23 +241,8 @@ def _get_builder(args: DataArguments, cache_dir: str | None, token: str | None) 
         raise ValueError(f"The data must all be of one kind, but it is {kinds}.")
     kind = next(iter(kinds.values()))
     if kind == "parquet":
-        _check_shards(data_files)
+        check_shards(data_files, token)
     return datasets.load_dataset_builder(kind, data_files=data_files, cache_dir=cache_dir)
-
-
-def _check_shards(files: dict[str, list[str]]) -> None:
-    """Raises an error if Parquet files have different label names: `datasets` uses the first file's for all."""
-    named: dict[str, Any] = {}
-    for file in (file for of_split in files.values() for file in of_split if "://" not in file):
-        for column, feature in datasets.Features.from_arrow_schema(pq.read_schema(file)).items():
-            if not isinstance(feature, datasets.ClassLabel):
-                continue
-            first, names = named.setdefault(column, (file, feature.names))
-            if names != feature.names:
-                raise ValueError(
-                    f"Column '{column}' must have the same classes in all files, but has {shorten(names, 3)} in {first}, "
-                    f"and {shorten(feature.names, 3)} in {file}."
-                )
 
 
 def _is_label(feature: Any) -> bool:
