@@ -299,7 +299,8 @@ def load_image_data(
     Loads the data that the arguments name, and checks it before training.
 
     With `streaming`, only the training split is a stream. Validation and test splits are read once and kept on disk.
-    So an evaluation sees every image exactly once, with any number of workers and processes.
+    So an evaluation sees every image exactly once, with any number of workers and processes. With `max_train_samples`,
+    so are the training images.
 
     Args:
         args ([`DataArguments`]): The data and its columns.
@@ -381,9 +382,12 @@ def load_image_data(
 
     num_train_examples, rows = None, {}
     if "train" in splits:
-        train = splits["train"]
+        train, limit = splits["train"], args.max_train_samples
+        if isinstance(train, datasets.IterableDataset) and limit is not None:
+            # A stream that is cut has an equal part of each shard, and fewer images where a shard has fewer.
+            train = store_stream(train, [cache_key, "train", limit, image_column, label_column], limit, cache_dir)
         if isinstance(train, datasets.Dataset):
-            train, rows["train"] = _truncate(train, args.max_train_samples, seed)
+            train, rows["train"] = _truncate(train, limit, seed)
             _name_missing(train, label_column, class_names, "training")
             num_train_examples = len(train)
             if args.streaming:
@@ -392,9 +396,6 @@ def load_image_data(
             num_train_examples = args.num_train_samples
             if num_train_examples is None:
                 num_train_examples = count_stream(first, wanted["train"], files.get(wanted["train"]))
-            if args.max_train_samples is not None:
-                train = train.take(args.max_train_samples)
-                num_train_examples = min(args.max_train_samples, num_train_examples or args.max_train_samples)
         splits["train"] = train
     for split in {"validation", "test"} & set(splits):
         splits[split], rows[split] = _truncate(splits[split], args.max_eval_samples, seed)
