@@ -42,6 +42,7 @@ from hf_gradaug import (
     format_widths,
     leading_blocks,
     load_classifier,
+    make_slimmable,
     plot_widths,
 )
 from hf_gradaug.data import (
@@ -157,7 +158,8 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
 
 def run(args: ExportArguments, data_args: DataArguments, positional: Namespace) -> list[dict[str, Any]]:
     """Exports and measures as the arguments say; returns the rows of the table."""
-    model = load_classifier(positional.model).to(find_device(args.device))
+    # Made slimmable once: each call of `export_widths` would warn of the same hooks.
+    model = make_slimmable(load_classifier(positional.model).to(find_device(args.device)))
     image_processor = AutoImageProcessor.from_pretrained(positional.model, trust_remote_code=False)
     data = load_image_data(data_args, args.seed)
     eval_batches, calibration_batches, count = load_batches(args, data, get_eval_transform(image_processor), model)

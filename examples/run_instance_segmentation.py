@@ -82,7 +82,9 @@ TASK = DenseTask(
     name="image-segmentation",
     auto_class=AutoModelForUniversalSegmentation,
     with_masks=True,
-    new_processor=lambda side: Mask2FormerImageProcessor(size={"height": side, "width": side}, size_divisor=16),
+    new_processor=lambda side, **settings: Mask2FormerImageProcessor(
+        size={"height": side, "width": side}, size_divisor=16, **settings
+    ),
     new_backbone=new_backbone,
     new_model=new_model,
     defaults=DEFAULTS,

@@ -86,7 +86,7 @@ TASK = DenseTask(
     name="object-detection",
     auto_class=AutoModelForObjectDetection,
     with_masks=False,
-    new_processor=lambda side: RTDetrImageProcessor(size={"height": side, "width": side}),
+    new_processor=lambda side, **settings: RTDetrImageProcessor(size={"height": side, "width": side}, **settings),
     new_backbone=new_backbone,
     new_model=new_model,
     defaults=DEFAULTS,

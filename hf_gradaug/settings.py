@@ -25,6 +25,8 @@ _OPTIONS = {
 }
 _NUMBERS = ("min_survival", "min_width", "subnetwork_loss_weight", "temperature", "subnetwork_batch_fraction")
 _LISTS = ("width_choices", "scales", "rotations")
+# How steps are run and guarded, which doesn't change what is trained.
+_OF_THE_MACHINE = {"cuda_graphs", "nonfinite_loss"}
 
 
 @dataclass
@@ -270,3 +272,28 @@ def save_settings(settings: GradAugSettings, folder: str | os.PathLike) -> None:
         path.unlink(missing_ok=True)  # of an earlier run
         return
     path.write_text(json.dumps(settings_as_dict(settings), indent=2) + "\n", "utf-8")
+
+
+def describe_changes(settings: GradAugSettings, checkpoint: str | os.PathLike) -> list[str]:
+    """
+    Compares the settings of a run with those of a checkpoint.
+
+    Args:
+        settings ([`GradAugSettings`]):
+            The settings of the run.
+        checkpoint (`str` or `os.PathLike`):
+            A checkpoint of the Trainer. In a sharded format it may hold no settings.
+
+    Returns:
+        `list[str]`: A description of each setting with another value. If either trains without sub-networks, only their
+        number.
+    """
+    path = Path(checkpoint) / SETTINGS_NAME
+    if not path.is_file() and not path.with_name("config.json").is_file():  # both are saved with the weights
+        return []
+    stored = json.loads(path.read_text("utf-8")) if path.is_file() else {"num_subnetworks": 0}
+    own = settings_as_dict(settings)
+    names = stored.keys() & own.keys() - _OF_THE_MACHINE
+    if 0 in (own["num_subnetworks"], stored["num_subnetworks"]):
+        names = {"num_subnetworks"}
+    return [f"{name} was {stored[name]} and is {own[name]}" for name in sorted(names) if own[name] != stored[name]]

@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from hf_gradaug import GradAugConfig, GradAugTrainer
-from hf_gradaug.data import get_class_names, warn_of_missing
+from hf_gradaug.data import get_class_names, get_pixel_map, warn_of_missing
 
 from .coco import (
     CocoArguments,
@@ -90,7 +90,8 @@ class DenseTask:
         name (`str`): The Hub's name of the task.
         auto_class (`type`): Loads and builds the models.
         with_masks (`bool`): Whether objects are masks, and not boxes.
-        new_processor (`Callable[[int], BaseImageProcessor]`): Image processor of a new model, by the images' size.
+        new_processor (`Callable[..., BaseImageProcessor]`): Image processor of a new model, by the images' size and
+            further settings.
         new_backbone (`Callable[[], PreTrainedConfig]`): Config of the small model's backbone.
         new_model (`Callable[[PreTrainedConfig, dict], PreTrainedModel]`): The small model, by its backbone and labels.
         defaults (`dict[str, Any]`): Arguments for the embedded scenes, where the command doesn't give others.
@@ -99,7 +100,7 @@ class DenseTask:
     name: str
     auto_class: type
     with_masks: bool
-    new_processor: Callable[[int], BaseImageProcessor]
+    new_processor: Callable[..., BaseImageProcessor]
     new_backbone: Callable[[], PreTrainedConfig]
     new_model: Callable[[PreTrainedConfig, dict[str, Any]], PreTrainedModel]
     defaults: dict[str, Any]
@@ -137,13 +138,47 @@ def build_model(task: DenseTask, args: DenseModelArguments, data: str, class_nam
     return model
 
 
-def new_processor(task: DenseTask, args: DenseModelArguments, side: int) -> BaseImageProcessor:
-    """The image processor of a new model. That of its family reads scores as the model means them."""
+def get_normalization(backbone: str, **hub: Any) -> dict[str, Any]:
+    """
+    The settings with which any image processor gives pixels the values that a classifier was trained on.
+
+    Args:
+        backbone (`str`): Name or folder of the classifier.
+        hub: Arguments of `from_pretrained`.
+
+    Raises:
+        `ValueError`: If its image processor does more to colours than rescaling and normalizing each channel.
+    """
+    try:
+        processor = AutoImageProcessor.from_pretrained(backbone, **hub)
+    except (OSError, ValueError):
+        logger.warning(
+            f"The backbone '{backbone}' has no image processor: pixels may have other values than it learned."
+        )
+        return {}
+    pixels = get_pixel_map(processor)
+    scale = pixels.weight.diagonal()
+    if not torch.allclose(pixels.weight, scale.diag(), atol=1e-4) or not scale.all():
+        raise ValueError(
+            f"`backbone` must be a classifier whose image processor normalizes each channel by itself, but is '{backbone}', "
+            f"whose {type(processor).__name__} mixes or reorders them."
+        )
+    numbers = {"image_mean": 0 - pixels.bias / scale, "image_std": 1 / scale}
+    return {"do_normalize": True, **{name: [round(x, 6) for x in each.tolist()] for name, each in numbers.items()}}
+
+
+def load_processor(task: DenseTask, args: DenseModelArguments, side: int) -> BaseImageProcessor:
+    """The model's image processor, or that of a new model. That of its family reads scores as the model means them."""
+    # The data, evaluation and losses need whole images without padding, and boxes as fractions of them.
+    settings = {"size": {"height": side, "width": side}, "do_pad": False}
+    if args.model_name_or_path:
+        settings |= {"do_resize": True, "pad_size": None, "do_convert_annotations": True}
+        return AutoImageProcessor.from_pretrained(args.model_name_or_path, **settings, **args.hub)
     if args.config_name:
         family = type(AutoConfig.from_pretrained(args.config_name, **args.hub)).__name__.removesuffix("Config")
         if (own := getattr(transformers, f"{family}ImageProcessor", None)) is not None:  # D-FINE has none
-            return own(size={"height": side, "width": side}, do_pad=False)
-    return task.new_processor(side)
+            return own(**settings)
+    return task.new_processor(side, **(get_normalization(args.backbone, **args.hub) if args.backbone else {}))
 
 
 def run(
@@ -158,13 +193,7 @@ def run(
     if source := model_args.model_name_or_path or model_args.config_name or model_args.backbone:
         # Its error says why a model can't be loaded.
         check_has_subnetworks(AutoConfig.from_pretrained(source, **model_args.hub), training_args)
-    if model_args.model_name_or_path:
-        side = data_args.image_square_size
-        processor = AutoImageProcessor.from_pretrained(
-            source, size={"height": side, "width": side}, do_pad=False, **model_args.hub
-        )
-    else:
-        processor = new_processor(task, model_args, data_args.image_square_size)
+    processor = load_processor(task, model_args, data_args.image_square_size)
     with training_args.main_process_first(desc="write the scenes"):
         paths = {split: data_args.paths(split, training_args.output_dir) for split in wanted}
     if lacking := [split for split, path in paths.items() if path is None]:

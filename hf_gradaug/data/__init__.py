@@ -7,7 +7,7 @@ from .class_names import get_class_names, match_classes, warn_of_missing
 from .decoding import decode_image, is_turn_ambiguous, to_rgb
 from .digits import load_digits_dataset
 from .folders import check_no_splits, is_image
-from .image_processors import get_image_size, make_image_processor
+from .image_processors import get_image_size, get_pixel_map, make_image_processor
 from .image_transforms import (
     ImageCollator,
     get_eval_transform,
@@ -31,6 +31,7 @@ __all__ = [
     "get_class_names",
     "get_eval_transform",
     "get_image_size",
+    "get_pixel_map",
     "get_streaming_arguments",
     "get_train_transform",
     "is_image",

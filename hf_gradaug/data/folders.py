@@ -1,13 +1,20 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Images in one folder per class. The class is the first folder below the root, however deep the image lies."""
+"""
+Checks of the files of a data set, and images in one folder per class. The class is the first folder below the root,
+however deep the image lies.
+"""
 
 import logging
 import os
 import re
+from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets.fingerprint import Hasher
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from huggingface_hub import HfFileSystem
 
 from ..messages import shorten
 
@@ -95,6 +102,40 @@ def check_class_folders(builder: datasets.DatasetBuilder) -> None:
                 f"The class folders of the {split} images must lie in one folder, but lie in {shorten(parents, 3)}: give "
                 "that of the class folders with train_dir, validation_dir and test_dir."
             )
+
+
+def check_shards(files: dict[str, list[str]], token: str | None = None) -> None:
+    """
+    Raises an error if Parquet files have different label names: `datasets` uses the first file's for all.
+
+    Args:
+        files (`dict[str, list[str]]`): Local files or URLs by split. Other URLs than the Hub's are not read.
+        token (`str`, *optional*): Token for private Hub datasets.
+
+    Raises:
+        `ValueError`: If a column has other class names in some file.
+    """
+    named: dict[str, Any] = {}
+    local = [file for of_split in files.values() for file in of_split if "://" not in file]
+    # Of files on the Hub, each of which takes several requests, the first of each split.
+    remote = [next((file for file in of_split if file.startswith("hf://")), None) for of_split in files.values()]
+    for file in [*local, *filter(None, remote)]:
+        for column, feature in datasets.Features.from_arrow_schema(_read_schema(file, token)).items():
+            if not isinstance(feature, datasets.ClassLabel):
+                continue
+            first, names = named.setdefault(column, (file, feature.names))
+            if names != feature.names:
+                raise ValueError(
+                    f"Column '{column}' must have the same classes in all files, but has {shorten(names, 3)} in {first}, "
+                    f"and {shorten(feature.names, 3)} in {file}."
+                )
+
+
+def _read_schema(file: str, token: str | None) -> pa.Schema:
+    if "://" not in file:
+        return pq.read_schema(file)
+    with HfFileSystem(token=token).open(file) as opened:  # reads the end of the file alone
+        return pq.read_schema(opened)
 
 
 def _find_images(flag: str, root: str) -> list[tuple[str, str]]:

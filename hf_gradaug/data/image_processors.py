@@ -149,6 +149,9 @@ def get_pixel_map(image_processor: Any) -> PixelMap:
     Args:
         image_processor ([`~transformers.BaseImageProcessor`]): Image processor of a classifier.
 
+    Returns:
+        `PixelMap`: It has `weight` (3, 3) and `bias` (3,), from channels in [0, 1] to those of the model, and maps pixels.
+
     Raises:
         `ValueError`: If its images have no fixed size, or its arithmetic isn't linear in the channels.
     """

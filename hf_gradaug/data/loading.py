@@ -12,14 +12,13 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow.parquet as pq
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from ..messages import shorten
 from .arguments import DataArguments
 from .class_names import match_classes, warn_of_missing
 from .digits import load_digits_dataset
-from .folders import check_class_folders, check_no_splits, check_one_split, is_image, load_folders
+from .folders import check_class_folders, check_no_splits, check_one_split, check_shards, is_image, load_folders
 from .image_transforms import ExampleTransform, keep_readable
 from .streaming import count_stream, store_stream
 from .training_stream import TrainingStream
@@ -231,7 +230,7 @@ def _get_builder(args: DataArguments, cache_dir: str | None, token: str | None) 
         )
         check_class_folders(builder)
         if builder.name == "parquet":
-            _check_shards(builder.config.data_files or {})
+            check_shards(builder.config.data_files or {}, token)
         return builder
     data_files, kinds = {}, {}
     for split in _SPLITS:
@@ -242,23 +241,8 @@ def _get_builder(args: DataArguments, cache_dir: str | None, token: str | None) 
         raise ValueError(f"The data must all be of one kind, but it is {kinds}.")
     kind = next(iter(kinds.values()))
     if kind == "parquet":
-        _check_shards(data_files)
+        check_shards(data_files, token)
     return datasets.load_dataset_builder(kind, data_files=data_files, cache_dir=cache_dir)
-
-
-def _check_shards(files: dict[str, list[str]]) -> None:
-    """Raises an error if Parquet files have different label names: `datasets` uses the first file's for all."""
-    named: dict[str, Any] = {}
-    for file in (file for of_split in files.values() for file in of_split if "://" not in file):
-        for column, feature in datasets.Features.from_arrow_schema(pq.read_schema(file)).items():
-            if not isinstance(feature, datasets.ClassLabel):
-                continue
-            first, names = named.setdefault(column, (file, feature.names))
-            if names != feature.names:
-                raise ValueError(
-                    f"Column '{column}' must have the same classes in all files, but has {shorten(names, 3)} in {first}, "
-                    f"and {shorten(feature.names, 3)} in {file}."
-                )
 
 
 def _is_label(feature: Any) -> bool:
@@ -315,7 +299,8 @@ def load_image_data(
     Loads the data that the arguments name, and checks it before training.
 
     With `streaming`, only the training split is a stream. Validation and test splits are read once and kept on disk.
-    So an evaluation sees every image exactly once, with any number of workers and processes.
+    So an evaluation sees every image exactly once, with any number of workers and processes. With `max_train_samples`,
+    so are the training images.
 
     Args:
         args ([`DataArguments`]): The data and its columns.
@@ -397,9 +382,12 @@ def load_image_data(
 
     num_train_examples, rows = None, {}
     if "train" in splits:
-        train = splits["train"]
+        train, limit = splits["train"], args.max_train_samples
+        if isinstance(train, datasets.IterableDataset) and limit is not None:
+            # A stream that is cut has an equal part of each shard, and fewer images where a shard has fewer.
+            train = store_stream(train, [cache_key, "train", limit, image_column, label_column], limit, cache_dir)
         if isinstance(train, datasets.Dataset):
-            train, rows["train"] = _truncate(train, args.max_train_samples, seed)
+            train, rows["train"] = _truncate(train, limit, seed)
             _name_missing(train, label_column, class_names, "training")
             num_train_examples = len(train)
             if args.streaming:
@@ -408,9 +396,6 @@ def load_image_data(
             num_train_examples = args.num_train_samples
             if num_train_examples is None:
                 num_train_examples = count_stream(first, wanted["train"], files.get(wanted["train"]))
-            if args.max_train_samples is not None:
-                train = train.take(args.max_train_samples)
-                num_train_examples = min(args.max_train_samples, num_train_examples or args.max_train_samples)
         splits["train"] = train
     for split in {"validation", "test"} & set(splits):
         splits[split], rows[split] = _truncate(splits[split], args.max_eval_samples, seed)

@@ -77,4 +77,7 @@ def _feature_channels(backbone: PreTrainedConfig) -> Sequence[int]:
         stages = list(backbone.hidden_sizes)
     else:  # such as Swin
         stages = [backbone.embed_dim * 2**stage for stage in range(len(backbone.depths))]
-    return [stages[index - 1] for index in backbone.out_indices]
+    channels = [getattr(backbone, "embedding_size", stages[0]), *stages]
+    # An index may be negative. Counted from the end, since some backbones have no stem among their stages.
+    names = len(backbone.stage_names)
+    return [channels[index % names - names] for index in backbone.out_indices]

@@ -14,6 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_l
 
 from ..data.bad_images import SkippedImages
 from ..messages import shorten
+from ..settings import GradAugSettings, describe_changes
 from .checkpoints import clear_checkpoint, compare_groups, find_checkpoint, find_damage, load_weights
 from .preemption import StopOnSignal
 from .tokens import hide_from_pickle
@@ -34,7 +35,7 @@ class FaultToleranceMixin:
       weights where transformers saves them under older names (ViT, Swin, DETR, ...).
     - A checkpoint of a model with other classes, or in another order, raises an error. So does one of another model
       or optimizer. A warning says what else of the checkpoint doesn't fit: a model alone, other settings of the
-      optimizer, another global batch size.
+      optimizer or of GradAug, another global batch size.
     - A failed save is logged, leaves nothing of the checkpoint behind and keeps the older checkpoints. These are
       deleted only when the new checkpoint is complete, with the files of all processes. Your own files in the folder
       stay.
@@ -60,6 +61,7 @@ class FaultToleranceMixin:
         try:
             checkpoint = self._choose_checkpoint(resume_from_checkpoint)
             self._check_classes(checkpoint)
+            self._warn_of_settings(checkpoint)
             return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             for callback in self.callback_handler.callbacks:  # after an error no event reaches them
@@ -105,6 +107,16 @@ class FaultToleranceMixin:
             raise ValueError(
                 f"`resume_from_checkpoint` must be a checkpoint of the model's classes, {shorten(classes)}, but is "
                 f"'{checkpoint}' with {shorten(others)}. Leave it out, and load the checkpoint as a pretrained model."
+            )
+
+    def _warn_of_settings(self, checkpoint: str | bool | None) -> None:
+        if not checkpoint or checkpoint is True:
+            return
+        own = getattr(self, "gradaug_settings", GradAugSettings(num_subnetworks=0))
+        if changes := describe_changes(own, checkpoint):
+            self._warn(
+                f"The run goes on from '{checkpoint}' with other settings of GradAug: {'; '.join(changes)}. If that is not what "
+                "you want, resume with what was; 0 sub-networks are plain training."
             )
 
     def _load_weights(self, checkpoint: str, model: nn.Module) -> bool:

@@ -9,9 +9,8 @@ import pytest
 import torch
 from detection import coco
 from detection.coco import CocoDataset, collate, load_backbone_weights
-from detection.common import DenseModelArguments, DenseTrainer, main, new_processor
+from detection.common import DenseTrainer, main
 from helpers import images
-from helpers.dense import NUM_LABELS, dense_config, dense_model
 from helpers.tiny import randomize, tiny_config, tiny_model
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -402,28 +401,6 @@ def test_the_small_segmenter_takes_backbones_of_other_depths(tasks, stages):
     outputs = model.eval()(pixel_values=torch.zeros(1, 3, 64, 64))
     assert outputs.masks_queries_logits.shape == (1, 20, 16, 16)  # a quarter of the image
     assert model.config.feature_strides == [4, 8, 16, 32][:stages]
-
-
-@pytest.mark.parametrize(
-    "name, expected",
-    [
-        ("detr-resnet", "DetrImageProcessor"),
-        ("conditional_detr", "ConditionalDetrImageProcessor"),
-        ("rt_detr", "RTDetrImageProcessor"),
-        ("d_fine", "RTDetrImageProcessor"),
-        ("maskformer", "MaskFormerImageProcessor"),
-    ],
-)
-def test_a_config_brings_the_image_processor_of_its_family(tasks, tmp_path, name, expected):
-    dense_config(name).save_pretrained(tmp_path)
-    task = tasks["instance_segmentation" if name == "maskformer" else "object_detection"]
-    processor = new_processor(task, DenseModelArguments(config_name=str(tmp_path)), 64)
-    assert type(processor).__name__ == expected
-    assert processor(images=Image.new("RGB", (40, 30)), return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 64)
-    if name == "detr-resnet":  # classes and, as the last, "no object"
-        outputs = dense_model(name).eval()(pixel_values=torch.zeros(2, 3, 64, 64))
-        for found in coco.predict_objects(processor, outputs, [torch.tensor([30, 40])] * 2):
-            assert len(found["labels"]) == 6 and max(found["labels"]) < NUM_LABELS
 
 
 @pytest.mark.parametrize("flag", ["model_name_or_path", "config_name", "backbone"])

@@ -396,6 +396,40 @@ def test_another_batch_size_is_warned_of(trained, tmp_path, caplog, args):
     assert f"saved in epoch 0.5, after 2 optimizer steps, but an epoch has {steps} now" in warning
 
 
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ({"num_subnetworks": 0}, ": num_subnetworks was 3 and is 0. If"),
+        ({"min_width": 0.8, "scales": [1.0]}, ": min_width was 0.9 and is 0.8; scales was [1.0, 0.85"),
+        ({"nonfinite_loss": "skip"}, None),
+    ],
+)
+def test_other_settings_of_gradaug_are_warned_of(trained, tmp_path, caplog, args, words):
+    out = harness.copy(trained[0], tmp_path / "out")
+    _, warnings = resume(out, caplog, **args)
+    assert [words in warning for warning in warnings] == ([True] if words else [])
+
+
+def test_plain_training_that_goes_on_with_gradaug_is_warned_of(tmp_path, caplog):
+    make_trainer(tmp_path / "out", num_subnetworks=0, max_steps=2).train()
+    assert not resume(tmp_path / "out", caplog, num_subnetworks=0)[1]
+    _, (warning,) = resume(tmp_path / "out", caplog)
+    assert "checkpoint-2' with other settings of GradAug: num_subnetworks was 0 and is 3. If" in warning
+
+
+def test_gradaug_that_goes_on_in_another_trainer_is_warned_of(trained, tmp_path, caplog):
+    class DurableTrainer(DurableTrainerMixin, Trainer):
+        pass
+
+    for cls, kwargs in ((DurableTrainer, {}), (DistillationTrainer, {"teacher": tiny_model("convnext")})):
+        args = {"args_cls": TrainingArguments, "cls": cls, "trainer_kwargs": kwargs, "max_steps": 2}
+        trainer = tiny_trainer(tmp_path, tiny_model("convnext"), **args)
+        caplog.clear()
+        trainer.train(resume_from_checkpoint=str(trained[0] / "checkpoint-2"))
+        (warning,) = (message for message in caplog.messages if "settings of GradAug" in message)
+        assert "num_subnetworks was 3 and is 0" in warning
+
+
 def test_epochs_of_an_uneven_last_step_are_the_same_run(tmp_path, caplog):
     args = {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 4, "max_steps": 5, "save_steps": 1}
     make_trainer(tmp_path / "out", **args).train()

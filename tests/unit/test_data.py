@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import images
+from helpers.hub_server import READER
+from huggingface_hub import HfApi
 from transformers import BitImageProcessor, ConvNextImageProcessor, TrainingArguments, ViTImageProcessor
 
 from hf_gradaug.data import (
@@ -131,6 +133,18 @@ def test_shards_that_name_their_labels_in_another_order_are_refused(tmp_path, as
         ValueError, match=r"has \['cat', 'dog'\] in .*train/0.parquet, and \['dog', 'cat'\] in .*validation/0"
     ):
         load_image_data(DataArguments(**({"dataset_name": str(tmp_path)} if as_dataset else folders)))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_splits_on_the_hub_that_name_their_labels_in_another_order_are_refused(hub, tmp_path, monkeypatch, streaming):
+    for split, names in (("train", ["cat", "dog"]), ("validation", ["dog", "cat"])):
+        write_parquet(tmp_path / "data", [0, 1], datasets.ClassLabel(names=names), split)
+    HfApi().create_repo("org/data", repo_type="dataset", private=True)
+    HfApi().upload_folder(repo_id="org/data", repo_type="dataset", folder_path=tmp_path / "data")
+    monkeypatch.delenv("HF_TOKEN")
+    args = DataArguments(dataset_name="org/data", streaming=streaming)
+    with pytest.raises(ValueError, match=r"Column 'label' must have the same classes .* \['dog', 'cat'\] in hf://"):
+        load_image_data(args, cache_dir=str(tmp_path), token=READER)
 
 
 def test_a_stream_of_more_classes_than_are_validated_names_the_flag(tmp_path):

@@ -8,11 +8,13 @@ import sys
 
 import pytest
 import torch
+import transformers
 from helpers.dense import DENSE_TYPES, MODELS, SIZE, dense_batch, dense_class, dense_config, dense_model, dense_trainer
 from helpers.tiny import parameters_of
-from transformers import DetrConfig
+from transformers import AutoBackbone, DetrConfig
 
 from hf_gradaug import GradAug, GradAugSettings, make_slimmable, narrow_config, supported_model_types
+from hf_gradaug.slimmable.dense_families import _feature_channels
 
 
 def compute(model, name, **changes):
@@ -186,6 +188,31 @@ def test_sizes_that_do_not_divide():
     message = r"51 x 102 pixels, scaled from 64 x 128, don't fit: RTDetr\w+ takes multiples of 32, such as 32 x 96"
     with pytest.raises(ValueError, match=message):
         next(gradaug.passes(dense_batch("rt_detr"), step=0))
+
+
+@pytest.mark.parametrize("name", ["upernet", "upernet-concatenated", "rt_detr"])
+def test_feature_maps_may_be_counted_from_the_end(name):
+    config, counted = dense_config(name), dense_config(name)
+    backbone = counted.backbone_config
+    backbone.out_indices = [index - len(backbone.stage_names) for index in backbone.out_indices]
+    models = [make_slimmable(dense_model(name, config=each).train()) for each in (config, counted)]
+    for each in models:
+        with each.subnetwork(0.6):
+            compute(each, name).loss.backward()
+    expected, found = map(gradients_of, models)
+    assert found.keys() == expected.keys() and all(found[key].equal(expected[key]) for key in found)
+    for field in ("encoder_in_channels", "auxiliary_in_channels"):
+        narrowed = [getattr(narrow_config(each, 0.6), field, None) for each in (config, counted)]
+        assert narrowed[0] == narrowed[1]
+
+
+@pytest.mark.parametrize("first", [0, -3])
+@pytest.mark.parametrize("kind", ["ResNet", "Swin", "Bit", "RTDetrResNet", "PvtV2"])
+def test_channels_of_feature_maps_are_those_of_the_backbone(kind, first):
+    config = getattr(transformers, f"{kind}Config")()
+    config.out_indices = [first, -2, -1]
+    with torch.device("meta"):
+        assert _feature_channels(config) == list(AutoBackbone.from_config(config).channels)
 
 
 def test_only_the_backbone_is_narrower():

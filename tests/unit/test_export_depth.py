@@ -19,6 +19,7 @@ from hf_gradaug import (
     evaluate_widths,
     export_subnetwork,
     leading_blocks,
+    load_classifier,
     make_slimmable,
     recalibrate_batchnorm,
     subnetwork_state_dict,
@@ -153,6 +154,20 @@ def test_script(flags, tmp_path):
         card = ModelCard.load(out / folder / "README.md")
         assert f"with {sum(network.config.depths)} of 5 residual blocks" in card.content
     assert len({row["flops"] for row in rows}) == len(rows)
+
+
+def test_script_names_a_models_hooks_once(flags, caplog, monkeypatch):
+    script = images.load_script("export_subnetworks")
+
+    def load(name):
+        model = load_classifier(name)
+        model.resnet.encoder.register_forward_hook(lambda *args: None)
+        return model
+
+    monkeypatch.setattr(script, "load_classifier", load)
+    script.main([*flags, "--widths", "0.5", "--depths", "1,1,1", "2,1,1", "--calibration_samples", "0"])
+    (message,) = (message for message in caplog.messages if "forward hooks" in message)
+    assert "['resnet.encoder']" in message
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ TOP = [
 ]
 BELOW = {
     "data": """DataArguments ImageCollator ImageData TrainingStream decode_image get_class_names get_eval_transform
-        get_image_size get_streaming_arguments get_train_transform load_digits_dataset load_image_data
+        get_image_size get_pixel_map get_streaming_arguments get_train_transform load_digits_dataset load_image_data
         make_image_processor match_classes""",
     "dense": "QueryTargets check_rotations query_loss query_targets resize_like_images select_rows transform_images",
     "export": """convert_authors_checkpoint create_subnetwork_card evaluate_widths export_subnetwork export_widths

@@ -7,10 +7,11 @@ from collections import Counter
 
 import datasets
 import pytest
+from helpers import images
 from helpers.streams import IMAGES_PER_SHARD, SEED, make_readers, make_rows, make_stream
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from hf_gradaug.data import TrainingStream
+from hf_gradaug.data import DataArguments, TrainingStream, load_image_data
 from hf_gradaug.sampling import example_seed
 
 
@@ -182,6 +183,24 @@ def test_a_part_of_a_stream(tmp_path):
     order = numbers(stream, 21)
     assert [len(set(order[start : start + 7])) for start in (0, 7, 14)] == [7, 7, 7]
     assert len(set(order)) == 7
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_a_part_of_unequal_shards_has_the_first_images(tmp_path, kind):
+    make = images.make_parquet if kind == "parquet" else images.make_tar
+    for number, count in enumerate((2, 10, 1)):
+        folder = make(tmp_path / str(number), num_shards=1, images_per_shard=count)
+        (folder / f"0.{kind}").rename(tmp_path / f"{number}.{kind}")
+    args = {"train_dir": str(tmp_path), "validation_dir": str(tmp_path), "streaming": True, "num_labels": 3}
+    data = load_image_data(DataArguments(**args, max_train_samples=9))
+    stream = make_stream(data.splits["train"])
+    assert data.num_train_examples == 9
+    expected = {0: 2, 1: 2, **dict.fromkeys(range(2, 7), 1)}
+    order = numbers(stream, 27)
+    assert [Counter(order[start : start + 9]) for start in (0, 9, 18)] == [expected] * 3
+    # Of nine images, one of two processes has five, the other four.
+    shares = [numbers(stream.for_process(rank, 2), count) for rank, count in ((0, 5), (1, 4))]
+    assert Counter(itertools.chain(*shares)) == expected
 
 
 def test_fewer_examples_than_readers():
