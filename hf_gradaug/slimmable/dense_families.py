@@ -75,8 +75,10 @@ def _feature_channels(backbone: PreTrainedConfig) -> Sequence[int]:
     """Channels of the feature maps that a backbone returns."""
     if hasattr(backbone, "hidden_sizes"):
         stages = list(backbone.hidden_sizes)
-    else:  # such as Swin
+    elif hasattr(backbone, "depths"):  # such as Swin
         stages = [backbone.embed_dim * 2**stage for stage in range(len(backbone.depths))]
+    else:  # such as DINOv2, where each block is a stage
+        stages = [backbone.hidden_size] * backbone.num_hidden_layers
     channels = [getattr(backbone, "embedding_size", stages[0]), *stages]
     # An index may be negative. Counted from the end, since some backbones have no stem among their stages.
     names = len(backbone.stage_names)

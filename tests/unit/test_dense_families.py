@@ -207,7 +207,7 @@ def test_feature_maps_may_be_counted_from_the_end(name):
 
 
 @pytest.mark.parametrize("first", [0, -3])
-@pytest.mark.parametrize("kind", ["ResNet", "Swin", "Bit", "RTDetrResNet", "PvtV2"])
+@pytest.mark.parametrize("kind", ["ResNet", "Swin", "Bit", "RTDetrResNet", "PvtV2", "Dinov2", "Beit"])
 def test_channels_of_feature_maps_are_those_of_the_backbone(kind, first):
     config = getattr(transformers, f"{kind}Config")()
     config.out_indices = [first, -2, -1]
