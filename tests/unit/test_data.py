@@ -21,8 +21,9 @@ from hf_gradaug.data import (
     get_image_size,
     get_streaming_arguments,
     get_train_transform,
+    load_digits_dataset,
 )
-from hf_gradaug.data.loading import find_columns, load_digits_dataset, load_image_data
+from hf_gradaug.data.loading import find_columns, load_image_data
 
 
 def grey(image):
