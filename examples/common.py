@@ -144,7 +144,8 @@ def load_pretrained(
     config: PreTrainedConfig,
     data: str,
     class_names: Sequence[str],
-    by_number: bool | None = None,
+    by_number: bool = False,
+    advice: str = "",
     ignore_mismatched_sizes: bool = False,
     **hub: Any,
 ) -> PreTrainedModel:
@@ -157,7 +158,8 @@ def load_pretrained(
         config (`PreTrainedConfig`): Config of the model. Its classes change if the head is new or they had no names.
         data (`str`): Name of the data, for messages.
         class_names (`Sequence[str]`): Its classes.
-        by_number (`bool`, *optional*): Whether classes are matched by number, see `match_classes`.
+        by_number (`bool`), advice (`str`): Whether classes are matched by number, and an error's advice, see
+            `match_classes`.
         ignore_mismatched_sizes (`bool`): Whether other classes get a new head.
         hub: Arguments of `from_pretrained`.
 
@@ -166,7 +168,7 @@ def load_pretrained(
     """
     names, other = get_class_names(config), None
     try:
-        numbers = match_classes(name, names, data, class_names, by_number)
+        numbers = match_classes(name, names, data, class_names, by_number, advice)
     except ValueError as error:
         numbers, other = list(range(len(class_names))), error
     is_nameless = set(names) <= {f"LABEL_{number}" for number in range(len(names))}
@@ -203,7 +205,7 @@ def find_head(model: PreTrainedModel) -> set[str]:
 def check_has_subnetworks(config: PreTrainedConfig, settings: GradAugSettings) -> None:
     """Raises a `TypeError` or `ValueError` if the model's family, or its backbone's, can't have these sub-networks."""
     if settings.num_subnetworks:
-        narrow_config(config, settings.min_width, settings.width_divisor)
+        narrow_config(config, settings.min_width if settings.draws_width else 1.0, settings.width_divisor)
 
 
 def label_names(class_names: Sequence[str]) -> dict[str, dict]:

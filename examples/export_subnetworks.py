@@ -76,7 +76,10 @@ class ExportArguments(MeasuringArguments):
             "number for the whole model. The first blocks are kept. If not given, all blocks are kept."
         },
     )
-    width_divisor: int = field(default=1, metadata={"help": "Channel counts are rounded to multiples of it."})
+    width_divisor: int | None = field(
+        default=None,
+        metadata={"help": "Channel counts are rounded to multiples of it. Defaults to the training run's, else 1."},
+    )
     calibration_samples: int = field(
         default=1024,
         metadata={"help": "Number of random training images for BatchNorm's statistics; 0 keeps the full network's."},
@@ -166,6 +169,9 @@ def run(args: ExportArguments, data_args: DataArguments, positional: Namespace) 
 
     settings = cached_file(positional.model, SETTINGS_NAME, _raise_exceptions_for_missing_entries=False)
     is_gradaug = settings is not None  # the trainer leaves them beside the weights
+    width_divisor = args.width_divisor
+    if width_divisor is None:  # with another one, sub-networks have channel counts that were not trained
+        width_divisor = json.loads(Path(settings).read_text("utf-8")).get("width_divisor", 1) if is_gradaug else 1
     base_model = positional.model if is_hub_name(positional.model) else None
 
     # The last is the full network, which is measured like the others, but not saved.
@@ -176,7 +182,7 @@ def run(args: ExportArguments, data_args: DataArguments, positional: Namespace) 
         export
         for kept_blocks, widths in [*plan.items(), (whole, [1.0])]
         if widths
-        for export in export_widths(model, widths, eval_batches, calibration_batches, args.width_divisor, kept_blocks)
+        for export in export_widths(model, widths, eval_batches, calibration_batches, width_divisor, kept_blocks)
     ]
     models, rows = map(list, zip(*exports))
     images = next(iter(eval_batches))["pixel_values"].to(model.device)
@@ -209,6 +215,7 @@ def run(args: ExportArguments, data_args: DataArguments, positional: Namespace) 
         "evaluation_images": len(eval_batches.dataset),
         "calibration_images": count,
         "batch_size": len(images),
+        "width_divisor": width_divisor,
         "image_size": list(images.shape[-2:]),
         "device": str(model.device),
         "threads": torch.get_num_threads(),

@@ -262,6 +262,7 @@ def build_model(args: ModelArguments, data: str, class_names: list[str], by_numb
             data,
             class_names,
             by_number,
+            "if the order is the same, match them by number: `classes_by_number`",
             args.ignore_mismatched_sizes,
             **hub,
         )

@@ -141,7 +141,7 @@ def are_probabilities(labels: Tensor) -> bool:
 
 def settle_problem_type(config: PreTrainedConfig, labels: Tensor) -> None:
     """
-    Says what floating-point labels are, as the model's head would, where the config doesn't say it.
+    Sets `config.problem_type` for floating-point labels if it is unset, as the model's head would, or raises.
 
     Args:
         config (`PreTrainedConfig`): Its `problem_type` becomes `"multi_label_classification"` if it is `None`.

@@ -24,6 +24,7 @@ _OPTIONS = {
     "nonfinite_loss": NonFiniteLoss,
 }
 _NUMBERS = ("min_survival", "min_width", "subnetwork_loss_weight", "temperature", "subnetwork_batch_fraction")
+_WIDTHS = ("min_width", "width_choices", "width_divisor")
 _LISTS = ("width_choices", "scales", "rotations")
 # How steps are run and guarded, which doesn't change what is trained.
 _OF_THE_MACHINE = {"cuda_graphs", "nonfinite_loss"}
@@ -204,7 +205,7 @@ class GradAugSettings:
         if not 0 < self.min_survival <= 1:
             raise ValueError(f"`min_survival` must be a probability in (0, 1], but is {self.min_survival}.")
         for name, where, is_unused in (
-            ("width_choices", "`subnetwork_kind` is 'depth'", not self.draws_width),
+            *((name, "`subnetwork_kind` is 'depth'", not self.draws_width) for name in _WIDTHS),
             ("min_survival", "`subnetwork_kind` is 'width'", not self.draws_depth),
             ("temperature", "`subnetwork_targets` is 'labels'", self.subnetwork_targets == "labels"),
         ):

@@ -22,7 +22,12 @@ def get_class_names(config: PreTrainedConfig) -> list[str]:
 
 
 def match_classes(
-    name: str, classes: Sequence[str], other: str, other_classes: Sequence[str], by_number: bool | None = None
+    name: str,
+    classes: Sequence[str],
+    other: str,
+    other_classes: Sequence[str],
+    by_number: bool = False,
+    advice: str = "",
 ) -> list[int]:
     """
     Finds the model's number for each class of some data, or of a teacher. Classes are matched by name.
@@ -39,9 +44,11 @@ def match_classes(
             Name of the data.
         other_classes (`Sequence[str]`):
             Its classes.
-        by_number (`bool`, *optional*):
+        by_number (`bool`, *optional*, defaults to `False`):
             Matches classes by number, whatever their names. ImageNet needs it: its first class is named `n01440764`,
-            `tench` or `tench, Tinca tinca`. If not given, the error doesn't name `classes_by_number`.
+            `tench` or `tench, Tinca tinca`.
+        advice (`str`, *optional*, defaults to `""`):
+            What else to do about other names, for the error, such as the setting for `by_number`.
 
     Returns:
         `list[int]`: The model's number of each class, in the order of the data's numbers.
@@ -65,10 +72,9 @@ def match_classes(
         return unchanged
     pairs = zip(classes, other_classes)
     number, (own, others) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
-    advice = "" if by_number is None else ", or if the order is the same, match them by number: `classes_by_number`"
     raise ValueError(
         f"The classes of '{name}' must have the names of those of {other}, but class {number} is '{own}' and "
-        f"'{others}'. Rename them{advice}."
+        f"'{others}'. Rename them{advice and f', or {advice}'}."
     )
 
 

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 def _resample(image_processor: Any) -> v2.InterpolationMode:
     by_code = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
     code = getattr(image_processor, "resample", None)
+    if isinstance(code, v2.InterpolationMode):
+        return code
     return v2.InterpolationMode(by_code[2 if code is None else int(code)])
 
 
@@ -157,9 +159,9 @@ class ExampleTransform:
         split (`str`):
             Name of the split, for errors.
         mix (`bool`, *optional*, defaults to `False`):
-            Marks examples for [`ImageCollator`], which mixes only marked examples. A marked example's `"mix"` is its
-            seed, any other's is `None`. The Trainer has one collator for training and evaluation, so examples carry
-            the difference.
+            Set it for training images. It marks examples for [`ImageCollator`], which mixes only marked examples. A
+            marked example's `"mix"` is its seed, any other's is `None`. The Trainer has one collator for training and
+            evaluation, so examples carry the difference.
         skip_bad_images (`bool`, *optional*, defaults to `False`):
             Marks an unreadable image, so that [`ImageCollator`] leaves it out, instead of raising an error.
         numbers (`Sequence[int]`, *optional*):
@@ -216,7 +218,8 @@ class ImageCollator:
 
     Marked unreadable images are left out, so a batch may be smaller. [`GradAugTrainer`] names and counts them.
 
-    The mixing of a batch depends only on the seeds of its examples.
+    The mixing of a batch depends only on the seeds of its examples, which are in `"mix"`. Examples without one are not
+    mixed.
 
     Args:
         num_labels (`int`):
@@ -257,7 +260,7 @@ class ImageCollator:
         if "labels" not in examples[0]:
             return batch
         labels = torch.tensor([example["labels"] for example in examples])
-        if self.mixes and examples[0]["mix"] is not None:
+        if self.mixes and examples[0].get("mix") is not None:
             with seeded(example_seed(*(example["mix"] for example in examples))):
                 batch["pixel_values"], labels = self._mix(batch["pixel_values"], labels)
         batch["labels"] = labels

@@ -2,7 +2,6 @@
 """Small images, decoded once, then cropped, mirrored and normalized batch by batch."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,9 @@ class InMemoryDataset(TransformedDataset):
             Pixels to mirror at each side before the random crop.
         horizontal_flip (`bool`, *optional*, defaults to `False`):
             Whether half of the images are mirrored.
+
+    Raises:
+        `ValueError`: If an image can't be read, or a label is missing or out of range.
     """
 
     def __init__(
@@ -45,10 +47,12 @@ class InMemoryDataset(TransformedDataset):
         self._crop = ProcessorCrop(image_processor)
         self.padding = random_crop_padding or 0
         self.horizontal_flip = horizontal_flip
+        # Now, not on the first read: each worker of each epoch would do it again.
+        self._pixels = self._decode()
+        self._labels = self._read_labels()
         self._drawn: tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
 
-    @cached_property
-    def _pixels(self) -> np.ndarray:
+    def _decode(self) -> np.ndarray:
         """Of shape (images, height, width, 3), in 0..255. `datasets` keeps them on disk for later runs."""
         column, split, rows = self.transform.image_column, self.transform.split, self.rows
 
@@ -65,8 +69,7 @@ class InMemoryDataset(TransformedDataset):
         pixels = np.frombuffer(b"".join(stored["pixels"]), dtype=np.uint8)
         return pixels.reshape(len(self), *self._crop.size, 3)
 
-    @cached_property
-    def _labels(self) -> list[int] | None:
+    def _read_labels(self) -> list[int] | None:
         column = self.transform.label_column
         if column is None:
             return None

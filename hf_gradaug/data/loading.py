@@ -3,23 +3,19 @@
 
 from __future__ import annotations
 
-import glob
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import datasets
 import numpy as np
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from ..messages import shorten
 from .arguments import DataArguments
 from .class_names import match_classes, warn_of_missing
-from .digits import load_digits_dataset
-from .folders import check_class_folders, check_no_splits, check_one_split, check_shards, is_image, load_folders
 from .image_transforms import ExampleTransform, keep_readable
+from .splits import load_splits
 from .streaming import count_stream, store_stream
 from .training_stream import TrainingStream
 from .transformed_dataset import TransformedDataset
@@ -29,10 +25,8 @@ logger = logging.getLogger(__name__)
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 _LABEL_COLUMNS = ("label", "labels", "cls", "fine_label")
-_SPLITS = ("train", "validation", "test")
 # Shards of streamed data that are not in shards. Many, because each shard of a folder has images of few classes.
 _LOCAL_SHARDS = 1024
-_SHARDS = {".parquet": "parquet", ".tar": "webdataset"}
 
 
 @dataclass
@@ -74,7 +68,8 @@ class ImageData:
 
     def match_classes(self, model: str, classes: Sequence[str]) -> list[int]:
         """The model's number of each class: see [`~class_names.match_classes`]."""
-        return match_classes(model, classes, self.name, self.class_names, self.classes_by_number)
+        advice = "if the order is the same, match them by number: `classes_by_number`"
+        return match_classes(model, classes, self.name, self.class_names, self.classes_by_number, advice)
 
     def with_classes(self, model: str, classes: Sequence[str]) -> ImageData:
         """
@@ -191,60 +186,6 @@ def _choose(candidates: list[str], preferred: tuple[str, ...], flag: str, what: 
     raise ValueError(f"Several columns can hold {what}: {candidates}. Name one with `{flag}`.")
 
 
-def _find_files(flag: str, path: str) -> tuple[str, str | list[str]]:
-    """The builder for a folder or glob, and its files."""
-    if "://" in path or not os.path.isdir(path):
-        files = [path] if "://" in path else sorted(glob.glob(path, recursive=True))
-        kinds = {_SHARDS.get(os.path.splitext(file)[1].lower()) for file in files}
-        if len(kinds) == 1 and None not in kinds:
-            return kinds.pop(), files
-        raise ValueError(f"`{flag}` must be a folder, or a glob that matches .parquet or .tar files, but is '{path}'.")
-    shards: dict[str, list[str]] = {}
-    for root, _, names in os.walk(path):
-        for name in sorted(names):
-            extension = os.path.splitext(name)[1].lower()
-            if is_image(name):
-                if not set(os.listdir(path)) & set(ImageFolder.METADATA_FILENAMES):
-                    check_no_splits(flag, path)  # one metadata file for all of them means all of them
-                return "imagefolder", os.path.join(path, "**")
-            if extension in _SHARDS:
-                shards.setdefault(_SHARDS[extension], []).append(os.path.join(root, name))
-    if len(shards) == 1:
-        kind, files = shards.popitem()
-        check_one_split(flag, path, sorted(files))
-        return kind, sorted(files)
-    found = "both .parquet and .tar files" if shards else "no images, and no .parquet or .tar files"
-    raise ValueError(f"`{flag}` must hold images, or .parquet or .tar files of one kind, but '{path}' holds {found}.")
-
-
-def _has_class_folders(root: str) -> bool:
-    """Whether a folder holds images without a metadata file that sets their classes."""
-    names = [name for _, _, names in os.walk(root) for name in names]
-    return any(map(is_image, names)) and not set(names) & set(ImageFolder.METADATA_FILENAMES)
-
-
-def _get_builder(args: DataArguments, cache_dir: str | None, token: str | None) -> datasets.DatasetBuilder:
-    if args.dataset_name:
-        builder = datasets.load_dataset_builder(
-            args.dataset_name, args.dataset_config_name, cache_dir=cache_dir, token=token
-        )
-        check_class_folders(builder)
-        if builder.name == "parquet":
-            check_shards(builder.config.data_files or {}, token)
-        return builder
-    data_files, kinds = {}, {}
-    for split in _SPLITS:
-        path = getattr(args, f"{split}_dir")
-        if path is not None:
-            kinds[f"{split}_dir"], data_files[split] = _find_files(f"{split}_dir", path)
-    if len(set(kinds.values())) > 1:
-        raise ValueError(f"The data must all be of one kind, but it is {kinds}.")
-    kind = next(iter(kinds.values()))
-    if kind == "parquet":
-        check_shards(data_files, token)
-    return datasets.load_dataset_builder(kind, data_files=data_files, cache_dir=cache_dir)
-
-
 def _is_label(feature: Any) -> bool:
     return getattr(feature, "dtype", "").startswith(("int", "uint"))
 
@@ -315,77 +256,32 @@ def load_image_data(
         `ValueError`: If a folder holds no images, a column is wrong or missing, a label is out of range, training and
             validation images don't have the same classes, or a stream has no validation split.
     """
-    roots = {split: path for split in _SPLITS if (path := getattr(args, f"{split}_dir"))}
-    if args.dataset_name and roots:
-        flag, path = next((f"{split}_dir", path) for split, path in roots.items())
-        raise ValueError(
-            f"`dataset_name` must be left out where `{flag}` is given, but is '{args.dataset_name}' and '{path}'."
-        )
-    if roots and all(os.path.isdir(root) and _has_class_folders(root) for root in roots.values()):
-        loaded, files, cache_key, name = load_folders(roots, cache_dir), {}, None, args.display_name
-    elif args.names_dataset:
-        builder = _get_builder(args, cache_dir, token)
-        if args.streaming:
-            loaded = builder.as_streaming_dataset()
-        else:
-            builder.download_and_prepare()
-            loaded = builder.as_dataset()
-        files = builder.config.data_files or {}
-        cache_key, name = builder.cache_dir, args.display_name
-    else:
-        loaded, files, cache_key, name = load_digits_dataset(), {}, None, args.display_name
-    wanted = {split: getattr(args, f"{split}_split_name") for split in _SPLITS}
-    if not args.dataset_name:
-        wanted = {split: split for split in wanted}
-    for split, hub_name in wanted.items():
-        if hub_name != split and hub_name not in loaded:
-            raise ValueError(
-                f"`{split}_split_name` must be one of the splits of {name}, {shorten(loaded)}, but is '{hub_name}'."
-            )
-    splits = {split: loaded[hub_name] for split, hub_name in wanted.items() if hub_name in loaded}
-    if not splits:
-        raise ValueError(
-            f"The splits of {name} are {shorten(loaded)}, but looked for were {shorten(wanted.values())}."
-        )
-
-    first = next(iter(splits.values()))
-    features = dict(first.features)
+    loaded = load_splits(args, cache_dir, token)
+    features = dict(next(iter(loaded.splits.values())).features)
     image_column, label_column = find_columns(features, args.image_column_name, args.label_column_name)
     if label_column is None:
         raise ValueError(
             f"No column holds labels (ClassLabel or integer); the columns are {shorten(features)}. Name it with "
             "`label_column_name`; a folder of images needs one folder per class, and at least two of them."
         )
-    for split, dataset in splits.items():
+    splits = {}
+    for split, dataset in loaded.splits.items():
         columns = [column for column in (image_column, label_column) if column in dataset.features]
         dataset = dataset.select_columns(columns).cast_column(image_column, datasets.Image(decode=False))
         if isinstance(dataset, datasets.IterableDataset) and split != "train":
-            dataset = store_stream(
-                dataset, [cache_key, split, args.max_eval_samples, columns], args.max_eval_samples, cache_dir
-            )
+            key = [loaded.cache_key, split, args.max_eval_samples, columns]
+            dataset = store_stream(dataset, key, args.max_eval_samples, cache_dir)
         splits[split] = dataset
 
-    labels = _read_labels(splits, label_column)
-    class_names = _get_class_names(features[label_column], args, labels, label_column)
-    _check_range(labels, class_names)
-    if "train" in splits and "validation" not in splits:
-        if args.streaming:
-            raise ValueError(
-                "`streaming` must be off without a validation split, but is on, and none can be held out from a stream. "
-                "Name one with `validation_dir` or `validation_split_name`."
-            )
-        splits.update(_hold_out(splits["train"], label_column, class_names, args.train_val_split, seed))
-        labels = _read_labels(splits, label_column)
-    if args.streaming and "train" in splits and args.max_eval_samples is None:
-        labels.setdefault("train", set(range(len(class_names))))
-    _check_classes(labels, class_names, args)
+    splits, class_names = _settle_classes(splits, features[label_column], label_column, args, seed)
 
     num_train_examples, rows = None, {}
     if "train" in splits:
         train, limit = splits["train"], args.max_train_samples
         if isinstance(train, datasets.IterableDataset) and limit is not None:
             # A stream that is cut has an equal part of each shard, and fewer images where a shard has fewer.
-            train = store_stream(train, [cache_key, "train", limit, image_column, label_column], limit, cache_dir)
+            key = [loaded.cache_key, "train", limit, image_column, label_column]
+            train = store_stream(train, key, limit, cache_dir)
         if isinstance(train, datasets.Dataset):
             train, rows["train"] = _truncate(train, limit, seed)
             _name_missing(train, label_column, class_names, "training")
@@ -395,7 +291,8 @@ def load_image_data(
         else:
             num_train_examples = args.num_train_samples
             if num_train_examples is None:
-                num_train_examples = count_stream(first, wanted["train"], files.get(wanted["train"]))
+                name = loaded.names["train"]
+                num_train_examples = count_stream(loaded.splits["train"], name, loaded.files.get(name))
         splits["train"] = train
     for split in {"validation", "test"} & set(splits):
         splits[split], rows[split] = _truncate(splits[split], args.max_eval_samples, seed)
@@ -407,11 +304,32 @@ def load_image_data(
         label_column,
         class_names,
         num_train_examples,
-        name,
+        args.display_name,
         args.skip_bad_images,
         args.classes_by_number,
         rows=rows,
     )
+
+
+def _settle_classes(
+    splits: dict[str, Any], feature: Any, label_column: str, args: DataArguments, seed: int
+) -> tuple[dict[str, Any], list[str]]:
+    """Checks the labels, and holds out validation images if there are none. Returns the splits and the classes."""
+    labels = _read_labels(splits, label_column)
+    class_names = _get_class_names(feature, args, labels, label_column)
+    _check_range(labels, class_names)
+    if "train" in splits and "validation" not in splits:
+        if args.streaming:
+            raise ValueError(
+                "`streaming` must be off without a validation split, but is on, and none can be held out from a stream. "
+                "Name one with `validation_dir` or `validation_split_name`."
+            )
+        splits = splits | _hold_out(splits["train"], label_column, class_names, args.train_val_split, seed)
+        labels = _read_labels(splits, label_column)
+    if args.streaming and "train" in splits and args.max_eval_samples is None:
+        labels.setdefault("train", set(range(len(class_names))))
+    _check_classes(labels, class_names, args)
+    return splits, class_names
 
 
 def _name_missing(dataset: datasets.Dataset, label_column: str, class_names: list[str], split: str) -> None:

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """A map-style dataset whose examples are transformed as they are read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,3 +50,15 @@ class TransformedDataset(Dataset):
     def __getitem__(self, index: int) -> Any:
         seed = example_seed(self.seed, int(self._epoch), index)
         return self.transform(self.dataset[index], f"image {self.rows[index]}", seed)
+
+
+def transformed_datasets(dataset: Any) -> list[TransformedDataset]:
+    """
+    The transformed datasets that a dataset reads: itself, or those inside of `Subset` (`.dataset`), `ConcatDataset`
+    (`.datasets`) and wrappers like them.
+    """
+    if isinstance(dataset, TransformedDataset):
+        return [dataset]
+    parts = getattr(dataset, "datasets", ())
+    parts = [*(parts.values() if isinstance(parts, Mapping) else parts), getattr(dataset, "dataset", None)]
+    return [found for part in parts if part is not None for found in transformed_datasets(part)]

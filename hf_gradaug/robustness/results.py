@@ -186,8 +186,8 @@ class RobustnessResults:
 
         Returns:
             `dict[str, dict[str, float | None]]`: By model, `clean_accuracy`. With corruptions there is also
-        `unnormalized_mce`. With a baseline there are `mce` and `relative_mce`, ratios to the baseline (see
-        [`mean_corruption_error`]). Empty until every model is measured under every condition.
+            `unnormalized_mce`. With a baseline there are `mce` and `relative_mce`, ratios to the baseline (see
+            [`mean_corruption_error`]). Empty until every model is measured under every condition.
         """
         if not self.is_complete:
             return {}

@@ -21,7 +21,7 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
 
 @register_family("rt_detr", "d_fine")
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
-    # The models build by the backbone itself and count these only, but a config should say what is so.
+    # The models are built from the backbone and only count these channels, but this keeps the config consistent.
     is_backbones_own = list(config.encoder_in_channels) == _feature_channels(config.backbone_config)
     _narrow_backbone(config, narrow)
     if is_backbones_own:

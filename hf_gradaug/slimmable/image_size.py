@@ -47,7 +47,7 @@ def meta_outputs(network: nn.Module, size: tuple[int, int], num_channels: int = 
     try:
         with torch.no_grad():
             return network(**inputs, **size_arguments(network, **inputs))
-    except Exception:  # whatever it raises, it doesn't end
+    except Exception:  # any error means that it can't take this size
         return None
 
 

@@ -27,7 +27,17 @@ from .depth import KeptBlocks, block_finder, dropped_parameters, kept_names, sha
 from .image_size import size_arguments
 from .narrowing import narrow_config
 from .selection import select
-from .skeleton import Build, build_skeleton, changed_forwards, check_same, module_settings, module_types, shapes_of
+from .skeleton import (
+    Build,
+    backward_hooks,
+    build_skeleton,
+    changed_attributes,
+    changed_forwards,
+    check_same,
+    module_settings,
+    module_types,
+    shapes_of,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -226,7 +236,8 @@ def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTra
 
     The model stays the same object, with the same parameters, names and `forward` signature. Its class becomes a subclass
     of the same name, which adds the method [`~SlimmableModel.subnetwork`]. A model that is already slimmable is returned
-    unchanged. A warning names inner modules whose forward hooks or patched `forward` sub-networks don't have.
+    unchanged. A warning names what sub-networks don't have: hooks and patched `forward` of inner modules, and attributes
+    that were set on the model after construction.
 
     Args:
         model (`PreTrainedModel`):
@@ -279,11 +290,17 @@ def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTra
     skeleton = build_skeleton(narrow_config(model.config, width=1.0), build or type(model))
     check_same("parameter or buffer", shapes_of(model), shapes_of(skeleton), width=1.0)
     check_same("module", module_settings(model), module_settings(skeleton), width=1.0)
-    own = set(changed_forwards(skeleton))  # those that `build` or the class makes
-    if changed := [name for name in changed_forwards(model) if name not in own]:
+    for what, find in (("forward hooks and patched `forward`", changed_forwards), ("backward hooks", backward_hooks)):
+        own = set(find(skeleton))  # those that `build` or the class makes
+        if changed := [name for name in find(model) if name not in own]:
+            logger.warning(
+                f"Sub-networks run without the {what} of {shorten(changed)}. If they change outputs or gradients, set "
+                "them in `build=...`, which makes the sub-networks too."
+            )
+    if changed := changed_attributes(model, skeleton):
         logger.warning(
-            f"Sub-networks run without the forward hooks and patched `forward` of {shorten(changed)}. If they change "
-            "outputs, set them in `build=...`, which makes the sub-networks too."
+            f"Sub-networks don't have the model's values of {shorten(changed)}. If they change outputs or gradients, set "
+            "them in `build=...`, which makes the sub-networks too."
         )
     return _swap_class(model, build)
 

@@ -11,6 +11,8 @@ from transformers.initialization import no_init_weights
 
 
 Build = Callable[[PreTrainedConfig], nn.Module]
+# Sub-networks follow the mode of the model, and its name changes no output.
+_NOT_COMPARED = ("training", "name_or_path")
 
 
 def build_skeleton(config: PreTrainedConfig, build: Build) -> nn.Module:
@@ -66,9 +68,33 @@ def _has_changed_forward(module: nn.Module) -> bool:
     # The hooks of libraries record outputs or move tensors, and don't change what a module computes. So does Accelerate's
     # `forward`.
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    if not all(_is_from(hook, "torch", "transformers", "accelerate") for hook in hooks):
+    if not all(map(_is_from_library, hooks)):
         return True
     return "forward" in vars(module) and not _is_from(module.forward, "accelerate")
+
+
+def backward_hooks(model: nn.Module) -> list[str]:
+    """The inner modules that a user gave backward hooks. They change gradients, not what a module computes."""
+    hooks = {
+        name: [*module._backward_hooks.values(), *module._backward_pre_hooks.values()]
+        for name, module in model.named_modules()
+        if name
+    }
+    return [name for name, of_module in hooks.items() if not all(map(_is_from_library, of_module))]
+
+
+def changed_attributes(model: nn.Module, skeleton: nn.Module) -> list[str]:
+    """The numbers, strings and booleans that were set on the model itself after construction."""
+    own = vars(skeleton)
+    return [
+        f"{name} ({value!r} in the model, {own[name]!r} in a sub-network)"
+        for name, value in vars(model).items()
+        if isinstance(value, (bool, int, float, str)) and value != own.get(name, value) and name not in _NOT_COMPARED
+    ]
+
+
+def _is_from_library(hook: Callable) -> bool:
+    return _is_from(hook, "torch", "transformers", "accelerate")
 
 
 def _is_from(function: Callable, *packages: str) -> bool:

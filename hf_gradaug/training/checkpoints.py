@@ -262,8 +262,8 @@ def _check_same_model(
     what += [f"'{name}' is missing" for name in sorted(missing)]
     if what:
         raise ValueError(
-            f"`resume_from_checkpoint` must be a checkpoint of the same model, but is '{folder}', where {what[0]} ({len(what)} "
-            "such differences in all). Build the model as it was, or leave the checkpoint out."
+            f"The weights in '{folder}' must be of the same model, but {what[0]} ({len(what)} such differences in all). Build the "
+            "model as it was, or don't load this checkpoint."
         )
 
 

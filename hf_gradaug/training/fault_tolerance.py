@@ -17,13 +17,13 @@ from ..messages import shorten
 from ..settings import GradAugSettings, describe_changes
 from .checkpoints import clear_checkpoint, compare_groups, find_checkpoint, find_damage, load_weights
 from .preemption import StopOnSignal
-from .tokens import hide_from_pickle
+from .tokens import HiddenTokenMixin
 
 
 logger = logging.getLogger(__name__)
 
 
-class FaultToleranceMixin:
+class FaultToleranceMixin(HiddenTokenMixin):
     """
     Makes any Trainer survive kills, full disks and unreadable images:
     `class MyTrainer(FaultToleranceMixin, SomeTrainer)`.
@@ -36,9 +36,9 @@ class FaultToleranceMixin:
     - A checkpoint of a model with other classes, or in another order, raises an error. So does one of another model
       or optimizer. A warning says what else of the checkpoint doesn't fit: a model alone, other settings of the
       optimizer or of GradAug, another global batch size.
-    - A failed save is logged, leaves nothing of the checkpoint behind and keeps the older checkpoints. These are
-      deleted only when the new checkpoint is complete, with the files of all processes. Your own files in the folder
-      stay.
+    - A failed save is logged, leaves nothing of the checkpoint behind and keeps the older checkpoints. Older
+      checkpoints are deleted only when the new checkpoint is complete, with the files of all processes. Your own files
+      in the folder stay.
     - A run killed after its last step trains no further step when resumed.
     - Hub tokens stay out of `training_args.bin`.
     - Images that [`~hf_gradaug.data.ImageCollator`] skipped are named and counted.
@@ -48,7 +48,6 @@ class FaultToleranceMixin:
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.args.hub_token = hide_from_pickle(self.args.hub_token)
         self._skipped_images = SkippedImages()
 
     def train(

@@ -24,15 +24,15 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, Train
 from transformers.utils import PushInProgress
 from transformers.utils.hub import hf_api
 
-from .tokens import hide_from_pickle
+from .tokens import HiddenTokenMixin
 
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Seconds before the second and the third attempt. They are for what the client itself doesn't try again: making a
-# repository or a branch, looking at a card, a commit. Of all else it makes six attempts, in some 23 seconds.
+# Seconds before the second and the third attempt. Only for requests that the client doesn't retry itself: making a
+# repository or a branch, looking at a card, a commit.
 _WAITS = (2, 8)
 # Besides all errors of the server: a timeout, another commit at the same time, and too many requests.
 _PASSING = {408, 409, 412, 429}
@@ -94,7 +94,7 @@ class _Upload:
         )
 
 
-class HubMixin:
+class HubMixin(HiddenTokenMixin):
     """
     Makes the pushes of any Trainer complete: `class MyTrainer(HubMixin, SomeTrainer)`. [`GradAugTrainer`] has it.
 
@@ -117,7 +117,6 @@ class HubMixin:
     def __init__(self, *args, **kwargs):
         self._missing_uploads: dict[_Upload, str] = {}  # with the reasons
         super().__init__(*args, **kwargs)
-        self.args.hub_token = hide_from_pickle(self.args.hub_token)  # `training_args.bin` is pushed
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """As in the Trainer. An error in the main process is raised in all processes."""

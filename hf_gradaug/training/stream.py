@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from ..data.training_stream import TrainingStream
-from ..data.transformed_dataset import TransformedDataset
+from ..data.transformed_dataset import transformed_datasets
 
 
 class StreamMixin:
@@ -26,7 +26,8 @@ class StreamMixin:
     - The epoch in the logs is the data's if the stream's `num_examples` is known. Otherwise it is the finished share
       of `max_steps`, as in the Trainer.
 
-    It also passes the epoch to a [`TransformedDataset`]. With other training data it changes nothing.
+    It also passes the epoch to a [`TransformedDataset`], also inside of `Subset` and `ConcatDataset`. With other
+    training data it changes nothing.
 
     Raises:
         `ImportError`: If there is a stream and torchdata is missing.
@@ -40,9 +41,13 @@ class StreamMixin:
     def _stream(self) -> TrainingStream | None:
         return self.train_dataset if isinstance(self.train_dataset, TrainingStream) else None
 
+    @property
+    def _is_transformed(self) -> bool:
+        return self._stream is not None or bool(transformed_datasets(self.train_dataset))
+
     def get_train_dataloader(self) -> DataLoader:
         # Only where the data need it: with other data the Trainer is the stock one.
-        if isinstance(self.train_dataset, (TrainingStream, TransformedDataset)):
+        if self._is_transformed:
             self.remove_callback(_EpochCallback)
             self.add_callback(_EpochCallback())
         if self._stream is None:
@@ -74,7 +79,7 @@ class StreamMixin:
 
     def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
         # What transformed examples have beside the model's inputs is there for the collator.
-        if isinstance(self.train_dataset, (TrainingStream, TransformedDataset)):
+        if self._is_transformed:
             return data_collator
         return super()._get_collator_with_removed_columns(data_collator, description)
 
@@ -137,8 +142,8 @@ class _EpochCallback(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         # Accelerate's loader does so in a single process only.
-        if isinstance(train_dataloader.dataset, TransformedDataset):
-            train_dataloader.dataset.set_epoch(int(state.epoch or 0))
+        for dataset in transformed_datasets(train_dataloader.dataset):
+            dataset.set_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args, state, control, train_dataloader=None, **kwargs):
         stream = train_dataloader.dataset
@@ -150,4 +155,4 @@ class _EpochCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, train_dataloader=None, **kwargs):
         if isinstance(train_dataloader.dataset, TrainingStream):
-            train_dataloader.load_state_dict({})  # lets go of the workers, and of what they hold in memory
+            train_dataloader.load_state_dict({})  # frees the workers and their memory

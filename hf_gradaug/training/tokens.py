@@ -5,7 +5,7 @@ from typing import Any
 
 
 class _HiddenToken(str):
-    """A string that pickles to `None`."""
+    """A string that pickles to `None`, and is otherwise the same."""
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
         return type(None), ()
@@ -17,15 +17,13 @@ class _HiddenToken(str):
         return self
 
 
-def hide_from_pickle(token: str | None) -> str | None:
+class HiddenTokenMixin:
     """
-    A token that pickles to `None` and is otherwise the same string.
-
-    The Trainer pickles its arguments into `training_args.bin`, which is pushed to the Hub. It masks the token in text
-    only.
-
-    Args:
-        token (`str`, *optional*):
-            A token of the Hub.
+    Keeps `hub_token` out of `training_args.bin`, into which the Trainer pickles its arguments, and which is pushed. The
+    Trainer masks the token in text only.
     """
-    return None if token is None else _HiddenToken(token)
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.args.hub_token is not None:
+            self.args.hub_token = _HiddenToken(self.args.hub_token)

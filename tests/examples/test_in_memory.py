@@ -1,6 +1,9 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """Images in memory are those that are read one by one, and are drawn by seed, epoch and index alone."""
 
+import copy
+import pickle
+
 import datasets
 import numpy as np
 import pytest
@@ -90,6 +93,20 @@ def test_batches_are_mixed_as_others_are(data, num_workers):
         assert [batch["labels"].shape for batch in batches] == [(6, 3)] * 2
         again = ImageCollator(3, cutmix_alpha=1.0)(train.__getitems__(list(range(6, 12))))
         assert torch.equal(batches[1]["pixel_values"], again["pixel_values"])
+
+
+def test_workers_of_all_epochs_share_what_was_decoded_once(data, monkeypatch):
+    train = make_train(data, PROCESSOR)
+    first = read(train)
+    train = make_train(data, PROCESSOR)
+    monkeypatch.setattr(datasets.Dataset, "map", lambda *args, **kwargs: pytest.fail("decoded again"))
+    loader = DataLoader(train, 12, num_workers=1, collate_fn=ImageCollator(3))
+    for _ in range(2):
+        (batch,) = loader
+        assert torch.equal(batch["pixel_values"], first)
+    # As workers get it that are not forked.
+    for again in (pickle.loads(pickle.dumps(train)), copy.deepcopy(train)):
+        assert torch.equal(read(again), first)
 
 
 @pytest.mark.parametrize(

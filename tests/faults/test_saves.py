@@ -335,12 +335,15 @@ def test_weights_under_older_names_are_resumed_and_the_best_ones_loaded(tmp_path
 )
 def test_checkpoint_of_another_model_is_an_error(trained, tmp_path, changes, words):
     trainer = tiny_trainer(tmp_path / "out", tiny_model("convnext", **changes))
-    with pytest.raises(
-        ValueError, match=f"`resume_from_checkpoint` must be a checkpoint of the same model, .*{words}"
-    ):
-        trainer.train(resume_from_checkpoint=str(trained[0] / "checkpoint-2"))
+    checkpoint = str(trained[0] / "checkpoint-2")
+    message = f"^The weights in '{checkpoint}' must be of the same model, but {words}"
+    with pytest.raises(ValueError, match=message):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.state.best_model_checkpoint = checkpoint  # with `load_best_model_at_end`
+    with pytest.raises(ValueError, match=message):
+        trainer._load_best_model()
     with pytest.raises(ValueError, match=r"and here \(3, 32\) \(39 such differences"):
-        load_weights(trained[0] / "checkpoint-2", families.family_model("vit"))
+        load_weights(checkpoint, families.family_model("vit"))
 
 
 def resume(out, caplog, **args):

@@ -5,14 +5,16 @@ import re
 
 import pytest
 import torch
+from helpers import images
 from helpers.families import family_model
 from helpers.tiny import TinyImages, largest_difference, parameters_of, state_of, tiny_images, tiny_model, tiny_trainer
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, ViTConfig
 
 from hf_gradaug import GradAug, GradAugSettings
 
 
 KINDS = ["depth", "width_depth"]
+WIDTHS = {"width": {"min_width": 0.5}, "depth": {}, "width_depth": {"min_width": 0.5}}
 LABELS = torch.tensor([0, 1, 2, 0])
 DEPTHS = [3, 2, 2]
 EXACT = {"max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
@@ -24,7 +26,7 @@ def deep_model(family="convnext", **changes):
 
 def settings(kind, **changes):
     draws = {} if kind == "width" else {"min_survival": 0.2}
-    return GradAugSettings(**{"subnetwork_kind": kind, "min_width": 0.5, **draws, **changes})
+    return GradAugSettings(**{"subnetwork_kind": kind, **WIDTHS[kind], **draws, **changes})
 
 
 def batch(part=slice(None)):
@@ -133,7 +135,7 @@ def test_dropped_blocks_have_a_gradient_of_zero_whatever_their_weights():
 def test_every_parameter_moves_and_logs(tmp_path, kind):
     model = deep_model("resnet-basic")
     before = parameters_of(model)
-    trainer = tiny_trainer(tmp_path, model, subnetwork_kind=kind, min_width=0.5, max_steps=4, logging_steps=2)
+    trainer = tiny_trainer(tmp_path, model, subnetwork_kind=kind, **WIDTHS[kind], max_steps=4, logging_steps=2)
     passes = recorded(trainer)
     trainer.train()
     for name, parameter in model.named_parameters():
@@ -163,7 +165,7 @@ def test_width_alone_logs_no_depth(tmp_path):
 def test_accumulation_is_the_larger_batch(tmp_path, kind):
     def train(batch_size, accumulation):
         sizes = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
-        trainer = tiny_trainer(tmp_path, deep_model(), subnetwork_kind=kind, min_width=0.5, **sizes, **EXACT)
+        trainer = tiny_trainer(tmp_path, deep_model(), subnetwork_kind=kind, **WIDTHS[kind], **sizes, **EXACT)
         trainer.train()
         return parameters_of(trainer.model)
 
@@ -241,6 +243,8 @@ def test_what_has_no_random_depth_is_refused(tmp_path):
     ("name", "value", "where"),
     [
         ("width_choices", [0.9, 1.0], {"subnetwork_kind": "depth"}),
+        ("min_width", 0.5, {"subnetwork_kind": "depth"}),
+        ("width_divisor", 8, {"subnetwork_kind": "depth"}),
         ("min_survival", 0.8, {}),
         ("temperature", 2.0, {"subnetwork_targets": "labels"}),
     ],
@@ -248,6 +252,14 @@ def test_what_has_no_random_depth_is_refused(tmp_path):
 def test_settings_without_effect_are_errors(name, value, where):
     with pytest.raises(ValueError, match=rf"`{name}` must not be given where .*, but is {re.escape(str(value))}\."):
         GradAugSettings(**{name: value}, **where)
+
+
+def test_a_script_needs_no_narrower_config_for_depth_alone():
+    config = ViTConfig(num_attention_heads=1, hidden_size=8, num_hidden_layers=2, intermediate_size=8)
+    check = images.load_script("run_image_classification").check_has_subnetworks
+    check(config, GradAugSettings(subnetwork_kind="depth"))
+    with pytest.raises(ValueError, match="no narrower sub-network"):
+        check(config, GradAugSettings())
 
 
 def test_subnetworks_with_random_depth_are_not_compiled():

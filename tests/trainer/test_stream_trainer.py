@@ -14,9 +14,11 @@ from accelerate import debug_launcher
 from helpers import harness, images
 from helpers.streams import IMAGES_PER_SHARD, SEED, RecordingTrainer, stream_trainer
 from helpers.tiny import TinyImages, largest_difference, state_of, tiny_model, tiny_trainer
+from torch.utils.data import ConcatDataset, StackDataset, Subset, default_collate
 from transformers import Trainer, TrainingArguments
 
 from hf_gradaug import StreamMixin
+from hf_gradaug.data.transformed_dataset import TransformedDataset
 from hf_gradaug.sampling import example_seed
 
 
@@ -131,6 +133,29 @@ def test_stored_images_are_augmented_alike_with_any_workers_and_after_resume(tmp
         resumed.train(resume_from_checkpoint=checkpoint_of(whole, step))
         assert resumed.seen == whole.seen[step:]
         assert largest_difference(state_of(resumed.model), state_of(whole.model)) == 0
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda data: data,
+        lambda data: Subset(data, range(8)),
+        lambda data: Subset(ConcatDataset([TinyImages(4), data]), range(4, 12)),
+        lambda data: StackDataset(example=data),
+    ],
+)
+def test_each_epoch_has_its_own_augmentation_inside_of_wrappers_too(tmp_path, wrap):
+    data = TransformedDataset(TinyImages(8), lambda example, name, seed: example | {"mix": seed}, SEED)
+    seen = set()
+
+    def collate(examples):
+        examples = [example.get("example", example) for example in examples]
+        seen.update(example["mix"] for example in examples)
+        return default_collate([{name: example[name] for name in ("pixel_values", "labels")} for example in examples])
+
+    kwargs = {"train_dataset": wrap(data), "data_collator": collate}
+    tiny_trainer(tmp_path, trainer_kwargs=kwargs, num_subnetworks=0, max_steps=-1, num_train_epochs=2).train()
+    assert seen == {example_seed(SEED, epoch, index) for epoch, index in itertools.product((0, 1), range(8))}
 
 
 class PlainTrainer(StreamMixin, Trainer):

@@ -54,12 +54,18 @@ def test_another_order_is_matched_by_name_unless_told_otherwise():
 )
 def test_other_names_and_another_number_are_errors(data, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        match_classes("resnet", NAMES, "photos", data, by_number=False)
+        match_classes("resnet", NAMES, "photos", data, advice="if the order is the same, match them by number")
 
 
 def test_scripts_that_match_by_name_alone_advise_nothing_else():
     with pytest.raises(ValueError, match=r"Rename them\.$"):
         match_classes("resnet", NAMES, "photos", ["cat", "dog", "bat"])
+
+
+def test_data_advise_the_setting_that_they_have(folder):
+    data = load_image_data(DataArguments(validation_dir=str(folder)))
+    with pytest.raises(ValueError, match="Rename them, or if .*: `classes_by_number`"):
+        data.with_classes("resnet", ["ant", "bee", "cow"])
 
 
 def test_names_are_in_the_order_of_their_numbers_whatever_type_these_have():
@@ -125,7 +131,7 @@ def test_a_head_of_the_same_classes_is_kept_and_of_others_is_new(checkpoint, fol
     common = [*QUIET, "--model_name_or_path", checkpoint, "--do_eval"]
     renamed = images.make_folder(tmp_path / "renamed", classes=("ant", "bee", "cow"))
     out = tmp_path / "out"
-    with pytest.raises(ValueError, match="class 0 is 'dog' and 'ant'.*give ignore_mismatched_sizes"):
+    with pytest.raises(ValueError, match="is 'dog' and 'ant'.*`classes_by_number`.*give ignore_mismatched_sizes"):
         script.main([*common, "--validation_dir", str(renamed), "--output_dir", str(out)])
     args = [
         "--ignore_mismatched_sizes",

@@ -11,6 +11,7 @@ import torch
 from helpers import images
 from helpers.hub_server import READER
 from huggingface_hub import HfApi
+from torchvision.transforms.v2 import InterpolationMode
 from transformers import BitImageProcessor, ConvNextImageProcessor, TrainingArguments, ViTImageProcessor
 
 from hf_gradaug.data import (
@@ -20,8 +21,9 @@ from hf_gradaug.data import (
     get_image_size,
     get_streaming_arguments,
     get_train_transform,
+    load_digits_dataset,
 )
-from hf_gradaug.data.loading import find_columns, load_digits_dataset, load_image_data
+from hf_gradaug.data.loading import find_columns, load_image_data
 
 
 def grey(image):
@@ -255,6 +257,14 @@ def test_transforms_do_what_the_image_processor_does(processor, size):
     assert get_train_transform(processor, (0.5, 1.0), color_jitter=0.4)(image).shape == theirs.shape
 
 
+@pytest.mark.parametrize("resample", [3, images.Image.BICUBIC, InterpolationMode.BICUBIC])
+def test_each_kind_of_interpolation_that_an_image_processor_takes(resample):
+    processor = ViTImageProcessor(size={"height": 16, "width": 16}, resample=resample)
+    image = images.Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 20, 3), dtype=np.uint8))
+    assert get_eval_transform(processor)(image).shape == (3, 16, 16)
+    assert get_train_transform(processor).transforms[0].interpolation == InterpolationMode.BICUBIC
+
+
 def test_horizontal_flip_and_crop_scale():
     processor = ConvNextImageProcessor(size={"shortest_edge": 16}, crop_pct=1.0, do_normalize=False)
     ramp = images.Image.fromarray(np.tile(np.arange(0, 256, 16, dtype=np.uint8)[None, :, None], (16, 1, 3)))
@@ -284,6 +294,9 @@ def test_mixing_gives_class_probabilities_to_training_batches_only():
     assert torch.equal(unmixed["labels"], torch.eye(4, 5))
     evaluation = ImageCollator(5, cutmix_alpha=1.0)([{**example, "mix": None} for example in examples])
     assert torch.equal(evaluation["labels"], torch.arange(4))
+    for example in examples:
+        del example["mix"]
+    assert torch.equal(ImageCollator(5, cutmix_alpha=1.0)(examples)["labels"], torch.arange(4))
     with pytest.raises(ValueError, match=r"`mix_prob` must be in \[0, 1\], but is 2"):
         ImageCollator(5, mix_prob=2)
     with pytest.raises(ValueError, match=r"`cutmix_alpha` must be 0 \(off\) or more, but is nan"):

@@ -222,6 +222,49 @@ def test_hooks_and_patches_of_inner_modules_are_told(change, caplog):
         assert torch.equal(model(pixel_values=images).logits, full)
 
 
+def _backward_hook(model):
+    model.classifier[1].register_full_backward_hook(lambda module, inputs, outputs: None)
+
+
+def _backward_pre_hook(model):
+    model.classifier[1].register_full_backward_pre_hook(lambda module, outputs: None)
+
+
+def _attribute(model):
+    model.logit_scale = 0.0
+
+
+class ScaledResNet(ResNetForImageClassification):
+    def __init__(self, config):
+        super().__init__(config)
+        self.logit_scale = 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_backward_hook, "without the backward hooks of ['classifier.1']. If they"),
+        (_backward_pre_hook, "without the backward hooks of ['classifier.1']. If they"),
+        (
+            _attribute,
+            "don't have the model's values of ['logit_scale (0.0 in the model, 1.0 in a sub-network)']. If they",
+        ),
+    ],
+)
+def test_backward_hooks_and_attributes_are_told(change, words, caplog):
+    def build(config):
+        model = ScaledResNet(config)
+        change(model)
+        return model
+
+    make_slimmable(build(tiny_config("resnet-basic")).eval())
+    (warning,) = caplog.messages
+    assert words in warning
+    caplog.clear()
+    make_slimmable(build(tiny_config("resnet-basic")).eval(), build=build)
+    assert not caplog.messages
+
+
 def test_at_most_ten_hooks_are_told(caplog):
     model = tiny_model("resnet-basic")
     for module in model.modules():

@@ -234,6 +234,16 @@ def test_script_of_a_model_on_the_hub(script, flags, tmp_path, hub):
     assert f"A sub-network of [{name}](https://huggingface.co/{name})" in card.content
 
 
+@pytest.mark.parametrize(("extra", "width_divisor"), [([], 4), (["--width_divisor", "1"], 1)])
+def test_script_rounds_channels_as_the_run_did(script, flags, tmp_path, extra, width_divisor):
+    save_settings(GradAugSettings(width_divisor=4), tmp_path / "parent")
+    script.main([*flags, "--widths", "0.6", "--calibration_samples", "0", *extra])
+    exported = AutoModelForImageClassification.from_pretrained(tmp_path / "out" / "width-0.6")
+    parent = AutoModelForImageClassification.from_pretrained(tmp_path / "parent")
+    assert exported.config.hidden_sizes == narrow_config(parent.config, 0.6, width_divisor).hidden_sizes
+    assert json.loads((tmp_path / "out" / "widths.json").read_text())["width_divisor"] == width_divisor
+
+
 def test_script_without_calibration(script, flags, tmp_path):
     (row, _) = script.main([*flags, "--widths", "0.5", "--calibration_samples", "0"])
     assert row["accuracy_recalibrated"] is None
