@@ -21,19 +21,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils.generic import find_labels
 
 from .captured import CapturedPasses, loss_and_logits
+from .checks import allow_graphs, check_logits, check_smallest, check_transform
 from .dense.inputs import check_rotations, select_rows, transform_images
 from .losses import get_float_labels, get_logits, settle_problem_type, soft_label_cross_entropy
 from .messages import shorten
 from .sampling import draw_blocks, draw_widths, step_generator
 from .settings import GradAugSettings
 from .slimmable.depth import KeptBlocks, depths_of
-from .slimmable.image_size import can_train_on, check_image_size, meta_outputs
+from .slimmable.image_size import can_train_on, check_image_size
 from .slimmable.model import Build, SubnetworkSpec, make_slimmable
-from .slimmable.narrowing import check_width, narrow_config
+from .slimmable.narrowing import check_width
 from .targets import TARGETS, SoftTargets
 from .transforms import Transform, random_transform, scaled_size
 
@@ -259,49 +260,6 @@ class SubnetworkPass(GradAugPass):
         return self.gradaug.settings.subnetwork_loss_weight * self.gradaug.target_kind.loss(outputs, targets)
 
 
-def _allow_graphs(settings: GradAugSettings) -> None:
-    # Dynamo gives up after 8 graphs of the same code. Every width and size of the sub-networks is one. 8 more are left for
-    # other code.
-    dynamo = torch._dynamo.config
-    graphs = len({*settings.width_choices, settings.min_width}) * len(settings.scales) + 8
-    dynamo.recompile_limit = max(dynamo.recompile_limit, graphs)
-    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 4 * graphs)
-
-
-def _check_smallest(gradaug: "GradAug") -> None:
-    # A family that can't have it fails here.
-    config, settings, blocks = gradaug.model.config, gradaug.settings, None
-    if settings.draws_depth:
-        depths = depths_of(config)
-        if max(depths) == 1:
-            raise ValueError(
-                f"`subnetwork_kind` must be 'width' for this {config.model_type}, but is {settings.subnetwork_kind!r}. There is "
-                f"no block to drop: its stages have {depths} blocks, and the first of each is kept."
-            )
-        blocks = [[0]] * len(depths)
-    gradaug.subnetwork(settings.min_width if settings.draws_width else 1.0, blocks)
-    if settings.draws_width:
-        _warn_if_as_wide(config, settings)
-
-
-def _warn_if_as_wide(config: PreTrainedConfig, settings: GradAugSettings) -> None:
-    # Whole heads and groups, and a large divisor, may leave nothing between the width and the full network.
-    width, divisor = settings.min_width, settings.width_divisor
-    if width < 1 and narrow_config(config, width, divisor).to_dict() == config.to_dict():
-        logger.warning(
-            f"`min_width` {width} rounds to the full network: this {config.model_type} has no narrower sub-network so "
-            "close to it. Sub-networks will differ in their images alone; a smaller `min_width` makes them narrower."
-        )
-
-
-def _check_logits(skeleton: nn.Module) -> None:
-    # A backbone without a head fails here, and not in the first step. Other models may need other inputs, or larger images.
-    size = getattr(skeleton.config, "image_size", None) or 224
-    outputs = meta_outputs(skeleton, (size, size) if isinstance(size, int) else tuple(size))
-    if outputs is not None:
-        get_logits(outputs)
-
-
 def _has_several_processes() -> bool:
     distributed = torch.distributed
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
@@ -323,7 +281,7 @@ class GradAug:
             Widths and transformations of a step are drawn from the seed and the step's index.
         transform (`Callable[[torch.Tensor, torch.Generator], torch.Tensor]`, *optional*):
             Transformation of a batch of shape `(batch_size, num_channels, height, width)` for a sub-network, instead
-            of `settings.scales` and `settings.rotations`. Masks are scaled to the size that it returns. If labels hold
+            of `settings.scales` and `settings.rotations`, which keep their defaults. Masks are scaled to the size that it returns. If labels hold
             masks or boxes, it may resize and recolour images, but not move their content.
         build (`Callable[[PreTrainedConfig], nn.Module]`, *optional*):
             See [`make_slimmable`].
@@ -381,10 +339,11 @@ class GradAug:
         # With random depth there are too many sub-networks to compile each.
         self._compiled = self.settings.width_choices is not None and not self.settings.draws_depth
         if self._compiled:
-            _allow_graphs(self.settings)
-        _check_smallest(self)
+            allow_graphs(self.settings)
+        check_transform(transform, self.settings)
+        check_smallest(self.model, self.settings)
         if isinstance(self.target_kind, SoftTargets):
-            _check_logits(self.model.subnetwork(1.0).skeleton)
+            check_logits(self.model.subnetwork(1.0).skeleton)
 
     def subnetwork(self, width: float, kept_blocks: KeptBlocks | None = None, *, detached: bool = False):
         """A context manager in which the model runs the sub-network of this width multiplier and these blocks."""

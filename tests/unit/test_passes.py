@@ -240,3 +240,10 @@ def test_a_model_that_is_no_pretrained_model():
     with pytest.raises(TypeError, match="`make_slimmable` or the trainer `build=...`"):
         GradAug(net)
     assert len(run(GradAug(net, build=Net), batch())) == 4
+
+
+@pytest.mark.parametrize("name, value", [("scales", [1.0, 0.5]), ("rotations", [0, 90])])
+def test_settings_of_a_transformation_that_is_replaced_are_errors(name, value):
+    settings = GradAugSettings(**{name: value})
+    with pytest.raises(ValueError, match=f"`{name}` must keep its default with a `transform`"):
+        GradAug(tiny_model("resnet-basic"), settings, transform=lambda images, generator: images)

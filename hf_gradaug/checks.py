@@ -1,0 +1,75 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""What is checked of model and settings before training."""
+
+import logging
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from .losses import get_logits
+from .settings import GradAugSettings
+from .slimmable.depth import depths_of
+from .slimmable.image_size import meta_outputs
+from .slimmable.model import SlimmableModel
+from .slimmable.narrowing import narrow_config
+from .transforms import Transform
+
+
+logger = logging.getLogger(__name__)
+
+
+def check_transform(transform: Transform | None, settings: GradAugSettings) -> None:
+    """Raises a `ValueError` if settings of the transformation were changed beside a transformation of one's own."""
+    default = GradAugSettings()
+    for name in ("scales", "rotations"):
+        value = getattr(settings, name)
+        if transform is not None and value != getattr(default, name):
+            raise ValueError(
+                f"`{name}` must keep its default with a `transform`, which is in its place, but is {value}."
+            )
+
+
+def allow_graphs(settings: GradAugSettings) -> None:
+    """Lets `torch.compile` keep a graph of each width and size of the sub-networks."""
+    # Dynamo gives up after 8 graphs of the same code. Every width and size of the sub-networks is one. 8 more are left for
+    # other code.
+    dynamo = torch._dynamo.config
+    graphs = len({*settings.width_choices, settings.min_width}) * len(settings.scales) + 8
+    dynamo.recompile_limit = max(dynamo.recompile_limit, graphs)
+    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 4 * graphs)
+
+
+def check_smallest(model: SlimmableModel, settings: GradAugSettings) -> None:
+    """Raises an error if the model can't have its smallest sub-network; warns if that is the full network."""
+    config, blocks = model.config, None
+    if settings.draws_depth:
+        depths = depths_of(config)
+        if max(depths) == 1:
+            raise ValueError(
+                f"`subnetwork_kind` must be 'width' for this {config.model_type}, but is {settings.subnetwork_kind!r}. There is "
+                f"no block to drop: its stages have {depths} blocks, and the first of each is kept."
+            )
+        blocks = [[0]] * len(depths)
+    model.subnetwork(settings.min_width if settings.draws_width else 1.0, settings.width_divisor, blocks)
+    if settings.draws_width:
+        _warn_if_as_wide(config, settings)
+
+
+def _warn_if_as_wide(config: PreTrainedConfig, settings: GradAugSettings) -> None:
+    # Whole heads and groups, and a large divisor, may leave nothing between the width and the full network.
+    width, divisor = settings.min_width, settings.width_divisor
+    if width < 1 and narrow_config(config, width, divisor).to_dict() == config.to_dict():
+        logger.warning(
+            f"`min_width` {width} rounds to the full network: this {config.model_type} has no narrower sub-network so "
+            "close to it. Sub-networks will differ in their images alone; a smaller `min_width` makes them narrower."
+        )
+
+
+def check_logits(skeleton: nn.Module) -> None:
+    """Raises an error if a model has no logits, such as a backbone, before the first step would."""
+    # Other models may need other inputs, or larger images.
+    size = getattr(skeleton.config, "image_size", None) or 224
+    outputs = meta_outputs(skeleton, (size, size) if isinstance(size, int) else tuple(size))
+    if outputs is not None:
+        get_logits(outputs)
