@@ -17,6 +17,7 @@ import huggingface_hub
 import torch
 import transformers
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from transformers import HfArgumentParser, PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -231,8 +232,9 @@ def train_and_save(trainer: Trainer) -> None:
     """
     Trains, saves the model, and logs and saves the metrics.
 
-    `resume_from_checkpoint` of the trainer's arguments may be `"true"`, for the newest complete checkpoint. A failed
-    push is logged, and evaluation goes on. The push at the script's end retries it and decides the exit code.
+    `resume_from_checkpoint` of the trainer's arguments may be `"true"`, for the newest complete checkpoint. If there is
+    no checkpoint, the run starts from the beginning. A failed push is logged, and evaluation goes on. The push at the
+    script's end retries it and decides the exit code.
 
     Args:
         trainer (`Trainer`):
@@ -244,7 +246,9 @@ def train_and_save(trainer: Trainer) -> None:
     args = trainer.args
     checkpoint = args.resume_from_checkpoint
     if checkpoint and checkpoint.lower() == "true":
-        checkpoint = True  # the newest complete one
+        checkpoint = has_checkpoint(trainer) or None  # True: the newest complete one
+        if checkpoint is None and trainer.is_world_process_zero():
+            logger.warning(f"There is no checkpoint in '{args.output_dir}': the run starts from the beginning.")
     stop = StopOnSignal((signal.SIGTERM, signal.SIGINT))
     trainer.add_callback(stop)
     try:
@@ -263,6 +267,14 @@ def train_and_save(trainer: Trainer) -> None:
         trainer.save_model()
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
+
+
+def has_checkpoint(trainer: Trainer) -> bool:
+    """Whether the output folder holds a checkpoint, complete or not. One process looks, so that all do the same."""
+    folder, found = trainer.args.output_dir, [False]
+    if trainer.is_world_process_zero():
+        found = [os.path.isdir(folder) and get_last_checkpoint(folder) is not None]
+    return broadcast_object_list(found)[0]
 
 
 def write_card(trainer: Trainer, **card: Any) -> None:

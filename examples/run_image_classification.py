@@ -100,7 +100,10 @@ class ModelArguments(CommonModelArguments):
     )
     teacher_weight: float = field(default=1.0, metadata={"help": "Weight of the loss on the teacher's predictions."})
     model_type: str | None = field(
-        default=None, metadata={"help": "Model to train from scratch: " + ", ".join(MODEL_TYPES)}
+        default=None,
+        metadata={
+            "help": f"Model to train from scratch: {', '.join(MODEL_TYPES)}. With --gradaug, see docs/models.md."
+        },
     )
     config_overrides: str | None = field(
         default=None,

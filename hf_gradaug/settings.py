@@ -50,8 +50,9 @@ class GradAugSettings:
             Smallest width multiplier, in (0, 1]. One sub-network per step has it. The others are uniform in
             `[min_width, 1]`.
         width_choices (`list[float]`, *optional*):
-            Width multipliers to draw the others from, each in `[min_width, 1]`, instead of the whole interval. If
-            `subnetwork_kind` is `"width"`, `torch.compile` then compiles the sub-networks too.
+            Width multipliers to draw the others from, each in `[min_width, 1]`, instead of the whole interval. One
+            sub-network keeps `min_width`. If `subnetwork_kind` is `"width"`, `torch.compile` then compiles the
+            sub-networks too.
         scales (`list[float]`, *optional*, defaults to `[1.0, 6 / 7, 5 / 7, 4 / 7]`):
             Image sizes for the sub-networks, as fractions of the batch's height and width, each in (0, 1]. At 224
             pixels the defaults are 224, 192, 160 and 128. One is drawn for each sub-network.
@@ -71,8 +72,8 @@ class GradAugSettings:
             Rounds the sub-networks' channel counts to its multiples, 1 or more. The inner layers of a ResNet
             bottleneck have a quarter of its outer count, so 32 makes them multiples of 8.
         subnetwork_batch_fraction (`float`, *optional*, defaults to `1.0`):
-            Fraction of the batch that each sub-network sees, in (0, 1]. Each sub-network sees different images, evenly
-            spaced in the batch.
+            Fraction of the batch that each sub-network sees, in (0, 1]: evenly spaced images. Up to
+            `1 / num_subnetworks`, sub-networks see different images, apart from rounding. Above, some images recur.
         subnetwork_every (`int`, *optional*, defaults to `1`):
             Trains sub-networks every k-th optimizer step, from the first step on. 1 or more.
         cuda_graphs (`bool`, *optional*, defaults to `False`):
@@ -118,7 +119,8 @@ class GradAugSettings:
         default=None,
         metadata={
             "help": "Width multipliers to draw the others from, each in [min_width, 1], instead of the whole interval. "
-            "torch_compile then compiles the sub-networks too."
+            "One sub-network keeps min_width. With subnetwork_kind width, torch_compile then compiles the sub-networks "
+            "too."
         },
     )
     scales: list[float] = field(
@@ -156,7 +158,10 @@ class GradAugSettings:
     )
     subnetwork_batch_fraction: float = field(
         default=1.0,
-        metadata={"help": "Fraction of the batch that each sub-network sees, in (0, 1]. Each sees different images."},
+        metadata={
+            "help": "Fraction of the batch that each sub-network sees, in (0, 1]. Up to 1/num_subnetworks, they see "
+            "different images, apart from rounding. Above, some images recur."
+        },
     )
     subnetwork_every: int = field(
         default=1, metadata={"help": "Train sub-networks every k-th optimizer step, 1 or more."}

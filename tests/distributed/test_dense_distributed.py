@@ -27,6 +27,7 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path, root):
     args += ["--do_eval", "--num_scenes", "10", "--image_square_size", "64", "--config_name", str(tmp_path / "config")]
     args += ["--optim", "sgd", "--learning_rate", "0.05", "--max_steps", "2", "--logging_steps", "1", "--gradaug"]
     args += ["--min_width", "0.5", "--scales", "0.5", "--num_subnetworks", "2", "--warmup_steps", "0"]
+    args += ["--resume_from_checkpoint", "true"]  # there is none: both processes must find that
 
     def batch(size):
         return ["--per_device_train_batch_size", str(size), "--per_device_eval_batch_size", "1"]

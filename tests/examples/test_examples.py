@@ -160,8 +160,14 @@ def test_resume(run, tmp_path, folder, streaming):
     run(*common, "--resume_from_checkpoint", checkpoint, "--output_dir", str(tmp_path / "again"), **data)
     resumed = AutoModelForImageClassification.from_pretrained(tmp_path / "again").state_dict()
     assert all(whole[name].equal(resumed[name]) for name in whole)
-    with pytest.raises(ValueError, match="No valid checkpoint found in output directory .*none"):
-        run(*common, "--resume_from_checkpoint", "true", "--output_dir", str(tmp_path / "none"), **data)
+    # Without a checkpoint, the run starts from the beginning; damaged ones are an error.
+    run(*common, "--resume_from_checkpoint", "true", "--output_dir", str(tmp_path / "first"), **data)
+    first = AutoModelForImageClassification.from_pretrained(tmp_path / "first").state_dict()
+    assert all(whole[name].equal(first[name]) for name in whole)
+    (tmp_path / "first" / "checkpoint-2").mkdir()
+    (tmp_path / "first" / "checkpoint-2" / "trainer_state.json").write_text("{}")
+    with pytest.raises(ValueError, match="must not be set without a complete checkpoint"):
+        run(*common, "--resume_from_checkpoint", "true", "--output_dir", str(tmp_path / "first"), **data)
 
 
 @pytest.mark.slow
