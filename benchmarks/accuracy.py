@@ -59,7 +59,10 @@ class AccuracyArguments:
         default=None,
         metadata={"help": "Stop after this many minutes; a later run restarts unfinished cells."},
     )
-    arms: list[str] | None = field(default=None, metadata={"help": "Run only these arms; a later run does the rest."})
+    arms: list[str] | None = field(
+        default=None,
+        metadata={"help": "Run only these arms, and those that they build on; a later run does the rest."},
+    )
     results_dir: str = field(
         default="docs/results", metadata={"help": "Folder of the lines of results, tables and pictures."}
     )
@@ -118,7 +121,8 @@ class Runner:
         if grid.results.exists() and not grid.results.read_bytes().endswith(b"\n"):
             self._rewrite()  # so that the next line begins one
         levels = {cell: grid.level(cell.dataset, cell.arm) for cell in grid.cells}
-        wanted = [cell for cell in grid.cells if cell.arm in (self.args.arms or grid.study.arms)]
+        arms = {dataset: grid.with_bases(dataset, self.args.arms or grid.study.arms) for dataset in grid.arms}
+        wanted = [cell for cell in grid.cells if cell.arm in arms[cell.dataset]]
         for level in range(max(levels.values()) + 1):
             missing = [cell for cell in wanted if levels[cell] == level and grid.record(cell) is None]
             # A teacher whose line is there, but whose model is not, as in a new clone, is trained again.

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -174,13 +174,21 @@ class Grid:
         arm = self.settings(cell).get("teacher_arm")
         return arm and replace(cell, arm=arm, candidate=0)
 
-    def level(self, dataset: str, arm: str) -> int:
-        """Order of an arm: 0 if it builds on no other arm, else one more than the arms it builds on."""
+    def bases(self, dataset: str, arm: str) -> list[str]:
+        """The arms that an arm builds on."""
         others = []
         for settings in self.arms[dataset][arm]:
             others += [settings[name] for name in ("compute_of", "teacher_arm") if name in settings]
             others += as_list(settings.get("together", self.study.baseline)) if "compute_of" in settings else []
-        return 1 + max((self.level(dataset, other) for other in others), default=-1)
+        return others
+
+    def level(self, dataset: str, arm: str) -> int:
+        """Order of an arm: 0 if it builds on no other arm, else one more than the arms it builds on."""
+        return 1 + max((self.level(dataset, other) for other in self.bases(dataset, arm)), default=-1)
+
+    def with_bases(self, dataset: str, arms: Iterable[str]) -> set[str]:
+        """Arms, with all that they build on."""
+        return {*arms}.union(*(self.with_bases(dataset, self.bases(dataset, arm)) for arm in arms))
 
     def origin(self, cell: Cell) -> dict[str, Any] | None:
         """

@@ -177,6 +177,12 @@ def test_some_arms_run_alone(make_runner):
         make_runner(arms_run=["gradaug"])
 
 
+def test_an_arm_runs_with_those_that_it_builds_on(make_runner):
+    runner = make_runner(arms_run=["long"])
+    runner.run()
+    assert {cell.arm for cell in runner.grid.lines} == {"plain", "GradAug", "long"}
+
+
 def test_runner_goes_on_after_a_stop(make_runner, tmp_path):
     runner = make_runner()
     runner.left = 5
