@@ -89,14 +89,24 @@ class CapturedPasses:
         self._captures: dict[tuple, Capture] = {}
         self._gradients: list[tuple[nn.Parameter, Tensor]] = []
         self._places: list[tuple] = []  # of the weights
+        self._numbers: tuple[float, ...] = ()
         self._pool = None
         self._is_open = False  # between a forward and its backward
 
-    def start(self, device: torch.device) -> None:
-        """Begins a step, on a batch on this device. An earlier one may have ended by an error."""
+    def start(self, device: torch.device, numbers: tuple[float, ...] = ()) -> None:
+        """
+        Begins a step. An earlier one may have ended by an error.
+
+        Args:
+            device (`torch.device`): The batch's.
+            numbers (`tuple[float, ...]`, *optional*): What the passes compute with. Captures hold these: others are new.
+        """
         if device.type != "cuda":
             raise ValueError(f"`cuda_graphs` must be False on other devices than GPUs, but is True on {device}.")
         self._is_open = False
+        if numbers != self._numbers:
+            self._numbers = numbers
+            self._places = []  # all is captured again
 
     def run(
         self, network: Any, inputs: dict[str, Tensor], compute: Callable, is_full: bool

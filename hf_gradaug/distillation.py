@@ -92,9 +92,8 @@ class DistillationTrainer(SharedTrainerMixin, ModelCardMixin, DurableTrainerMixi
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         else:
             loss, outputs = self._soft_label_loss(model, inputs, labels)
-            check_has_soft_targets(
-                self.model, multi_label=False
-            )  # the first labels may have shown that it is multi-label
+            # The labels may have shown that the model is a multi-label one.
+            check_has_soft_targets(self.model, multi_label=False)
         if model.training and self.teacher_weight > 0:
             with torch.no_grad(), self.accelerator.autocast():
                 targets = soft_targets(get_logits(self.teacher(**images))[:, self._teacher_numbers])

@@ -133,8 +133,8 @@ class GradAugMixin(SharedTrainerMixin):
         self._subnetwork_flops = 0.0  # `auto_find_batch_size` calls this once per batch size
         if self.gradaug is not None:
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            if self.gradaug.model is not model:  # the trainer was given another
-                self._make_gradaug(model)
+            if self.gradaug.model is not model and self.gradaug_settings.num_subnetworks > 0:
+                self._make_gradaug(model)  # the trainer was given another
             self.gradaug.seed = self.args.seed
             self._loss_guard = self._new_loss_guard()
         try:
@@ -160,9 +160,11 @@ class GradAugMixin(SharedTrainerMixin):
         label_loss = self.compute_loss
         for gradaug_pass in self.gradaug.passes(inputs, step=self.state.global_step):
             compute_loss = functools.partial(self._compute_pass_loss, gradaug_pass, label_loss)
+            batch, num_items = _with_labels(gradaug_pass, num_items_in_batch)
+            prepare_inputs = functools.partial(_prepare_others, batch, self._prepare_inputs)
             sync = contextlib.nullcontext() if gradaug_pass.is_last else no_sync(self.accelerator, model)
-            with sync, gradaug_pass, _methods_set(self, compute_loss=compute_loss, _prepare_inputs=_as_they_are):
-                losses.append(super().training_step(model, *_with_labels(gradaug_pass, num_items_in_batch)))
+            with sync, gradaug_pass, _methods_set(self, compute_loss=compute_loss, _prepare_inputs=prepare_inputs):
+                losses.append(super().training_step(model, batch, num_items))
                 if not gradaug_pass.is_full:
                     relative_flops += self._relative_flops(gradaug_pass, inputs)
             passes.append(gradaug_pass)
@@ -285,8 +287,9 @@ class GradAugMixin(SharedTrainerMixin):
         super().log(logs, start_time)
 
 
-def _as_they_are(inputs: dict[str, Tensor | Any]) -> dict[str, Tensor | Any]:
-    return inputs
+def _prepare_others(batch: dict[str, Tensor | Any], prepare: Callable, inputs: Any) -> Any:
+    """Prepares inputs other than this batch, which is prepared already."""
+    return inputs if inputs is batch else prepare(inputs)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ each query of a detector or segmenter has a soft target.
 Each pass runs its backward before the next pass starts. So only one network's activations are in memory at a time.
 """
 
-import itertools
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -224,10 +223,8 @@ class SubnetworkPass(GradAugPass):
             outputs = model(**{name: inputs[name]})
             return loss_and_logits(self._target_loss(outputs, inputs["targets"]), outputs)
 
-        inputs, settings = {**self.inputs, "targets": self._targets}, self.gradaug.settings
-        # A capture holds the numbers that it was made with.
-        network = (self._active.subnetwork, settings.temperature, settings.subnetwork_loss_weight)
-        found = self.gradaug.captured.run(network, inputs, compute, is_full=False)
+        inputs = {**self.inputs, "targets": self._targets}
+        found = self.gradaug.captured.run(self._active.subnetwork, inputs, compute, is_full=False)
         return None if found is None else found[0]
 
     def __enter__(self) -> "SubnetworkPass":
@@ -281,8 +278,8 @@ class GradAug:
             Widths and transformations of a step are drawn from the seed and the step's index.
         transform (`Callable[[torch.Tensor, torch.Generator], torch.Tensor]`, *optional*):
             Transformation of a batch of shape `(batch_size, num_channels, height, width)` for a sub-network, instead
-            of `settings.scales` and `settings.rotations`, which keep their defaults. Masks are scaled to the size that it returns. If labels hold
-            masks or boxes, it may resize and recolour images, but not move their content.
+            of `settings.scales` and `settings.rotations`, which keep their defaults. Masks are scaled to the size that
+            it returns. If labels hold masks or boxes, it may resize and recolour images, but not move their content.
         build (`Callable[[PreTrainedConfig], nn.Module]`, *optional*):
             See [`make_slimmable`].
         label_names (`list[str]`, *optional*):
@@ -387,7 +384,7 @@ class GradAug:
             raise ValueError(f"GradAug transforms the images in the batch's {name!r}, but the batch is {found}.")
         images = inputs[name]
         if self.captured is not None:
-            self.captured.start(images.device)
+            self.captured.start(images.device, (settings.temperature, settings.subnetwork_loss_weight))
         n = settings.num_subnetworks if step % settings.subnetwork_every == 0 else 0
         if self.transform is None and n > 0:
             size = tuple(images.shape[-2:])
@@ -398,13 +395,17 @@ class GradAug:
         full = FullPass(
             self, {k: v for k, v in inputs.items() if soft_labels is None or v is not soft_labels}, soft_labels
         )
-        subnetworks = self._subnetwork_passes(full, n, step)
+        kept = list(range(n))
         if self._subnetwork_batch_size(images) == 1:
-            subnetworks = [each for each in subnetworks if self._can_train_on_one_image(each)]
-            n = len(subnetworks)
-        for index, each in enumerate(itertools.chain([full], subnetworks)):
-            each.is_last = index == n
-            yield each
+            drawn = enumerate(self._subnetwork_passes(full, n, step))
+            kept = [index for index, each in drawn if self._can_train_on_one_image(each)]
+        full.is_last = not kept
+        yield full
+        # Drawn only now: the full network's loss may have changed the images.
+        for index, each in enumerate(self._subnetwork_passes(full, n, step)):
+            if index in kept:
+                each.is_last = index == kept[-1]
+                yield each
 
     def _subnetwork_passes(self, full: FullPass, n: int, step: int) -> Iterator[SubnetworkPass]:
         settings, images = self.settings, full.inputs[self.image_name]

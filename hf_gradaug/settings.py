@@ -26,7 +26,7 @@ _OPTIONS = {
 _NUMBERS = ("min_survival", "min_width", "subnetwork_loss_weight", "temperature", "subnetwork_batch_fraction")
 _WIDTHS = ("min_width", "width_choices", "width_divisor")
 _LISTS = ("width_choices", "scales", "rotations")
-# How steps are run and guarded, which doesn't change what is trained.
+# How steps are run and guarded. A run may go on with others.
 _OF_THE_MACHINE = {"cuda_graphs", "nonfinite_loss"}
 
 

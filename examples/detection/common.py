@@ -31,6 +31,7 @@ from transformers import (
     PreTrainedModel,
     set_seed,
 )
+from transformers.utils import cached_file
 
 from hf_gradaug import GradAugConfig, GradAugTrainer
 from hf_gradaug.data import get_class_names, get_pixel_map, warn_of_missing
@@ -149,14 +150,14 @@ def get_normalization(backbone: str, **hub: Any) -> dict[str, Any]:
     Raises:
         `ValueError`: If its image processor does more to colours than rescaling and normalizing each channel.
     """
-    try:
-        processor = AutoImageProcessor.from_pretrained(backbone, **hub)
-    except (OSError, ValueError):
+    files = ("preprocessor_config.json", "processor_config.json")
+    if not any(cached_file(backbone, file, _raise_exceptions_for_missing_entries=False, **hub) for file in files):
         logger.warning(
             f"The backbone '{backbone}' has no image processor: pixels may have other values than it learned."
         )
         return {}
-    pixels = get_pixel_map(processor)
+    processor = AutoImageProcessor.from_pretrained(backbone, **hub)
+    pixels = get_pixel_map(processor, size=(64, 64))
     scale = pixels.weight.diagonal()
     if not torch.allclose(pixels.weight, scale.diag(), atol=1e-4) or not scale.all():
         raise ValueError(

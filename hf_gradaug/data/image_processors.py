@@ -142,24 +142,27 @@ class PixelMap:
         return (colours * 255).round().clamp(0, 255).byte().view(pixels.shape)
 
 
-def get_pixel_map(image_processor: Any) -> PixelMap:
+def get_pixel_map(image_processor: Any, size: tuple[int, int] | None = None) -> PixelMap:
     """
     Measures what an image processor does to the colours of pixels.
 
     Args:
         image_processor ([`~transformers.BaseImageProcessor`]): Image processor of a classifier.
+        size (`tuple[int, int]`, *optional*): Height and width of the images to measure with. Defaults to its own.
 
     Returns:
         `PixelMap`: It has `weight` (3, 3) and `bias` (3,), from channels in [0, 1] to those of the model, and maps pixels.
 
     Raises:
-        `ValueError`: If its images have no fixed size, or its arithmetic isn't linear in the channels.
+        `ValueError`: If its arithmetic isn't linear in the channels, or its images have no fixed size and none is given.
     """
-    height, width = get_image_size(image_processor)
+    height, width = get_image_size(image_processor) if size is None else size
 
     def process(colour: tuple[int, ...]) -> Tensor:
         image = process_image(image_processor, Image.new("RGB", (width, height), colour))
-        return image[:, height // 2, width // 2].double()  # its middle: there may be padding around it
+        return image[
+            :, image.shape[-2] // 2, image.shape[-1] // 2
+        ].double()  # its middle: there may be padding around it
 
     black, *colours = map(process, _COLOURS)
     weight = torch.stack(colours, dim=1) - black[:, None]

@@ -241,7 +241,7 @@ def load_image_data(
 
     With `streaming`, only the training split is a stream. Validation and test splits are read once and kept on disk.
     So an evaluation sees every image exactly once, with any number of workers and processes. With `max_train_samples`,
-    so are the training images.
+    the first training images are read once and kept on disk too.
 
     Args:
         args ([`DataArguments`]): The data and its columns.
@@ -269,7 +269,7 @@ def load_image_data(
         columns = [column for column in (image_column, label_column) if column in dataset.features]
         dataset = dataset.select_columns(columns).cast_column(image_column, datasets.Image(decode=False))
         if isinstance(dataset, datasets.IterableDataset) and split != "train":
-            key = [loaded.cache_key, split, args.max_eval_samples, columns]
+            key = [loaded.cache_key, loaded.names[split], args.max_eval_samples, columns]
             dataset = store_stream(dataset, key, args.max_eval_samples, cache_dir)
         splits[split] = dataset
 
@@ -280,7 +280,7 @@ def load_image_data(
         train, limit = splits["train"], args.max_train_samples
         if isinstance(train, datasets.IterableDataset) and limit is not None:
             # A stream that is cut has an equal part of each shard, and fewer images where a shard has fewer.
-            key = [loaded.cache_key, "train", limit, image_column, label_column]
+            key = [loaded.cache_key, loaded.names["train"], limit, image_column, label_column]
             train = store_stream(train, key, limit, cache_dir)
         if isinstance(train, datasets.Dataset):
             train, rows["train"] = _truncate(train, limit, seed)

@@ -116,7 +116,9 @@ def _get_builder(args: DataArguments, cache_dir: str | None, token: str | None) 
         )
         check_class_folders(builder)
         if builder.name == "parquet":
-            check_shards(builder.config.data_files or {}, token)
+            files = builder.config.data_files or {}
+            wanted = {getattr(args, f"{split}_split_name") for split in _SPLITS}
+            check_shards({split: files[split] for split in files if split in wanted}, token)
         return builder
     data_files, kinds = {}, {}
     for split in _SPLITS:

@@ -57,8 +57,14 @@ def transformed_datasets(dataset: Any) -> list[TransformedDataset]:
     The transformed datasets that a dataset reads: itself, or those inside of `Subset` (`.dataset`), `ConcatDataset`
     (`.datasets`) and wrappers like them.
     """
-    if isinstance(dataset, TransformedDataset):
-        return [dataset]
-    parts = getattr(dataset, "datasets", ())
-    parts = [*(parts.values() if isinstance(parts, Mapping) else parts), getattr(dataset, "dataset", None)]
-    return [found for part in parts if part is not None for found in transformed_datasets(part)]
+    found, seen, left = [], set(), [dataset]
+    while left:
+        part = left.pop()
+        if isinstance(part, TransformedDataset):
+            found.append(part)
+        elif id(part) not in seen:  # other classes may have these names for anything
+            seen.add(id(part))
+            several = getattr(part, "datasets", None)
+            several = [*several.values()] if isinstance(several, Mapping) else several
+            left += [getattr(part, "dataset", None), *(several if isinstance(several, (list, tuple)) else ())]
+    return found

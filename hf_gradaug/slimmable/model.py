@@ -374,7 +374,8 @@ def _slimmable_class(model_class: type[nn.Module]) -> type[nn.Module]:
     del forward.__wrapped__
 
     def new(cls, *args, **kwargs):
-        return model_class(*args, **kwargs)
+        # Without arguments, other code makes a copy of its own, such as `nn.DataParallel`.
+        return model_class(*args, **kwargs) if args or kwargs else model_class.__new__(cls)
 
     namespace = {name: getattr(model_class, name) for name in ("__module__", "__qualname__", "__doc__")}
     namespace |= {"forward": forward, "__new__": new}

@@ -114,8 +114,8 @@ class FaultToleranceMixin(HiddenTokenMixin):
         own = getattr(self, "gradaug_settings", GradAugSettings(num_subnetworks=0))
         if changes := describe_changes(own, checkpoint):
             self._warn(
-                f"The run goes on from '{checkpoint}' with other settings of GradAug: {'; '.join(changes)}. If that is not what "
-                "you want, resume with what was; 0 sub-networks are plain training."
+                f"The run goes on from '{checkpoint}' with other settings of GradAug: {'; '.join(changes)}. To avoid "
+                "that, resume with the checkpoint's settings. With 0 sub-networks, it is plain training."
             )
 
     def _load_weights(self, checkpoint: str, model: nn.Module) -> bool:

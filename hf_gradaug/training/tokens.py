@@ -19,8 +19,8 @@ class _HiddenToken(str):
 
 class HiddenTokenMixin:
     """
-    Keeps `hub_token` out of `training_args.bin`, into which the Trainer pickles its arguments, and which is pushed. The
-    Trainer masks the token in text only.
+    Keeps `hub_token` out of `training_args.bin`. The Trainer pickles its arguments to this file and pushes it. It masks the
+    token in text only.
     """
 
     def __init__(self, *args, **kwargs):

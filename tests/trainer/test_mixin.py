@@ -8,9 +8,8 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from hf_gradaug import GradAugMixin
-from hf_gradaug.reporting.model_card import ModelCardMixin
 from hf_gradaug.settings import SETTINGS_NAME
-from hf_gradaug.training import DurableTrainerMixin
+from hf_gradaug.training.shared import SharedTrainerMixin
 
 
 class LossOnlyTrainer(Trainer):
@@ -73,7 +72,7 @@ def test_mixin_on_another_trainer(tmp_path):
 
 
 def test_mixin_has_the_method_alone(tmp_path):
-    assert not issubclass(GradAugMixin, (DurableTrainerMixin, ModelCardMixin, Trainer))
+    assert GradAugMixin.__bases__ == (SharedTrainerMixin,) and SharedTrainerMixin.__bases__ == (object,)
     mixed = type("Mixed", (GradAugMixin, Trainer), {})
     with pytest.raises(ValueError, match="`lr_milestones` must be None without `DurableTrainerMixin`"):
         tiny_trainer(tmp_path / "out", cls=mixed, lr_scheduler_type="constant", lr_milestones=[0.5])

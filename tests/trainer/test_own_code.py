@@ -25,7 +25,7 @@ class AtStep(TrainerCallback):
 
 
 def test_sub_networks_run_after_accelerates_unwrapping(tmp_path):
-    trainer = tiny_trainer(tmp_path, bf16=True, max_steps=3, logging_steps=1)
+    trainer = tiny_trainer(tmp_path, bf16=True, max_steps=3, scales=[1.0])
     unwrap = trainer.accelerator.unwrap_model
     trainer.add_callback(
         AtStep(1, lambda model: unwrap(model, keep_fp32_wrapper=False).save_pretrained(tmp_path / "mine"))
@@ -35,7 +35,7 @@ def test_sub_networks_run_after_accelerates_unwrapping(tmp_path):
 
 
 def test_another_model_has_sub_networks_too(tmp_path):
-    trainer = tiny_trainer(tmp_path, max_steps=2, logging_steps=1)
+    trainer = tiny_trainer(tmp_path, max_steps=2, scales=[1.0])
     trainer.model = trainer.model_wrapped = tiny_model(seed=5)
     trainer.train()
     assert trainer.gradaug.model is trainer.model
@@ -63,25 +63,29 @@ class Inverting(GradAugTrainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
 
-@pytest.mark.parametrize("targets, sign", [("soft", -1), ("labels", 1)])
-def test_sub_networks_see_the_images_of_a_compute_loss_that_changes_them(tmp_path, targets, sign):
+@pytest.mark.parametrize("targets, sign, fraction", [("soft", -1, 1.0), ("soft", -1, 0.125), ("labels", 1, 1.0)])
+def test_sub_networks_see_the_images_of_a_compute_loss_that_changes_them(tmp_path, targets, sign, fraction):
     seen = []
 
     def note(images, generator):
         seen.append(images)
         return images
 
-    args = {"subnetwork_targets": targets, "num_subnetworks": 1, "max_steps": 1}
+    args = {"subnetwork_targets": targets, "num_subnetworks": 1, "max_steps": 1, "subnetwork_batch_fraction": fraction}
     trainer = tiny_trainer(tmp_path, cls=Inverting, trainer_kwargs={"transform": note}, **args)
     trainer.train()
-    assert len(seen) == 1 and not seen[0].requires_grad
-    torch.testing.assert_close(seen[0], sign * trainer.batch)
+    assert not seen[-1].requires_grad
+    torch.testing.assert_close(seen[-1], sign * trainer.batch[: len(seen[-1])])
 
 
 class Scaling(GradAugTrainer):
     def _prepare_inputs(self, inputs):
-        self.prepared = super()._prepare_inputs(inputs)["pixel_values"] / 10
-        return {**inputs, "pixel_values": self.prepared}
+        return {**super()._prepare_inputs(inputs), "pixel_values": inputs["pixel_values"] / 10}
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        self.prepared = inputs["pixel_values"]
+        self.other = self._prepare_inputs({"pixel_values": 10 * torch.ones(1)})["pixel_values"]  # not the batch
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 
 def test_inputs_are_prepared_once(tmp_path):
@@ -94,6 +98,8 @@ def test_inputs_are_prepared_once(tmp_path):
     assert len(seen) == 3
     for images in seen:
         torch.testing.assert_close(images, trainer.prepared)
+    deviation = TinyImages().images.std()
+    assert trainer.prepared.std() == pytest.approx(float(deviation) / 10, rel=0.3) and trainer.other == 1
     assert "_prepare_inputs" not in vars(trainer) and "compute_loss" not in vars(trainer)
 
 
@@ -104,6 +110,15 @@ def test_a_new_model_of_the_class_is_a_plain_one(tmp_path):
     assert largest_difference(state_of(loaded), state_of(model)) == 0
     assert type(loaded) is type(fresh) is type(tiny_model())
     assert type(make_slimmable(fresh)) is type(model)
+    replica = model._replicate_for_data_parallel()  # it takes `__new__` without arguments
+    assert type(replica) is type(model) and replica(tiny_images()).logits.shape == (4, 3)
+
+
+def test_a_model_init_without_sub_networks_makes_a_plain_model(tmp_path):
+    trainer = tiny_trainer(tmp_path, max_steps=1, trainer_kwargs={"model_init": lambda: tiny_model()})
+    trainer.args.num_subnetworks = 0
+    trainer.train()
+    assert type(trainer.model) is type(tiny_model()) and not subnetwork_losses(trainer)
 
 
 def test_temperature_follows_the_settings():

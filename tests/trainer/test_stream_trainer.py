@@ -158,6 +158,20 @@ def test_each_epoch_has_its_own_augmentation_inside_of_wrappers_too(tmp_path, wr
     assert seen == {example_seed(SEED, epoch, index) for epoch, index in itertools.product((0, 1), range(8))}
 
 
+class Wrapper(TinyImages):
+    """Has the names of wrappers for something else."""
+
+    datasets = None
+
+    @property
+    def dataset(self):
+        return self
+
+
+def test_data_may_have_the_names_of_wrappers(tmp_path):
+    tiny_trainer(tmp_path, trainer_kwargs={"train_dataset": Wrapper(8)}, num_subnetworks=0, max_steps=1).train()
+
+
 class PlainTrainer(StreamMixin, Trainer):
     pass
 

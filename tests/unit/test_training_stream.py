@@ -203,6 +203,33 @@ def test_a_part_of_unequal_shards_has_the_first_images(tmp_path, kind):
     assert Counter(itertools.chain(*shares)) == expected
 
 
+def test_parts_of_two_splits_are_stored_apart(tmp_path):
+    root = tmp_path / "data"
+    for name, count in (("train", 4), ("other", 7)):
+        folder = images.make_parquet(tmp_path / name, num_shards=1, images_per_shard=count)
+        root.mkdir(exist_ok=True)
+        (folder / "0.parquet").rename(root / f"{name}-00000-of-00001.parquet")
+    (root / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n"
+        + "".join(f"  - split: {name}\n    path: {name}-*.parquet\n" for name in ("train", "other"))
+        + "---\n"
+    )
+    args = {
+        "dataset_name": str(root),
+        "streaming": True,
+        "num_labels": 3,
+        "max_train_samples": 5,
+        "max_eval_samples": 6,
+    }
+    sizes = {}
+    for one, other in (("train", "other"), ("other", "train")):
+        data = load_image_data(
+            DataArguments(**args, train_split_name=one, validation_split_name=other), cache_dir=str(tmp_path / "cache")
+        )
+        sizes[one] = (data.num_train_examples, len(data.splits["validation"]))
+    assert sizes == {"train": (4, 6), "other": (5, 4)}
+
+
 def test_fewer_examples_than_readers():
     stream = make_stream(
         datasets.Dataset.from_dict({"x": [0, 1]}).to_iterable_dataset(), lambda row, name, seed: row["x"]
