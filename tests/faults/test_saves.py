@@ -402,7 +402,7 @@ def test_another_batch_size_is_warned_of(trained, tmp_path, caplog, args):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ({"num_subnetworks": 0}, ": num_subnetworks was 3 and is 0. If"),
+        ({"num_subnetworks": 0}, ": num_subnetworks was 3 and is 0. To"),
         ({"min_width": 0.8, "scales": [1.0]}, ": min_width was 0.9 and is 0.8; scales was [1.0, 0.85"),
         ({"nonfinite_loss": "skip"}, None),
     ],
@@ -417,7 +417,7 @@ def test_plain_training_that_goes_on_with_gradaug_is_warned_of(tmp_path, caplog)
     make_trainer(tmp_path / "out", num_subnetworks=0, max_steps=2).train()
     assert not resume(tmp_path / "out", caplog, num_subnetworks=0)[1]
     _, (warning,) = resume(tmp_path / "out", caplog)
-    assert "checkpoint-2' with other settings of GradAug: num_subnetworks was 0 and is 3. If" in warning
+    assert "checkpoint-2' with other settings of GradAug: num_subnetworks was 0 and is 3. To" in warning
 
 
 def test_gradaug_that_goes_on_in_another_trainer_is_warned_of(trained, tmp_path, caplog):
