@@ -206,7 +206,7 @@ def find_head(model: PreTrainedModel) -> set[str]:
 def check_has_subnetworks(config: PreTrainedConfig, settings: GradAugSettings) -> None:
     """Raises a `TypeError` or `ValueError` if the model's family, or its backbone's, can't have these sub-networks."""
     if settings.num_subnetworks:
-        narrow_config(config, settings.min_width if settings.draws_width else 1.0, settings.width_divisor)
+        narrow_config(config, settings.smallest_width, settings.width_divisor)
 
 
 def label_names(class_names: Sequence[str]) -> dict[str, dict]:

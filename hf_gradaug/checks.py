@@ -51,7 +51,7 @@ def check_smallest(model: SlimmableModel, settings: GradAugSettings) -> None:
                 f"no block to drop: its stages have {depths} blocks, and the first of each is kept."
             )
         blocks = [[0]] * len(depths)
-    model.subnetwork(settings.min_width if settings.draws_width else 1.0, settings.width_divisor, blocks)
+    model.subnetwork(settings.smallest_width, settings.width_divisor, blocks)
     if settings.draws_width:
         _warn_if_as_wide(config, settings)
 

@@ -172,6 +172,18 @@ def settle_problem_type(config: PreTrainedConfig, labels: Tensor) -> None:
         )
 
 
+class ProblemTypeCheck:
+    """[`settle_problem_type`] of a run's batches. On other devices than the CPU, where a look waits, of the first alone."""
+
+    def __init__(self):
+        self._has_looked = False
+
+    def __call__(self, config: PreTrainedConfig, labels: Tensor) -> None:
+        if not self._has_looked or labels.device.type == "cpu":
+            self._has_looked = True
+            settle_problem_type(config, labels)
+
+
 @contextmanager
 def soft_labels_in_heads(*models: nn.Module) -> Iterator[None]:
     """

@@ -26,7 +26,7 @@ from transformers.utils.generic import find_labels
 from .captured import CapturedPasses, loss_and_logits
 from .checks import allow_graphs, check_logits, check_smallest, check_transform
 from .dense.inputs import check_rotations, select_rows, transform_images
-from .losses import get_float_labels, get_logits, settle_problem_type, soft_label_cross_entropy
+from .losses import ProblemTypeCheck, get_float_labels, get_logits, soft_label_cross_entropy
 from .messages import shorten
 from .sampling import draw_blocks, draw_widths, step_generator
 from .settings import GradAugSettings
@@ -331,7 +331,7 @@ class GradAug:
         self.target_kind = TARGETS[self.settings.subnetwork_targets](model, self.settings)
         self._checked_sizes: set[tuple[int, int]] = set()
         self._trains_one_image: dict[tuple[int, int], bool] = {}
-        self._checked_labels = False
+        self._settle_problem_type = ProblemTypeCheck()
         self.captured = CapturedPasses(model) if self.settings.cuda_graphs else None
         # With random depth there are too many sub-networks to compile each.
         self._compiled = self.settings.width_choices is not None and not self.settings.draws_depth
@@ -425,10 +425,7 @@ class GradAug:
         labels, config = get_float_labels(inputs), self.model.config
         if labels is None or (self.target_kind.learns_from_labels and getattr(config, "problem_type", None) is None):
             return None
-        # On other devices a look would wait for the device in each step.
-        if not self._checked_labels or labels.device.type == "cpu":
-            self._checked_labels = True
-            settle_problem_type(config, labels)
+        self._settle_problem_type(config, labels)
         return labels if config.problem_type == "single_label_classification" else None
 
     def _subnetwork_batch_size(self, images: Tensor) -> int:

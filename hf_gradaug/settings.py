@@ -245,6 +245,10 @@ class GradAugSettings:
         return self.subnetwork_kind != "depth"
 
     @property
+    def smallest_width(self) -> float:
+        return self.min_width if self.draws_width else 1.0
+
+    @property
     def draws_depth(self) -> bool:
         return self.subnetwork_kind != "width"
 

@@ -44,6 +44,7 @@ class LoadedSplits:
 def load_splits(args: DataArguments, cache_dir: str | None = None, token: str | None = None) -> LoadedSplits:
     """The splits that the arguments name, see [`load_image_data`]."""
     roots = {split: path for split in _SPLITS if (path := getattr(args, f"{split}_dir"))}
+    names = {split: getattr(args, f"{split}_split_name") if args.dataset_name else split for split in _SPLITS}
     if args.dataset_name and roots:
         flag, path = next((f"{split}_dir", path) for split, path in roots.items())
         raise ValueError(
@@ -52,7 +53,7 @@ def load_splits(args: DataArguments, cache_dir: str | None = None, token: str | 
     if roots and all(os.path.isdir(root) and _has_class_folders(root) for root in roots.values()):
         loaded, files, cache_key = load_folders(roots, cache_dir), {}, None
     elif args.names_dataset:
-        builder = _get_builder(args, cache_dir, token)
+        builder = _get_builder(args, names, cache_dir, token)
         if args.streaming:
             loaded = builder.as_streaming_dataset()
         else:
@@ -61,9 +62,6 @@ def load_splits(args: DataArguments, cache_dir: str | None = None, token: str | 
         files, cache_key = builder.config.data_files or {}, builder.cache_dir
     else:
         loaded, files, cache_key = load_digits_dataset(), {}, None
-    names = {split: getattr(args, f"{split}_split_name") for split in _SPLITS}
-    if not args.dataset_name:
-        names = {split: split for split in names}
     for split, hub_name in names.items():
         if hub_name != split and hub_name not in loaded:
             raise ValueError(
@@ -109,7 +107,9 @@ def _has_class_folders(root: str) -> bool:
     return any(map(is_image, names)) and not set(names) & set(ImageFolder.METADATA_FILENAMES)
 
 
-def _get_builder(args: DataArguments, cache_dir: str | None, token: str | None) -> datasets.DatasetBuilder:
+def _get_builder(
+    args: DataArguments, names: dict[str, str], cache_dir: str | None, token: str | None
+) -> datasets.DatasetBuilder:
     if args.dataset_name:
         builder = datasets.load_dataset_builder(
             args.dataset_name, args.dataset_config_name, cache_dir=cache_dir, token=token
@@ -117,8 +117,7 @@ def _get_builder(args: DataArguments, cache_dir: str | None, token: str | None) 
         check_class_folders(builder)
         if builder.name == "parquet":
             files = builder.config.data_files or {}
-            wanted = {getattr(args, f"{split}_split_name") for split in _SPLITS}
-            check_shards({split: files[split] for split in files if split in wanted}, token)
+            check_shards({name: files[name] for name in names.values() if name in files}, token)
         return builder
     data_files, kinds = {}, {}
     for split in _SPLITS:

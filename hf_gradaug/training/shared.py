@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput
 
-from ..losses import get_logits, settle_problem_type, soft_label_cross_entropy
+from ..losses import ProblemTypeCheck, get_logits, soft_label_cross_entropy
 from ..settings import GradAugSettings, save_settings
 from .distributed import shard_as_one_unit
 from .step_log import LossParts, StepLog
@@ -25,7 +25,7 @@ class SharedTrainerMixin:
 
     def __init__(self, *args, **kwargs):
         self._step_log = self._new_step_log()
-        self._checked_labels = False
+        self._settle_problem_type = ProblemTypeCheck()
         super().__init__(*args, **kwargs)
         if self._needs_trainer_fixes:
             # These heads take `**kwargs`, from which the Trainer concludes that they scale their loss by
@@ -52,10 +52,7 @@ class SharedTrainerMixin:
         self, model: nn.Module, inputs: dict[str, Tensor | Any], labels: Tensor
     ) -> tuple[Tensor, Any]:
         """Loss and outputs of a batch whose labels are class probabilities. A head would take them for multi-label."""
-        # On other devices a look would wait for the device in each step.
-        if not self._checked_labels or labels.device.type == "cpu":
-            self._checked_labels = True
-            settle_problem_type(self.model.config, labels)
+        self._settle_problem_type(self.model.config, labels)
         outputs = model(**{name: value for name, value in inputs.items() if value is not labels})
         return soft_label_cross_entropy(get_logits(outputs), labels, self.args.label_smoothing_factor), outputs
 
