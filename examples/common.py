@@ -145,8 +145,8 @@ def load_pretrained(
     config: PreTrainedConfig,
     data: str,
     class_names: Sequence[str],
-    by_number: bool = False,
-    advice: str = "",
+    *,
+    by_number: bool | None = None,
     ignore_mismatched_sizes: bool = False,
     **hub: Any,
 ) -> PreTrainedModel:
@@ -159,8 +159,7 @@ def load_pretrained(
         config (`PreTrainedConfig`): Config of the model. Its classes change if the head is new or they had no names.
         data (`str`): Name of the data, for messages.
         class_names (`Sequence[str]`): Its classes.
-        by_number (`bool`), advice (`str`): Whether classes are matched by number, and an error's advice, see
-            `match_classes`.
+        by_number (`bool`, *optional*): Whether classes are matched by number, see `match_classes`.
         ignore_mismatched_sizes (`bool`): Whether other classes get a new head.
         hub: Arguments of `from_pretrained`.
 
@@ -169,7 +168,7 @@ def load_pretrained(
     """
     names, other = get_class_names(config), None
     try:
-        numbers = match_classes(name, names, data, class_names, by_number, advice)
+        numbers = match_classes(name, names, data, class_names, by_number)
     except ValueError as error:
         numbers, other = list(range(len(class_names))), error
     is_nameless = set(names) <= {f"LABEL_{number}" for number in range(len(names))}

@@ -264,9 +264,8 @@ def build_model(args: ModelArguments, data: str, class_names: list[str], by_numb
             config,
             data,
             class_names,
-            by_number,
-            "if the order is the same, match them by number: `classes_by_number`",
-            args.ignore_mismatched_sizes,
+            by_number=by_number,
+            ignore_mismatched_sizes=args.ignore_mismatched_sizes,
             **hub,
         )
     else:

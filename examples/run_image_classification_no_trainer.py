@@ -84,8 +84,8 @@ def build_model(args: LoopArguments, data: ImageData):
             config,
             data.name,
             data.class_names,
-            data.classes_by_number,
-            args.ignore_mismatched_sizes,
+            by_number=data.classes_by_number,
+            ignore_mismatched_sizes=args.ignore_mismatched_sizes,
             **hub,
         )
         return model, AutoImageProcessor.from_pretrained(name, **hub)

@@ -26,8 +26,7 @@ def match_classes(
     classes: Sequence[str],
     other: str,
     other_classes: Sequence[str],
-    by_number: bool = False,
-    advice: str = "",
+    by_number: bool | None = None,
 ) -> list[int]:
     """
     Finds the model's number for each class of some data, or of a teacher. Classes are matched by name.
@@ -44,11 +43,10 @@ def match_classes(
             Name of the data.
         other_classes (`Sequence[str]`):
             Its classes.
-        by_number (`bool`, *optional*, defaults to `False`):
+        by_number (`bool`, *optional*):
             Matches classes by number, whatever their names. ImageNet needs it: its first class is named `n01440764`,
-            `tench` or `tench, Tinca tinca`.
-        advice (`str`, *optional*, defaults to `""`):
-            What else to do about other names, for the error, such as the setting for `by_number`.
+            `tench` or `tench, Tinca tinca`. `None` if the user has no setting `classes_by_number`, which the error
+            names otherwise.
 
     Returns:
         `list[int]`: The model's number of each class, in the order of the data's numbers.
@@ -72,9 +70,10 @@ def match_classes(
         return unchanged
     pairs = zip(classes, other_classes)
     number, (own, others) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    advice = "" if by_number is None else ", or if the order is the same, match them by number: `classes_by_number`"
     raise ValueError(
         f"The classes of '{name}' must have the names of those of {other}, but class {number} is '{own}' and "
-        f"'{others}'. Rename them{advice and f', or {advice}'}."
+        f"'{others}'. Rename them{advice}."
     )
 
 

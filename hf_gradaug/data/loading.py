@@ -68,8 +68,7 @@ class ImageData:
 
     def match_classes(self, model: str, classes: Sequence[str]) -> list[int]:
         """The model's number of each class: see [`~class_names.match_classes`]."""
-        advice = "if the order is the same, match them by number: `classes_by_number`"
-        return match_classes(model, classes, self.name, self.class_names, self.classes_by_number, advice)
+        return match_classes(model, classes, self.name, self.class_names, self.classes_by_number)
 
     def with_classes(self, model: str, classes: Sequence[str]) -> ImageData:
         """

@@ -44,7 +44,7 @@ def test_another_order_is_matched_by_name_unless_told_otherwise():
     [
         (
             ["cat", "dog", "bat"],
-            "class 2 is 'owl' and 'bat'. Rename them, or if the order is the same, match them by number",
+            "class 2 is 'owl' and 'bat'. Rename them, or if the order is the same, match them by number: `classes_by_number`.",
         ),
         (["Cat", "dog", "owl"], "class 0 is 'cat' and 'Cat'"),
         (["cat", "dog", "dog"], "class 2 is 'owl' and 'dog'"),
@@ -54,7 +54,7 @@ def test_another_order_is_matched_by_name_unless_told_otherwise():
 )
 def test_other_names_and_another_number_are_errors(data, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        match_classes("resnet", NAMES, "photos", data, advice="if the order is the same, match them by number")
+        match_classes("resnet", NAMES, "photos", data, by_number=False)
 
 
 def test_scripts_that_match_by_name_alone_advise_nothing_else():
@@ -194,6 +194,17 @@ def test_the_loop_without_trainer(checkpoint, folder, tmp_path):
     ]
     assert script.main(args) == 1
     assert get_class_names(AutoModelForImageClassification.from_pretrained(tmp_path).config) == SHUFFLED
+
+
+def test_the_loop_without_trainer_takes_a_new_head(folder, tmp_path):
+    tiny_model(num_labels=2, id2label={0: "ant", 1: "bee"}).save_pretrained(tmp_path / "other")
+    make_image_processor(20, 1.0).save_pretrained(tmp_path / "other")
+    script = images.load_script("run_image_classification_no_trainer")
+    args = ["--model_name_or_path", str(tmp_path / "other"), "--ignore_mismatched_sizes", "--num_subnetworks", "0"]
+    for split in ("train", "validation"):
+        args += [f"--{split}_dir", str(folder)]
+    script.main([*args, "--max_train_steps", "1", "--output_dir", str(tmp_path / "out")])
+    assert get_class_names(AutoModelForImageClassification.from_pretrained(tmp_path / "out").config) == NAMES
 
 
 def test_export(checkpoint, folder, tmp_path):
