@@ -23,10 +23,15 @@ Beside flags an arm may have these keys, each naming an arm before it:
   teacher's run counts as the student's compute.
 - `against`: an arm, or a list of arms, to compare with beside the baseline.
 
-Further keys: `tuned` names an arm of the study in `tuned_by`; the settings of its best candidate come before the arm's
-own. `enough` is for a search whose candidates get dearer. It chooses the first candidate that the next one beats by
-less than `enough`, instead of the best. `baseline` is the arm that others are compared with, by default `plain`.
-`axis` names the numbers in the data sets' names, for a plot with curves.
+Further keys of a study:
+
+- `base`: a study whose data sets and flags this one has too. Its own data sets replace them, its own flags come after.
+- `tuned_by`: a search. An arm's key `tuned` names an arm of it, whose best candidate's settings come before the arm's
+  own.
+- `enough`, of a search whose candidates get dearer: it chooses the first candidate that the next one beats by less
+  than `enough`, instead of the best.
+- `baseline`: the arm that others are compared with, by default `plain`.
+- `axis`: the name of the numbers in the data sets' names, for a plot with curves.
 """
 
 from collections.abc import Mapping
@@ -67,9 +72,12 @@ class Study:
         values = yaml.safe_load(path.read_text("utf-8"))
         if not isinstance(values, dict):
             raise ValueError(f"{path} must hold keys and values, but holds {type(values).__name__}.")
-        known = [name for name in cls.__dataclass_fields__ if name != "path"]
+        known = ["base", *(name for name in cls.__dataclass_fields__ if name != "path")]
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"{path} has the unknown keys {unknown}; there are {known}.")
+        if base := values.pop("base", None):
+            parent = cls.read(path.parent / base)
+            values = {"datasets": parent.datasets, **values, "flags": parent.flags | values.get("flags", {})}
         if missing := [name for name in ("datasets", "seeds") if not values.get(name)]:
             raise ValueError(f"{path} needs the keys {missing}.")
         tuned_by = values.pop("tuned_by", None)

@@ -78,6 +78,19 @@ def test_folder_stands_for_three_splits(write):
     }
 
 
+def test_base_gives_data_sets_and_flags(write):
+    write("root", datasets={"few": {"folder": "data/few"}}, flags={"image_size": 32, "max_steps": 10})
+    child = {"base": "root.yaml", "flags": {"max_steps": 20, "optim": "sgd"}}
+    path = write("child")
+    path.write_text(yaml.safe_dump({**child, "seeds": [7], "arms": {"plain": {}}}), "utf-8")
+    study = Study.read(path)
+    assert study.datasets == Study.read(path.parent / "root.yaml").datasets
+    assert study.flags == {"image_size": 32, "max_steps": 20, "optim": "sgd"}
+    assert (study.seeds, [*study.arms]) == ([7], ["plain"])
+    path = write("other", base="root.yaml", datasets={"more": {}})
+    assert Study.read(path).datasets == {"more": {}}
+
+
 def test_best_candidate_of_a_search_is_taken(write, tmp_path):
     arms = {"plain": [{}, {"learning_rate": 0.2}], "GradAug": [{"gradaug": True}, {"gradaug": True, "min_width": 0.5}]}
     search = {"split": "validation", "datasets": {"few": {}}, "seeds": [11, 12]}
