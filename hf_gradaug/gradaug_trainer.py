@@ -253,7 +253,12 @@ class GradAugMixin(SharedTrainerMixin):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if self._loss_guard is not None and self.gradaug_settings.num_subnetworks > 0:
+        if self.gradaug_settings.num_subnetworks > 0:
+            if not self._step_log:  # a subclass has a step of its own
+                raise ValueError(
+                    "`training_step` must call `super().training_step`, which runs the sub-networks, but doesn't. Change the "
+                    "batch before that call, and the loss in `compute_loss`."
+                )
             self._loss_guard.check_gradients(norm)
         return norm
 

@@ -159,3 +159,18 @@ def test_several_labels_are_no_class_probabilities(tmp_path):
         trainer("single_label_classification").train()
     with pytest.raises(ValueError, match="models for single-label classification, but"):
         trainer(None, DistillationTrainer, teacher=tiny_model("resnet-basic")).train()
+
+
+def test_a_step_without_sub_networks_is_an_error(tmp_path):
+    class OwnStep(GradAugTrainer):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            loss = self.compute_loss(model.train(), self._prepare_inputs(inputs))
+            self.accelerator.backward(loss)
+            return loss.detach()
+
+    tiny_trainer(tmp_path, cls=OwnStep, num_subnetworks=0, max_steps=1).train()
+    trainer = tiny_trainer(tmp_path, cls=OwnStep, max_steps=1)
+    before = state_of(trainer.model)
+    with pytest.raises(ValueError, match="`training_step` must call `super\\(\\).training_step`"):
+        trainer.train()
+    assert largest_difference(state_of(trainer.model), before) == 0
