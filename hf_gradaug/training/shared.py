@@ -27,7 +27,8 @@ class SharedTrainerMixin:
         self._step_log = self._new_step_log()
         self._settle_problem_type = ProblemTypeCheck()
         super().__init__(*args, **kwargs)
-        if self._needs_trainer_fixes:
+        # A Trainer that says that its own loss is scaled already gets the number of items, by which it scales.
+        if self._needs_trainer_fixes and not getattr(self, "loss_is_scaled_for_ga", None):
             # These heads take `**kwargs`, from which the Trainer concludes that they scale their loss by
             # `num_items_in_batch`. They don't, or count other items: it would grow with the accumulation steps and the
             # processes.

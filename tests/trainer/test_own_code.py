@@ -3,10 +3,11 @@
 
 import pytest
 import torch
-from helpers.tiny import TinyImages, largest_difference, state_of, tiny_images, tiny_model, tiny_trainer
-from transformers import TrainerCallback
+from helpers.tiny import TinyImages, largest_difference, parameters_of, state_of, tiny_images, tiny_model, tiny_trainer
+from torch.nn.functional import cross_entropy
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from hf_gradaug import DistillationTrainer, GradAug, GradAugSettings, GradAugTrainer, make_slimmable
+from hf_gradaug import DistillationTrainer, GradAug, GradAugConfig, GradAugSettings, GradAugTrainer, make_slimmable
 
 
 def subnetwork_losses(trainer):
@@ -174,3 +175,26 @@ def test_a_step_without_sub_networks_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="`training_step` must call `super\\(\\).training_step`"):
         trainer.train()
     assert largest_difference(state_of(trainer.model), before) == 0
+
+
+@pytest.mark.parametrize("settings", [{"num_subnetworks": 0}, {"num_subnetworks": 1, "subnetwork_loss_weight": 0.0}])
+def test_a_loss_that_is_scaled_already(tmp_path, settings):
+    """`loss_is_scaled_for_ga` says that the loss is divided by the number of items, where the Trainer gives it."""
+
+    def trained(cls, args_cls, **args):
+        class Scaled(cls):
+            loss_is_scaled_for_ga = True
+
+            def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+                outputs = model(pixel_values=inputs["pixel_values"])
+                loss = cross_entropy(outputs.logits, inputs["labels"], reduction="sum")
+                loss = loss / (len(inputs["labels"]) if num_items_in_batch is None else num_items_in_batch)
+                return (loss, outputs) if return_outputs else loss
+
+        sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+        trainer = tiny_trainer(tmp_path, tiny_model("resnet-basic"), Scaled, args_cls, **sizes, **args)
+        trainer.train()
+        return parameters_of(trainer.model)
+
+    mine, stock = trained(GradAugTrainer, GradAugConfig, **settings), trained(Trainer, TrainingArguments)
+    assert largest_difference(mine, stock) == 0
