@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
@@ -206,7 +207,9 @@ class GradAugMixin(SharedTrainerMixin):
                 )
             loss, outputs = loss
             if gradaug_pass.is_full:  # a user's loss may have mixed or augmented the images
-                gradaug_pass.set_images(next((images for found, images in calls if found is outputs), None))
+                gradaug_pass.set_images(
+                    next((images for found, images in calls if _share_tensors(found, outputs)), None)
+                )
             return gradaug_pass.loss(outputs, label_loss=loss)
         loss = gradaug_pass.compute(model)
         # The Trainer takes the loss of `compute_loss_func` for one that is scaled already, and this one isn't.
@@ -323,6 +326,12 @@ def _calls_noted(model: nn.Module, image_name: str) -> Iterator[list[tuple[Any, 
         yield calls
     finally:
         handle.remove()
+
+
+def _share_tensors(outputs: Any, others: Any) -> bool:
+    """Whether outputs have a tensor in common. A loss of one's own may return some of the model's in a new dictionary."""
+    left, right = ({id(leaf) for leaf in tree_leaves(each) if isinstance(leaf, Tensor)} for each in (outputs, others))
+    return not left.isdisjoint(right)
 
 
 def _with_labels(

@@ -61,11 +61,27 @@ class Inverting(GradAugTrainer):
         self.batch = inputs["pixel_values"]
         outputs = model(pixel_values=-inputs["pixel_values"], labels=inputs["labels"])
         model(pixel_values=0 * inputs["pixel_values"])  # another call, whose outputs are not the loss's
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
+        return (outputs.loss, self.returned(outputs)) if return_outputs else outputs.loss
+
+    def returned(self, outputs):
+        return outputs
 
 
-@pytest.mark.parametrize("targets, sign, fraction", [("soft", -1, 1.0), ("soft", -1, 0.125), ("labels", 1, 1.0)])
-def test_sub_networks_see_the_images_of_a_compute_loss_that_changes_them(tmp_path, targets, sign, fraction):
+class InvertingWithOwnOutputs(Inverting):
+    def returned(self, outputs):
+        return {"logits": outputs.logits}
+
+
+@pytest.mark.parametrize(
+    "cls, targets, sign, fraction",
+    [
+        (Inverting, "soft", -1, 1.0),
+        (Inverting, "soft", -1, 0.125),
+        (Inverting, "labels", 1, 1.0),
+        (InvertingWithOwnOutputs, "soft", -1, 1.0),
+    ],
+)
+def test_sub_networks_see_the_images_of_a_compute_loss_that_changes_them(tmp_path, cls, targets, sign, fraction):
     seen = []
 
     def note(images, generator):
@@ -73,7 +89,7 @@ def test_sub_networks_see_the_images_of_a_compute_loss_that_changes_them(tmp_pat
         return images
 
     args = {"subnetwork_targets": targets, "num_subnetworks": 1, "max_steps": 1, "subnetwork_batch_fraction": fraction}
-    trainer = tiny_trainer(tmp_path, cls=Inverting, trainer_kwargs={"transform": note}, **args)
+    trainer = tiny_trainer(tmp_path, cls=cls, trainer_kwargs={"transform": note}, **args)
     trainer.train()
     assert not seen[-1].requires_grad
     torch.testing.assert_close(seen[-1], sign * trainer.batch[: len(seen[-1])])
