@@ -73,8 +73,10 @@ class DurableTrainerMixin(HubMixin, FaultToleranceMixin, StreamMixin):
         if (self.args.bf16_full_eval or self.args.fp16_full_eval) and not self.is_in_train:
             # Images are floats, and the Trainer converts the model alone.
             dtype = torch.bfloat16 if self.args.bf16_full_eval else torch.float16
+            # Not labels, of which metrics are computed.
             is_float = {
-                name: isinstance(value, Tensor) and value.is_floating_point() for name, value in inputs.items()
+                name: isinstance(value, Tensor) and value.is_floating_point() and name not in self.label_names
+                for name, value in inputs.items()
             }
             inputs = {name: value.to(dtype) if is_float[name] else value for name, value in inputs.items()}
         return inputs

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from accelerate.state import AcceleratorState
 from helpers.tiny import TinyImages, largest_difference, state_of, tiny_model, tiny_trainer
@@ -183,3 +184,19 @@ def test_evaluation_in_half_precision_leaves_the_model_alone(tmp_path, kind, num
     assert half == pytest.approx(trainer.evaluate()["eval_loss"], rel=0.05)
     trainer.train()  # it still trains its own weights
     assert largest_difference(state_of(model), before) > 0
+
+
+@pytest.mark.parametrize(
+    "labels, changes",
+    [([100.123], {"num_labels": 1}), ([0.1, 0.2, 0.3], {"problem_type": "multi_label_classification"})],
+)
+def test_evaluation_in_half_precision_leaves_the_labels_alone(tmp_path, labels, changes):
+    class FloatLabels(TinyImages):
+        def __getitem__(self, index):
+            return {**super().__getitem__(index), "labels": torch.tensor(labels)}
+
+    model, data = tiny_model("resnet-basic", **changes), {"eval_dataset": FloatLabels(4)}
+    trainer = tiny_trainer(tmp_path, model, trainer_kwargs=data, num_subnetworks=0, bf16_full_eval=True)
+    output = trainer.predict(FloatLabels(4))
+    np.testing.assert_array_equal(output.label_ids, np.array([labels] * 4, dtype=np.float32))
+    assert np.isfinite(output.metrics["test_loss"])
