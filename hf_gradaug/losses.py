@@ -133,6 +133,11 @@ def get_float_labels(inputs: Any) -> Tensor | None:
     return labels if is_float else None
 
 
+def has_own_loss(model: nn.Module) -> bool:
+    """Whether a user set `model.loss_function`. It then takes all labels as they are."""
+    return "_loss_function" in vars(model)
+
+
 def are_probabilities(labels: Tensor) -> bool:
     """Whether each row is a distribution over classes: no entry below 0, a sum of 1. Waits for the device."""
     total = at_least_float32(labels).sum(-1)

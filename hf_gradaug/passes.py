@@ -26,7 +26,7 @@ from transformers.utils.generic import find_labels
 from .captured import CapturedPasses, loss_and_logits
 from .checks import allow_graphs, check_logits, check_smallest, check_transform
 from .dense.inputs import check_rotations, select_rows, transform_images
-from .losses import ProblemTypeCheck, get_float_labels, get_logits, soft_label_cross_entropy
+from .losses import ProblemTypeCheck, get_float_labels, get_logits, has_own_loss, soft_label_cross_entropy
 from .messages import shorten
 from .sampling import draw_blocks, draw_widths, step_generator
 from .settings import GradAugSettings
@@ -426,7 +426,8 @@ class GradAug:
         if labels is None or (self.target_kind.learns_from_labels and getattr(config, "problem_type", None) is None):
             return None
         self._settle_problem_type(config, labels)
-        return labels if config.problem_type == "single_label_classification" else None
+        is_single_label = config.problem_type == "single_label_classification"
+        return labels if is_single_label and not has_own_loss(self.model) else None
 
     def _subnetwork_batch_size(self, images: Tensor) -> int:
         return max(1, int(len(images) * self.settings.subnetwork_batch_fraction + 0.5))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from helpers.tiny import TinyImages, largest_difference, parameters_of, tiny_images, tiny_model, tiny_trainer
 from transformers import Trainer
 
-from hf_gradaug import GradAug, GradAugConfig, GradAugMixin, GradAugSettings, GradAugTrainer
+from hf_gradaug import DistillationTrainer, GradAug, GradAugConfig, GradAugMixin, GradAugSettings, GradAugTrainer
 from hf_gradaug.losses import binary_soft_target_loss, binary_soft_targets
 
 
@@ -221,6 +221,31 @@ def test_a_loss_that_is_set_on_the_model_is_the_subnetworks(tmp_path):
     del trainer.model._loss_function
     trainer.train()
     assert trainer.model.loss_function is stock and len(seen) == 3
+
+
+@pytest.mark.parametrize("targets", ["plain", "distilling", "soft", "labels"])
+def test_a_loss_that_is_set_on_the_model_takes_mixed_labels(tmp_path, targets):
+    seen = []
+
+    def own(labels, pooled_logits, config, **kwargs):
+        seen.append(labels)
+        return weighted(pooled_logits, labels)
+
+    model = tiny_model(problem_type="single_label_classification")
+    model.loss_function = own
+    cls, data, settings = GradAugTrainer, {"train_dataset": FloatLabels(MIXED), "eval_dataset": FloatLabels(MIXED)}, {}
+    if targets in ("plain", "distilling"):
+        settings["num_subnetworks"] = 0
+    else:
+        settings = {"num_subnetworks": 1, "subnetwork_targets": targets}
+    if targets == "distilling":
+        cls, data["teacher"] = DistillationTrainer, tiny_model(seed=1)
+    trainer = tiny_trainer(tmp_path, model, cls, trainer_kwargs=data, max_steps=1, **settings)
+    trainer.train()
+    assert len(seen) == (2 if targets == "labels" else 1)
+    expected = trainer.predict(FloatLabels(MIXED))
+    loss = weighted(torch.from_numpy(expected.predictions), torch.from_numpy(expected.label_ids))
+    assert expected.metrics["test_loss"] == pytest.approx(float(loss), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["register_hook", "register_post_accumulate_grad_hook"])
