@@ -134,8 +134,9 @@ class GradAugMixin(SharedTrainerMixin):
         self._subnetwork_flops = 0.0  # `auto_find_batch_size` calls this once per batch size
         if self.gradaug is not None:
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            if self.gradaug.model is not model and self.gradaug_settings.num_subnetworks > 0:
-                self._make_gradaug(model)  # the trainer was given another
+            is_same = self.gradaug.model is model and self.gradaug.settings == self.gradaug_settings
+            if not is_same and self.gradaug_settings.num_subnetworks > 0:
+                self._make_gradaug(model)  # the trainer was given other ones
             self.gradaug.seed = self.args.seed
             self._loss_guard = self._new_loss_guard()
         try:

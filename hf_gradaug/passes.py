@@ -382,6 +382,8 @@ class GradAug:
         if not isinstance(inputs, Mapping) or name not in inputs:
             found = shorten(sorted(inputs)) if isinstance(inputs, Mapping) else f"a {type(inputs).__name__}"
             raise ValueError(f"GradAug transforms the images in the batch's {name!r}, but the batch is {found}.")
+        if type(self.target_kind) is not TARGETS[settings.subnetwork_targets]:  # the settings were changed
+            self.target_kind = TARGETS[settings.subnetwork_targets](self.model, settings)
         images = inputs[name]
         if self.captured is not None:
             self.captured.start(images.device, (settings.temperature, settings.subnetwork_loss_weight))

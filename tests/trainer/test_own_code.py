@@ -1,6 +1,8 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """What a user's own code does to a trainer, its model, and its batches."""
 
+import copy
+
 import pytest
 import torch
 from helpers.tiny import TinyImages, largest_difference, parameters_of, state_of, tiny_images, tiny_model, tiny_trainer
@@ -151,6 +153,19 @@ def test_temperature_follows_the_settings():
     changed.settings.temperature = 5.0
     hot = losses(GradAug(tiny_model(), GradAugSettings(temperature=5.0)))
     assert losses(changed) == hot != before
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_settings_that_are_changed_before_training(tmp_path, replaces):
+    settings = {"subnetwork_targets": "labels", "num_subnetworks": 1, "max_steps": 1, "scales": [1.0]}
+    changed = tiny_trainer(tmp_path, **{**settings, "subnetwork_targets": "soft"})
+    if replaces:
+        changed.args = copy.copy(changed.args)
+    changed.args.subnetwork_targets = "labels"
+    changed.train()
+    expected = tiny_trainer(tmp_path, **settings)
+    expected.train()
+    assert subnetwork_losses(changed) == subnetwork_losses(expected) != []
 
 
 def test_gradaug_can_begin_later(tmp_path):
