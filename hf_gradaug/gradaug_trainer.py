@@ -331,8 +331,11 @@ def _calls_noted(model: nn.Module, image_name: str) -> Iterator[list[tuple[Any, 
 
 def _share_tensors(outputs: Any, others: Any) -> bool:
     """Whether outputs have a tensor in common. A loss of one's own may return some of the model's in a new dictionary."""
-    left, right = ({id(leaf) for leaf in tree_leaves(each) if isinstance(leaf, Tensor)} for each in (outputs, others))
-    return not left.isdisjoint(right)
+
+    def found_in(each: Any) -> set[int]:  # not the loss, which may be of more images than the logits
+        return {id(leaf) for leaf in tree_leaves(each) if isinstance(leaf, Tensor) and leaf.ndim > 0}
+
+    return not found_in(outputs).isdisjoint(found_in(others))
 
 
 def _with_labels(

@@ -97,6 +97,20 @@ def test_sub_networks_see_the_images_of_a_compute_loss_that_changes_them(tmp_pat
     torch.testing.assert_close(seen[-1], sign * trainer.batch[: len(seen[-1])])
 
 
+def test_a_compute_loss_that_returns_some_rows(tmp_path):
+    class Doubling(GradAugTrainer):
+        """Sees each image twice, as R-Drop does."""
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            outputs = model(**{name: torch.cat([value, value]) for name, value in inputs.items()})
+            logits = outputs.logits[: len(inputs["labels"])]
+            return (outputs.loss, {"loss": outputs.loss, "logits": logits}) if return_outputs else outputs.loss
+
+    trainer = tiny_trainer(tmp_path, cls=Doubling, max_steps=1)
+    trainer.train()
+    assert 0 < subnetwork_losses(trainer)[0] < 1
+
+
 class Scaling(GradAugTrainer):
     def _prepare_inputs(self, inputs):
         return {**super()._prepare_inputs(inputs), "pixel_values": inputs["pixel_values"] / 10}
