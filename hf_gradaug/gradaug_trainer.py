@@ -2,6 +2,7 @@
 """The Trainer with GradAug."""
 
 import contextlib
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -163,6 +164,7 @@ class GradAugMixin(SharedTrainerMixin):
         for gradaug_pass in self.gradaug.passes(inputs, step=self.state.global_step):
             compute_loss = functools.partial(self._compute_pass_loss, gradaug_pass, label_loss)
             batch, num_items = _with_labels(gradaug_pass, num_items_in_batch)
+            batch = type(inputs)(batch)  # a `BatchFeature` stays one, as in the Trainer's own `_prepare_input`
             prepare_inputs = functools.partial(_prepare_others, batch, self._prepare_inputs)
             sync = contextlib.nullcontext() if gradaug_pass.is_last else no_sync(self.accelerator, model)
             with sync, gradaug_pass, _methods_set(self, compute_loss=compute_loss, _prepare_inputs=prepare_inputs):
@@ -200,7 +202,7 @@ class GradAugMixin(SharedTrainerMixin):
             # A copy, because `compute_loss` may pop the labels.
             kwargs = {"return_outputs": True, "num_items_in_batch": num_items_in_batch}
             with _calls_noted(model, self.gradaug.image_name) as calls:
-                loss = label_loss(model, dict(inputs), **_accepted(label_loss, kwargs))
+                loss = label_loss(model, copy.copy(inputs), **_accepted(label_loss, kwargs))
             if not (isinstance(loss, tuple) and len(loss) == 2):
                 raise ValueError(
                     "`compute_loss` must return the loss and the model's outputs where `return_outputs` is True, but returns "

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.tiny import TinyImages, largest_difference, parameters_of, state_of, tiny_images, tiny_model, tiny_trainer
 from torch.nn.functional import cross_entropy
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import BatchFeature, Trainer, TrainerCallback, TrainingArguments
 
 from hf_gradaug import DistillationTrainer, GradAug, GradAugConfig, GradAugSettings, GradAugTrainer, make_slimmable
 
@@ -243,3 +243,22 @@ def test_a_loss_that_is_scaled_already(tmp_path, settings):
 
     mine, stock = trained(GradAugTrainer, GradAugConfig, **settings), trained(Trainer, TrainingArguments)
     assert largest_difference(mine, stock) == 0
+
+
+def test_a_batch_keeps_its_type(tmp_path):
+    """Collators return what an image processor does."""
+
+    class ByAttributes(GradAugTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            outputs = model(pixel_values=inputs.pixel_values, labels=inputs.pop("labels"))
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def collate(examples):
+        images, labels = zip(*(each.values() for each in examples))
+        return BatchFeature({"pixel_values": torch.stack(images), "labels": torch.tensor(labels)})
+
+    for targets in ("soft", "labels"):
+        kwargs = {"trainer_kwargs": {"data_collator": collate}, "subnetwork_targets": targets}
+        trainer = tiny_trainer(tmp_path, cls=ByAttributes, max_steps=1, **kwargs)
+        trainer.train()
+        assert subnetwork_losses(trainer)[0] > 0
