@@ -143,7 +143,21 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     (config.embed_dim,) = narrow([config.embed_dim])
 
 
-@register_family("vit", "deit", "beit", depth=_ONE_STAGE)
+def _pooled(config: PreTrainedConfig) -> list[int]:
+    # The last feature map, and what each pooling makes of it.
+    return [config.hidden_size] * (1 + len(config.pool_scales))
+
+
+# Of the segmenter, which concatenates its feature maps too.
+@register_family(
+    "beit",
+    parts={
+        r"decode_head\.(?:psp_)?bottleneck\.conv\w*\.weight": {1: _pooled},
+        r"decode_head\.fpn_bottleneck\.conv\w*\.weight": {1: 4},
+    },
+    depth=_ONE_STAGE,
+)
+@register_family("vit", "deit", depth=_ONE_STAGE)
 def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     pooler_is_as_wide = getattr(config, "pooler_output_size", None) == config.hidden_size
     _narrow_one_attention(config, narrow)

@@ -34,6 +34,8 @@ def zero(model) -> None:
 def parts_of(name: str, config, shape: torch.Size) -> dict[int, list[int]]:
     """Lengths of the parts of concatenated dimensions, written down from the models' forwards."""
     backbone = getattr(config, "backbone_config", None)
+    if config.model_type == "beit" and re.match(r"decode_head\.\w*bottleneck\.conv", name):
+        return {1: [config.hidden_size] * (4 if "fpn" in name else 1 + len(config.pool_scales))}
     if name == "decode_head.bottleneck.conv.weight":
         return {1: [backbone.hidden_sizes[3], 8, 8]}
     if name == "auxiliary_head.conv_cat.conv.weight":
@@ -227,4 +229,4 @@ def test_only_the_backbone_is_narrower():
         narrow_config(DetrConfig(), 0.5)
     assert set(supported_model_types()) >= DENSE_TYPES
     models = {dense_config(name).model_type for name in MODELS}
-    assert models == DENSE_TYPES - {"rt_detr_resnet", "maskformer-swin"} | {"segformer"}
+    assert models == DENSE_TYPES - {"rt_detr_resnet", "maskformer-swin"} | {"segformer", "beit"}
