@@ -192,7 +192,7 @@ def evaluate_robustness(
         "images_sha256": _hash_images(dataset.dataset[data.image_column]),
         "seed": seed,
     }
-    fingerprints = {name: classifier.fingerprint() for name, classifier in classifiers.items()}
+    fingerprints = {name: classifier.fingerprint(numbers[name].tolist()) for name, classifier in classifiers.items()}
     device = next(iter(classifiers.values())).device.type
     results = RobustnessResults(settings, fingerprints, description, baseline, path, device)
 

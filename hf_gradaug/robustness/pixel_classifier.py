@@ -2,6 +2,7 @@
 """An image classifier as a function of pixels, and the FGSM attack on it."""
 
 import hashlib
+from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -89,10 +90,17 @@ class PixelClassifier:
             raise ValueError(f"'{name_or_path}' has no image processor: {error}") from error
         return cls(model, image_processor, device)
 
-    def fingerprint(self) -> str:
-        """A hash of the weights and the preprocessing, which identifies the classifier."""
+    def fingerprint(self, numbers: Sequence[int] = ()) -> str:
+        """
+        A hash of the weights and the preprocessing, which identifies the classifier.
+
+        Args:
+            numbers (`Sequence[int]`, *optional*): Its number of each class of some data, to identify its results on them.
+        """
         pixel_map = self.crop.pixel_map
         digest = hashlib.sha256(f"{self.crop.fingerprint()} {pixel_map.weight} {pixel_map.bias}".encode())
+        if list(numbers) != list(range(len(numbers))):  # results of older versions have no numbers
+            digest.update(repr(list(numbers)).encode())
         for name, tensor in sorted(self._model.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -56,7 +56,7 @@ class RobustnessResults:
         settings ([`RobustnessSettings`]):
             The conditions.
         fingerprints (`Mapping[str, str]`):
-            By model, a hash that identifies its weights and preprocessing.
+            By model, a hash that identifies its weights, its preprocessing and the numbers of its classes.
         description (`Mapping[str, Any]`):
             Identifies the images and all else that accuracies depend on, apart from model and condition.
         baseline (`str`, *optional*):
@@ -117,7 +117,7 @@ class RobustnessResults:
                 continue
             if fingerprint != self.fingerprints[name]:
                 raise ValueError(
-                    f"'{self.path}' holds results of other weights or preprocessing of '{name}'. {advice}"
+                    f"'{self.path}' holds results of other weights, preprocessing or classes of '{name}'. {advice}"
                 )
             self.accuracy[name].update(accuracy[name])
 

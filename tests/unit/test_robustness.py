@@ -269,6 +269,18 @@ def test_other_images_in_a_folder_of_the_same_name_are_another_measurement(class
         evaluate_robustness({"a": classifier}, second, clean, path=path)
 
 
+def test_classes_that_are_matched_otherwise_are_another_measurement(tmp_path):
+    clean, path = RobustnessSettings(epsilons=[], corruptions=[]), tmp_path / "robustness.json"
+    photos = load_image_data(DataArguments(validation_dir=str(images.make_folder(tmp_path / "photos"))))
+    model = tiny_model(id2label={0: "owl", 1: "dog", 2: "cat"})
+    classifier = PixelClassifier(model, make_processor())
+    evaluate_robustness({"a": classifier}, photos, clean, path=path)
+    evaluate_robustness({"a": classifier}, photos, clean, path=path)
+    photos.classes_by_number = True
+    with pytest.raises(ValueError, match="holds results of other weights, preprocessing or classes of 'a'"):
+        evaluate_robustness({"a": classifier}, photos, clean, path=path)
+
+
 def test_a_file_of_something_else_is_left_alone(classifier, data, tmp_path):
     path = tmp_path / "robustness.json"
     clean = RobustnessSettings(epsilons=[], corruptions=[])
@@ -280,8 +292,8 @@ def test_a_file_of_something_else_is_left_alone(classifier, data, tmp_path):
     for model, images_, seed, message in (
         (classifier, fewer, 42, "holds results with num_images 48, not 8. Name another folder"),
         (classifier, data, 1, "holds results with seed 42, not 1"),
-        (other, data, 42, "holds results of other weights or preprocessing of 'a'"),
-        (wide, data, 42, "holds results of other weights or preprocessing of 'a'"),
+        (other, data, 42, "holds results of other weights, preprocessing or classes of 'a'"),
+        (wide, data, 42, "holds results of other weights, preprocessing or classes of 'a'"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate_robustness({"a": model}, images_, clean, seed=seed, path=path)
