@@ -84,7 +84,7 @@ def _find_files(flag: str, path: str) -> tuple[str, str | list[str]]:
             return kinds.pop(), files
         raise ValueError(f"`{flag}` must be a folder, or a glob that matches .parquet or .tar files, but is '{path}'.")
     shards: dict[str, list[str]] = {}
-    for root, _, names in os.walk(path):
+    for root, _, names in os.walk(path, followlinks=True):
         for name in sorted(names):
             extension = os.path.splitext(name)[1].lower()
             if is_image(name):
@@ -103,7 +103,7 @@ def _find_files(flag: str, path: str) -> tuple[str, str | list[str]]:
 
 def _has_class_folders(root: str) -> bool:
     """Whether a folder holds images without a metadata file that sets their classes."""
-    names = [name for _, _, names in os.walk(root) for name in names]
+    names = [name for _, _, names in os.walk(root, followlinks=True) for name in names]
     return any(map(is_image, names)) and not set(names) & set(ImageFolder.METADATA_FILENAMES)
 
 

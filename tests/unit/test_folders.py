@@ -35,6 +35,18 @@ def test_deeper_folders_belong_to_their_class(tmp_path, caplog, streaming):
     assert "has folders in class folders: ['cat/batch1', 'owl/batch1/of camera 2']" in caplog.text
 
 
+def test_links_to_folders_are_followed(tmp_path):
+    linked, shards = tmp_path / "linked", tmp_path / "shards"
+    linked.mkdir()
+    for folder in images.make_folder(tmp_path / "photos").iterdir():
+        (linked / folder.name).symlink_to(folder)
+    assert load_image_data(DataArguments(validation_dir=str(linked))).class_names == ["cat", "dog", "owl"]
+    (images.make_parquet(shards / "first", num_shards=1).parent / "second").symlink_to(
+        images.make_parquet(tmp_path / "elsewhere", num_shards=1)
+    )
+    assert load_image_data(DataArguments(train_dir=str(shards), validation_dir=str(shards))).num_train_examples == 12
+
+
 @pytest.mark.parametrize(
     "names", [("train", "val", "test"), ("training", "validation"), ("Train2017", "val2017"), ("train", "dev_set"), ("test", "valid")]
 )  # fmt: skip
