@@ -173,6 +173,12 @@ def find_columns(
         raise ValueError(
             f"`image_column_name` must be another column than that of the labels, but both are '{image}'."
         )
+    is_guessed = label not in (None, label_column_name, *_LABEL_COLUMNS)
+    if is_guessed and not isinstance(features[label], datasets.ClassLabel) and len(features) > 2:
+        logger.warning(
+            f"The labels are those of column '{label}', the only one of integers among {shorten(features)}. If the classes "
+            "are in another, name it with label_column_name."
+        )
     return image, label
 
 

@@ -160,6 +160,17 @@ def test_a_stream_of_more_classes_than_are_validated_names_the_flag(tmp_path):
     assert "(997 in all)" in str(error.value) and len(str(error.value)) < 200
 
 
+def test_a_column_that_is_taken_for_labels_by_its_type_alone_is_named(caplog):
+    columns = {"image": datasets.Image(), "camera": datasets.Value("int64"), "species": datasets.Value("string")}
+    assert find_columns(datasets.Features(columns)) == ("image", "camera")
+    assert "The labels are those of column 'camera', the only one of integers among ['image', 'camera'" in caplog.text
+    caplog.clear()
+    assert find_columns(datasets.Features(columns), label_column_name="camera") == ("image", "camera")
+    del columns["species"]
+    assert find_columns(datasets.Features(columns)) == ("image", "camera")
+    assert caplog.text == ""
+
+
 def test_columns_are_found_by_type_then_by_name():
     integer, image = datasets.Value("int64"), datasets.Image()
     classes = datasets.ClassLabel(names=["a", "b"])
