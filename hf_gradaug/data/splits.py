@@ -2,6 +2,7 @@
 """Finds the loader for some data (folders, Parquet or tar files, the Hub, the digits), and loads their splits."""
 
 import glob
+import logging
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from .arguments import DataArguments
 from .digits import load_digits_dataset
 from .folders import check_class_folders, check_no_splits, check_one_split, check_shards, is_image, load_folders
 
+
+logger = logging.getLogger(__name__)
 
 _SPLITS = ("train", "validation", "test")
 _SHARDS = {".parquet": "parquet", ".tar": "webdataset"}
@@ -71,6 +74,12 @@ def load_splits(args: DataArguments, cache_dir: str | None = None, token: str | 
     if not splits:
         raise ValueError(
             f"The splits of {args.display_name} are {shorten(loaded)}, but looked for were {shorten(names.values())}."
+        )
+    unused = [name for name in loaded if name not in names.values()]
+    if unused and "validation" not in splits:
+        logger.warning(
+            f"{args.display_name} has no split '{names['validation']}', and its splits {shorten(unused)} are not used. If "
+            "validation images are in one of them, give validation_split_name."
         )
     return LoadedSplits(splits, names, files, cache_key)
 

@@ -202,6 +202,17 @@ def test_a_split_that_is_named_and_missing_is_an_error(tmp_path, split, streamin
         load_image_data(args)
 
 
+def test_splits_that_are_not_used_are_named_if_there_is_none_to_validate(tmp_path, caplog):
+    root = images.make_parquet(tmp_path / "data", num_shards=2)
+    files = "".join(f"  - split: {name}\n    path: {number}.parquet\n" for number, name in enumerate(("train", "val")))
+    (root / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
+    args = {"dataset_name": str(root), "train_val_split": 0.5}
+    load_image_data(DataArguments(**args, validation_split_name="val"))
+    assert "not used" not in caplog.text
+    load_image_data(DataArguments(**args))
+    assert "has no split 'validation', and its splits ['val'] are not used. If validation images" in caplog.text
+
+
 def test_a_streamed_split_of_another_name_is_counted_by_its_own_files(tmp_path):
     root = images.make_parquet(tmp_path / "data", num_shards=3).parent / "data"
     names = {"train": 0, "small": 1, "validation": 2}
