@@ -148,12 +148,15 @@ def _pooled(config: PreTrainedConfig) -> list[int]:
     return [config.hidden_size] * (1 + len(config.pool_scales))
 
 
-# Of the segmenter, which concatenates its feature maps too.
+# The segmenter's heads concatenate feature maps.
 @register_family(
     "beit",
     parts={
-        r"decode_head\.(?:psp_)?bottleneck\.conv\w*\.weight": {1: _pooled},
-        r"decode_head\.fpn_bottleneck\.conv\w*\.weight": {1: 4},
+        r"decode_head\.psp_bottleneck\.convolution\.weight": {1: _pooled},
+        r"decode_head\.fpn_bottleneck\.convolution\.weight": {1: 4},
+        r"auxiliary_head\.conv_cat\.convolution\.weight": {
+            1: lambda config: [config.hidden_size, config.auxiliary_channels]
+        },
     },
     depth=_ONE_STAGE,
 )

@@ -118,7 +118,7 @@ MODELS = {
         {
             **{"image_size": list(SIZE), "patch_size": 16, "hidden_size": 20, "intermediate_size": 32},
             **{"num_hidden_layers": 4, "num_attention_heads": 5, "out_indices": [1, 2, 3, 4], "pool_scales": [1, 2]},
-            **{"drop_path_rate": 0.0, "auxiliary_channels": 8, "use_relative_position_bias": True},
+            **{"drop_path_rate": 0.0, "auxiliary_channels": 8, "auxiliary_concat_input": True},
         },
     ),
 }

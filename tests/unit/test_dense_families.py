@@ -34,8 +34,12 @@ def zero(model) -> None:
 def parts_of(name: str, config, shape: torch.Size) -> dict[int, list[int]]:
     """Lengths of the parts of concatenated dimensions, written down from the models' forwards."""
     backbone = getattr(config, "backbone_config", None)
-    if config.model_type == "beit" and re.match(r"decode_head\.\w*bottleneck\.conv", name):
-        return {1: [config.hidden_size] * (4 if "fpn" in name else 1 + len(config.pool_scales))}
+    if name == "decode_head.psp_bottleneck.convolution.weight":
+        return {1: [config.hidden_size] * 3}
+    if name == "decode_head.fpn_bottleneck.convolution.weight":
+        return {1: [config.hidden_size] * 4}
+    if name == "auxiliary_head.conv_cat.convolution.weight":
+        return {1: [config.hidden_size, 8]}
     if name == "decode_head.bottleneck.conv.weight":
         return {1: [backbone.hidden_sizes[3], 8, 8]}
     if name == "auxiliary_head.conv_cat.conv.weight":
