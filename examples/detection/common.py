@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from common import (
     CommonModelArguments,
     check_has_subnetworks,
@@ -24,6 +23,7 @@ from common import (
 )
 from PIL import Image, ImageDraw, ImageFont
 from transformers import (
+    IMAGE_PROCESSOR_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     BaseImageProcessor,
@@ -176,9 +176,9 @@ def load_processor(task: DenseTask, args: DenseModelArguments, side: int) -> Bas
         settings |= {"do_resize": True, "pad_size": None, "do_convert_annotations": True}
         return AutoImageProcessor.from_pretrained(args.model_name_or_path, **settings, **args.hub)
     if args.config_name:
-        family = type(AutoConfig.from_pretrained(args.config_name, **args.hub)).__name__.removesuffix("Config")
-        if (own := getattr(transformers, f"{family}ImageProcessor", None)) is not None:  # D-FINE has none
-            return own(**settings)
+        config = AutoConfig.from_pretrained(args.config_name, **args.hub)
+        if (own := IMAGE_PROCESSOR_MAPPING.get(type(config), None)) is not None:  # D-FINE has none
+            return own["torchvision"](**settings)
     return task.new_processor(side, **(get_normalization(args.backbone, **args.hub) if args.backbone else {}))
 
 

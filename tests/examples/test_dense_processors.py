@@ -19,7 +19,9 @@ from transformers import (
     Mask2FormerImageProcessor,
     MaskFormerImageProcessor,
     MobileViTImageProcessor,
+    ResNetConfig,
     RTDetrImageProcessor,
+    TableTransformerConfig,
 )
 
 
@@ -48,6 +50,15 @@ def test_a_config_brings_the_image_processor_of_its_family(tasks, tmp_path, name
         outputs = dense_model(name).eval()(pixel_values=torch.zeros(2, 3, 64, 64))
         for found in coco.predict_objects(processor, outputs, [torch.tensor([30, 40])] * 2):
             assert len(found["labels"]) == 6 and max(found["labels"]) < NUM_LABELS
+
+
+def test_a_family_that_shares_an_image_processor_gets_that_one(tasks, tmp_path):
+    # Its last class is "no object", which a detector of another family may predict as if it were one.
+    TableTransformerConfig(backbone_config=ResNetConfig(), use_timm_backbone=False, backbone=None).save_pretrained(
+        tmp_path
+    )
+    args = DenseModelArguments(config_name=str(tmp_path))
+    assert type(load_processor(tasks["object_detection"], args, 64)).__name__ == "DetrImageProcessor"
 
 
 @pytest.fixture
