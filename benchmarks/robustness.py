@@ -49,12 +49,12 @@ IMAGE_FLAGS = (
 class RobustnessBenchmarkArguments:
     """What is trained and measured."""
 
-    seeds: list[int] | None = field(default=None, metadata={"help": "Seeds of the runs. Defaults to 1 to 5."})
+    seeds: list[int] | None = field(
+        default=None, metadata={"help": "Seeds of the runs. Defaults to the study's, or to 1 to 5."}
+    )
     study: str | None = field(
         default=None,
-        metadata={
-            "help": "A study whose models are measured, on the images and with the seeds of it; none is trained."
-        },
+        metadata={"help": "A study whose models are measured on its images. None is trained."},
     )
     work_dir: str = field(default="outputs/accuracy", metadata={"help": "Folder of the study's models."})
     arms: list[str] | None = field(
@@ -82,12 +82,15 @@ class RobustnessBenchmarkArguments:
         self.baseline = self.arms[0]
         if self.study and self.output is None:
             raise ValueError("`output` is not given, but with `study` a table and a picture are written beside it.")
-        if self.study and (self.seeds or self.train_flags or self.plot):
+        if self.study and (self.train_flags or self.plot):
             raise ValueError(
-                "`seeds`, `train_flags` and `plot` must not be given with `study`, whose models are trained already, and "
-                "whose picture lies beside the output."
+                "`train_flags` and `plot` must not be given with `study`, whose models are trained already, and whose picture "
+                "lies beside the output."
             )
-        self.seeds = self.read_study.seeds if self.study else self.seeds or [1, 2, 3, 4, 5]
+        seeds = self.read_study.seeds if self.study else [1, 2, 3, 4, 5]
+        self.seeds = self.seeds or seeds
+        if self.study and not {*self.seeds} <= {*seeds}:
+            raise ValueError(f"`seeds` must be of the study's, {seeds}, but is {self.seeds}.")
 
 
 def get_figures(
@@ -152,7 +155,7 @@ def find_models(study: Study, args: RobustnessBenchmarkArguments) -> tuple[dict[
     """The models of a study's first data set by arm and seed, and the flags that name its images."""
     dataset, flags = next(iter(study.datasets.items()))
     folder = Path(args.work_dir) / study.name
-    models = {(arm, seed): folder / Cell(dataset, arm, 0, seed).folder for seed in study.seeds for arm in args.arms}
+    models = {(arm, seed): folder / Cell(dataset, arm, 0, seed).folder for seed in args.seeds for arm in args.arms}
     if missing := [str(path) for path in models.values() if not (path / "model.safetensors").exists()]:
         raise ValueError(
             f"The models of `study` must be in `work_dir`, but {len(missing)} are missing, such as {missing[0]}. They are not "

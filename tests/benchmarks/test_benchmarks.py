@@ -3,6 +3,7 @@
 
 import json
 import logging
+import re
 import runpy
 import sys
 
@@ -293,7 +294,10 @@ def test_robustness_of_the_models_of_a_study(tmp_path):
     with pytest.raises(ValueError, match="`output` is not given"):
         robustness.main(flags[:2])
     with pytest.raises(ValueError, match="must not be given with `study`"):
-        robustness.main([*flags, "--seeds", "3"])
+        robustness.main([*flags, "--train_flags", "--max_steps 1"])
+    with pytest.raises(ValueError, match=re.escape("`seeds` must be of the study's, [1, 2], but is [2, 3]")):
+        robustness.main([*flags, "--seeds", "2", "3"])
+    assert robustness.main([*flags, "--seeds", "2"])["accuracy"]["CutMix"] == results["accuracy"]["CutMix"][1:]
 
 
 def test_the_models_of_a_study_are_measured_on_its_images(tmp_path):
