@@ -276,6 +276,8 @@ class CocoDataset(Dataset):
         """The mask of an annotation, as run lengths."""
         entry, polygons = self.coco.imgs[item["image_id"]], item["segmentation"]
         try:
+            if isinstance(polygons, list) and any(len(polygon) % 2 for polygon in polygons):
+                raise ValueError("a polygon has an x without a y")  # pycocotools would drop it
             rle = self.coco.annToRLE(item)
             height, width = rle["size"]
             counts = polygons["counts"] if isinstance(polygons, dict) else None

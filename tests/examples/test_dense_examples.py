@@ -313,6 +313,7 @@ def test_boxes_without_area_are_told_once(change, caplog, box):
     "segmentation, words",
     [
         ([[4, 6, 14, 18]], "`segmentation` of annotation 1 must be polygons, each a list of six or more numbers"),
+        ([[4, 6, 14, 6, 14, 18, 4]], "1 must be polygons, .* a polygon has an x without a y"),
         ([4, 6, 14, 6, 14, 18], "`segmentation` of annotation 1 must be polygons"),
         ({"counts": [600, 600]}, "`segmentation` of annotation 1 must be .* or run lengths, but can't be read"),
         ({"size": [30, 40], "counts": [600, 300]}, "1 must add up to the 30 x 40 pixels .*, 1200, but add up to 900"),
