@@ -58,6 +58,15 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def default_verbosity():
+    """The example scripts set transformers' verbosity for the whole process. Each test starts with the default."""
+    yield
+    from transformers.utils import logging
+
+    logging.set_verbosity_warning()
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The folder that holds the package, the tests and the examples."""
