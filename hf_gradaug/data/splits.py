@@ -4,6 +4,7 @@
 import glob
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +94,7 @@ def _find_files(flag: str, path: str) -> tuple[str, str | list[str]]:
             return kinds.pop(), files
         raise ValueError(f"`{flag}` must be a folder, or a glob that matches .parquet or .tar files, but is '{path}'.")
     shards: dict[str, list[str]] = {}
-    for root, _, names in os.walk(path, followlinks=True):
+    for root, names in _walk(path):
         for name in sorted(names):
             extension = os.path.splitext(name)[1].lower()
             if is_image(name):
@@ -110,9 +111,21 @@ def _find_files(flag: str, path: str) -> tuple[str, str | list[str]]:
     raise ValueError(f"`{flag}` must hold images, or .parquet or .tar files of one kind, but '{path}' holds {found}.")
 
 
+def _walk(root: str) -> Iterator[tuple[str, list[str]]]:
+    """Each folder and its files, through links too. A link to a folder that is listed already adds nothing."""
+    seen = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders.sort()
+        if (real := os.path.realpath(folder)) in seen:
+            folders.clear()
+        else:
+            seen.add(real)
+            yield folder, names
+
+
 def _has_class_folders(root: str) -> bool:
     """Whether a folder holds images without a metadata file that sets their classes."""
-    names = [name for _, _, names in os.walk(root, followlinks=True) for name in names]
+    names = [name for _, names in _walk(root) for name in names]
     return any(map(is_image, names)) and not set(names) & set(ImageFolder.METADATA_FILENAMES)
 
 

@@ -47,6 +47,15 @@ def test_links_to_folders_are_followed(tmp_path):
     assert load_image_data(DataArguments(train_dir=str(shards), validation_dir=str(shards))).num_train_examples == 12
 
 
+def test_a_link_to_a_folder_that_is_read_already_adds_nothing(tmp_path):
+    shards = images.make_parquet(tmp_path / "shards" / "first", num_shards=1).parent
+    expected = load_image_data(DataArguments(train_dir=str(shards), validation_dir=str(shards))).num_train_examples
+    (shards / "latest").symlink_to(shards / "first")
+    (shards / "loop").symlink_to(shards)
+    found = load_image_data(DataArguments(train_dir=str(shards), validation_dir=str(shards)))
+    assert found.num_train_examples == expected
+
+
 @pytest.mark.parametrize(
     "names", [("train", "val", "test"), ("training", "validation"), ("Train2017", "val2017"), ("train", "dev_set"), ("test", "valid")]
 )  # fmt: skip
