@@ -5,7 +5,7 @@ import contextlib
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import torch
@@ -76,6 +76,7 @@ class GradAugMixin(SharedTrainerMixin):
         self._gradaug_build = build
         self.gradaug: GradAug | None = None
         self._loss_guard: NonFiniteLossGuard | None = None
+        self._has_run_subnetworks = False
         self._subnetwork_flops = 0.0  # in the last batch, relative to the full network
         super().__init__(*args, **kwargs)
 
@@ -156,6 +157,7 @@ class GradAugMixin(SharedTrainerMixin):
         if self.gradaug is None:  # GradAug was turned on after construction
             check_can_train(self, self.model, self.gradaug_settings)
             self._make_gradaug(self.model)
+        self._has_run_subnetworks = True
         inputs = self._prepare_inputs(inputs)
         losses, passes, relative_flops = [], [], 0.0
         self._loss_guard.start()
@@ -164,7 +166,7 @@ class GradAugMixin(SharedTrainerMixin):
         for gradaug_pass in self.gradaug.passes(inputs, step=self.state.global_step):
             compute_loss = functools.partial(self._compute_pass_loss, gradaug_pass, label_loss)
             batch, num_items = _with_labels(gradaug_pass, num_items_in_batch)
-            batch = type(inputs)(batch)  # a `BatchFeature` stays one, as in the Trainer's own `_prepare_input`
+            batch = _with_type_of(inputs, batch)
             prepare_inputs = functools.partial(_prepare_others, batch, self._prepare_inputs)
             sync = contextlib.nullcontext() if gradaug_pass.is_last else no_sync(self.accelerator, model)
             with sync, gradaug_pass, _methods_set(self, compute_loss=compute_loss, _prepare_inputs=prepare_inputs):
@@ -210,9 +212,8 @@ class GradAugMixin(SharedTrainerMixin):
                 )
             loss, outputs = loss
             if gradaug_pass.is_full:  # a user's loss may have mixed or augmented the images
-                gradaug_pass.set_images(
-                    next((images for found, images in calls if _share_tensors(found, outputs)), None)
-                )
+                own = (images for found, images in calls if found is outputs or _share_tensors(found, outputs))
+                gradaug_pass.set_images(next(own, None))
             return gradaug_pass.loss(outputs, label_loss=loss)
         loss = gradaug_pass.compute(model)
         # The Trainer takes the loss of `compute_loss_func` for one that is scaled already, and this one isn't.
@@ -260,7 +261,7 @@ class GradAugMixin(SharedTrainerMixin):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if self.gradaug_settings.num_subnetworks > 0:
-            if not self._step_log:  # a subclass has a step of its own
+            if not self._has_run_subnetworks:  # a subclass has a step of its own; it may skip some batches
                 raise ValueError(
                     "`training_step` must call `super().training_step`, which runs the sub-networks, but doesn't. Change the "
                     "batch before that call, and the loss in `compute_loss`."
@@ -338,6 +339,14 @@ def _share_tensors(outputs: Any, others: Any) -> bool:
         return {id(leaf) for leaf in tree_leaves(each) if isinstance(leaf, Tensor) and leaf.ndim > 0}
 
     return not found_in(outputs).isdisjoint(found_in(others))
+
+
+def _with_type_of(inputs: MutableMapping[str, Any], batch: dict[str, Any]) -> MutableMapping[str, Any]:
+    """A batch of the same type, such as `BatchFeature`. Its constructor isn't called, which may check the content."""
+    same = copy.copy(inputs)
+    same.clear()
+    same.update(batch)
+    return same
 
 
 def _with_labels(

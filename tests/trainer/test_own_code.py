@@ -5,9 +5,18 @@ import copy
 
 import pytest
 import torch
-from helpers.tiny import TinyImages, largest_difference, parameters_of, state_of, tiny_images, tiny_model, tiny_trainer
+from helpers.tiny import (
+    TinyImages,
+    largest_difference,
+    parameters_of,
+    state_of,
+    tiny_config,
+    tiny_images,
+    tiny_model,
+    tiny_trainer,
+)
 from torch.nn.functional import cross_entropy
-from transformers import BatchFeature, Trainer, TrainerCallback, TrainingArguments
+from transformers import BatchFeature, ResNetForImageClassification, Trainer, TrainerCallback, TrainingArguments
 
 from hf_gradaug import DistillationTrainer, GradAug, GradAugConfig, GradAugSettings, GradAugTrainer, make_slimmable
 
@@ -95,6 +104,24 @@ def test_sub_networks_see_the_images_of_a_compute_loss_that_changes_them(tmp_pat
     trainer.train()
     assert not seen[-1].requires_grad
     torch.testing.assert_close(seen[-1], sign * trainer.batch[: len(seen[-1])])
+
+
+class Outputs(dict):
+    __getattr__ = dict.__getitem__
+
+
+class OwnForImageClassification(ResNetForImageClassification):
+    def forward(self, pixel_values=None, labels=None):
+        return Outputs(super().forward(pixel_values, labels))
+
+
+def test_outputs_of_a_type_of_the_models_own(tmp_path):
+    seen = []
+    model = OwnForImageClassification(tiny_config("resnet-basic"))
+    args = {"trainer_kwargs": {"transform": lambda images, _: seen.append(images) or images}, "max_steps": 1}
+    trainer = tiny_trainer(tmp_path, model, Inverting, **args)
+    trainer.train()
+    torch.testing.assert_close(seen[-1], -trainer.batch)
 
 
 def test_a_compute_loss_that_returns_some_rows(tmp_path):
@@ -222,6 +249,18 @@ def test_a_step_without_sub_networks_is_an_error(tmp_path):
     assert largest_difference(state_of(trainer.model), before) == 0
 
 
+def test_a_step_may_skip_a_batch(tmp_path):
+    class Skipping(GradAugTrainer):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            if self.state.global_step == 1:
+                return torch.zeros(())
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    trainer = tiny_trainer(tmp_path, cls=Skipping, max_steps=3, logging_steps=1)
+    trainer.train()
+    assert len(subnetwork_losses(trainer)) == 2
+
+
 @pytest.mark.parametrize("settings", [{"num_subnetworks": 0}, {"num_subnetworks": 1, "subnetwork_loss_weight": 0.0}])
 def test_a_loss_that_is_scaled_already(tmp_path, settings):
     """`loss_is_scaled_for_ga` says that the loss is divided by the number of items, where the Trainer gives it."""
@@ -245,7 +284,16 @@ def test_a_loss_that_is_scaled_already(tmp_path, settings):
     assert largest_difference(mine, stock) == 0
 
 
-def test_a_batch_keeps_its_type(tmp_path):
+class Labelled(BatchFeature):
+    """Checks its content, which a batch without labels fails."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        assert "labels" in self.data
+
+
+@pytest.mark.parametrize("batch_type", [BatchFeature, Labelled])
+def test_a_batch_keeps_its_type(tmp_path, batch_type):
     """Collators return what an image processor does."""
 
     class ByAttributes(GradAugTrainer):
@@ -255,7 +303,7 @@ def test_a_batch_keeps_its_type(tmp_path):
 
     def collate(examples):
         images, labels = zip(*(each.values() for each in examples))
-        return BatchFeature({"pixel_values": torch.stack(images), "labels": torch.tensor(labels)})
+        return batch_type({"pixel_values": torch.stack(images), "labels": torch.tensor(labels)})
 
     for targets in ("soft", "labels"):
         kwargs = {"trainer_kwargs": {"data_collator": collate}, "subnetwork_targets": targets}
