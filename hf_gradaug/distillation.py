@@ -13,7 +13,6 @@ from .losses import (
     check_has_soft_targets,
     get_float_labels,
     get_logits,
-    has_own_loss,
     soft_label_cross_entropy,
     soft_targets,
 )
@@ -95,7 +94,7 @@ class DistillationTrainer(SharedTrainerMixin, ModelCardMixin, DurableTrainerMixi
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         images = {name: value for name, value in inputs.items() if name not in self.label_names}
-        if (labels := get_float_labels(inputs)) is None or has_own_loss(self.model):
+        if (labels := get_float_labels(inputs)) is None or self._takes_own_loss:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         else:
             loss, outputs = self._soft_label_loss(model, inputs, labels)

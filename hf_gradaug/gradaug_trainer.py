@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
-from .losses import get_float_labels, has_own_loss, soft_labels_in_heads
+from .losses import get_float_labels, soft_labels_in_heads
 from .passes import GradAug, GradAugPass
 from .reporting.model_card import ModelCardMixin
 from .settings import GradAugSettings
@@ -247,7 +247,7 @@ class GradAugMixin(SharedTrainerMixin):
         is_single_label = (
             getattr(getattr(self.model, "config", None), "problem_type", None) == "single_label_classification"
         )
-        if labels is None or self.compute_loss_func is not None or not is_single_label or has_own_loss(self.model):
+        if labels is None or self.compute_loss_func is not None or not is_single_label or self._takes_own_loss:
             kwargs = _accepted(trainer_loss, {"num_items_in_batch": num_items_in_batch})
             return trainer_loss(model, inputs, return_outputs=return_outputs, **kwargs)
         # The heads take floating-point labels for multi-label ones.

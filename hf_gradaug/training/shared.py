@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput
 
-from ..losses import ProblemTypeCheck, get_logits, soft_label_cross_entropy
+from ..losses import ProblemTypeCheck, get_logits, has_own_loss, soft_label_cross_entropy
 from ..settings import GradAugSettings, save_settings
 from .distributed import shard_as_one_unit
 from .step_log import LossParts, StepLog
@@ -48,6 +48,11 @@ class SharedTrainerMixin:
         # Without what an earlier run left, or an attempt that `auto_find_batch_size` repeats.
         self._step_log = self._new_step_log()
         return super()._inner_training_loop(*args, **kwargs)
+
+    @property
+    def _takes_own_loss(self) -> bool:
+        """Whether the loss is one that a user set on the model. The Trainer's label smoothing replaces it."""
+        return self.label_smoother is None and has_own_loss(self.model)
 
     def _soft_label_loss(
         self, model: nn.Module, inputs: dict[str, Tensor | Any], labels: Tensor

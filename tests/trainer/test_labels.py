@@ -248,6 +248,26 @@ def test_a_loss_that_is_set_on_the_model_takes_mixed_labels(tmp_path, targets):
     assert expected.metrics["test_loss"] == pytest.approx(float(loss), rel=1e-5)
 
 
+@pytest.mark.parametrize("cls", [GradAugTrainer, DistillationTrainer])
+def test_label_smoothing_replaces_a_loss_that_is_set_on_the_model(tmp_path, cls):
+    def trained(loss_function):
+        model = tiny_model(problem_type="single_label_classification")
+        if loss_function is not None:
+            model.loss_function = loss_function
+        data = {"train_dataset": FloatLabels(MIXED)}
+        settings = {"num_subnetworks": int(cls is GradAugTrainer), "label_smoothing_factor": 0.1, "max_steps": 1}
+        if cls is DistillationTrainer:
+            data["teacher"] = tiny_model(seed=1)
+        trainer = tiny_trainer(tmp_path, model, cls, trainer_kwargs=data, **settings)
+        trainer.train()
+        return parameters_of(model)
+
+    def own(labels, pooled_logits, config, **kwargs):
+        return weighted(pooled_logits, labels)
+
+    assert largest_difference(trained(own), trained(None)) == 0
+
+
 @pytest.mark.parametrize("kind", ["register_hook", "register_post_accumulate_grad_hook"])
 def test_hooks_on_parameters_see_each_pass(tmp_path, kind):
     """A masked gradient keeps an entry as it is."""
