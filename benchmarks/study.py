@@ -25,7 +25,8 @@ Beside flags an arm may have these keys, each naming an arm before it:
 
 Further keys of a study:
 
-- `base`: a study whose data sets and flags this one has too. Its own data sets replace them, its own flags come after.
+- `base`: another study, whose data sets and flags this one takes over. Data sets given here replace all of them. Flags
+  given here are added, or replace those of the same name.
 - `tuned_by`: a search. An arm's key `tuned` names an arm of it, whose best candidate's settings come before the arm's
   own.
 - `enough`, of a search whose candidates get dearer: it chooses the first candidate that the next one beats by less
