@@ -2,10 +2,9 @@
 """The Trainer with GradAug."""
 
 import contextlib
-import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -164,9 +163,8 @@ class GradAugMixin(SharedTrainerMixin):
         # The Trainer's step calls `compute_loss`, which may be a user's: only passes that learn from labels go through it.
         label_loss = self.compute_loss
         for gradaug_pass in self.gradaug.passes(inputs, step=self.state.global_step):
-            compute_loss = functools.partial(self._compute_pass_loss, gradaug_pass, label_loss)
+            compute_loss = functools.partial(self._compute_pass_loss, gradaug_pass, label_loss, type(inputs))
             batch, num_items = _with_labels(gradaug_pass, num_items_in_batch)
-            batch = _with_type_of(inputs, batch)
             prepare_inputs = functools.partial(_prepare_others, batch, self._prepare_inputs)
             sync = contextlib.nullcontext() if gradaug_pass.is_last else no_sync(self.accelerator, model)
             with sync, gradaug_pass, _methods_set(self, compute_loss=compute_loss, _prepare_inputs=prepare_inputs):
@@ -188,6 +186,7 @@ class GradAugMixin(SharedTrainerMixin):
         self,
         gradaug_pass: GradAugPass,
         label_loss: Callable,
+        batch_type: type,
         model: nn.Module,
         inputs: dict[str, Tensor | Any],
         num_items_in_batch: Tensor | int | None = None,
@@ -201,10 +200,10 @@ class GradAugMixin(SharedTrainerMixin):
         ):
             return gradaug_pass.compute(model)
         if gradaug_pass.learns_from_labels:
-            # A copy, because `compute_loss` may pop the labels.
+            # A copy, because `compute_loss` may pop the labels. Of the batch's type, as the Trainer's own.
             kwargs = {"return_outputs": True, "num_items_in_batch": num_items_in_batch}
             with _calls_noted(model, self.gradaug.image_name) as calls:
-                loss = label_loss(model, copy.copy(inputs), **_accepted(label_loss, kwargs))
+                loss = label_loss(model, batch_type(dict(inputs)), **_accepted(label_loss, kwargs))
             if not (isinstance(loss, tuple) and len(loss) == 2):
                 raise ValueError(
                     "`compute_loss` must return the loss and the model's outputs where `return_outputs` is True, but returns "
@@ -339,14 +338,6 @@ def _share_tensors(outputs: Any, others: Any) -> bool:
         return {id(leaf) for leaf in tree_leaves(each) if isinstance(leaf, Tensor) and leaf.ndim > 0}
 
     return not found_in(outputs).isdisjoint(found_in(others))
-
-
-def _with_type_of(inputs: MutableMapping[str, Any], batch: dict[str, Any]) -> MutableMapping[str, Any]:
-    """A batch of the same type, such as `BatchFeature`. Its constructor isn't called, which may check the content."""
-    same = copy.copy(inputs)
-    same.clear()
-    same.update(batch)
-    return same
 
 
 def _with_labels(
