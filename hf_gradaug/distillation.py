@@ -9,13 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
 from .data.class_names import get_class_names, match_classes
-from .losses import (
-    check_has_soft_targets,
-    get_float_labels,
-    get_logits,
-    soft_label_cross_entropy,
-    soft_targets,
-)
+from .losses import check_has_soft_targets, get_float_labels, get_logits, soft_label_cross_entropy, soft_targets
 from .reporting.model_card import ModelCardMixin
 from .settings import GradAugSettings
 from .training.durable import DurableTrainerMixin

@@ -31,7 +31,7 @@ from transformers import (
     PreTrainedModel,
     set_seed,
 )
-from transformers.utils import cached_file
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
 from hf_gradaug import GradAugConfig, GradAugTrainer
 from hf_gradaug.data import get_class_names, get_pixel_map, warn_of_missing
@@ -150,7 +150,7 @@ def get_normalization(backbone: str, **hub: Any) -> dict[str, Any]:
     Raises:
         `ValueError`: If its image processor does more to colours than rescaling and normalizing each channel.
     """
-    files = ("preprocessor_config.json", "processor_config.json")
+    files = (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)
     if not any(cached_file(backbone, file, _raise_exceptions_for_missing_entries=False, **hub) for file in files):
         logger.warning(
             f"The backbone '{backbone}' has no image processor: pixels may have other values than it learned."

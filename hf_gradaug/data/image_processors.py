@@ -160,9 +160,8 @@ def get_pixel_map(image_processor: Any, size: tuple[int, int] | None = None) -> 
 
     def process(colour: tuple[int, ...]) -> Tensor:
         image = process_image(image_processor, Image.new("RGB", (width, height), colour))
-        return image[
-            :, image.shape[-2] // 2, image.shape[-1] // 2
-        ].double()  # its middle: there may be padding around it
+        # Its middle: there may be padding around it.
+        return image[:, image.shape[-2] // 2, image.shape[-1] // 2].double()
 
     black, *colours = map(process, _COLOURS)
     weight = torch.stack(colours, dim=1) - black[:, None]

@@ -57,6 +57,12 @@ def make_parquet(path: Path, num_shards: int = 4, images_per_shard: int = 6, nam
     return path
 
 
+def name_splits(path: Path, files: dict[str, str]) -> None:
+    """Makes a folder of shards one that the Hub might hold: its card gives each split the files of a pattern."""
+    splits = "".join(f"  - split: {name}\n    path: {pattern}\n" for name, pattern in files.items())
+    (path / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{splits}---\n")
+
+
 def make_tar(path: Path, num_shards: int = 2, images_per_shard: int = 6) -> Path:
     """WebDataset shards with `png` and `cls` members."""
     path.mkdir(parents=True)

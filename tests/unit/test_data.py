@@ -204,8 +204,7 @@ def test_a_split_that_is_named_and_missing_is_an_error(tmp_path, split, streamin
 
 def test_splits_that_are_not_used_are_named_if_there_is_none_to_validate(tmp_path, caplog):
     root = images.make_parquet(tmp_path / "data", num_shards=2)
-    files = "".join(f"  - split: {name}\n    path: {number}.parquet\n" for number, name in enumerate(("train", "val")))
-    (root / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
+    images.name_splits(root, {"train": "0.parquet", "val": "1.parquet"})
     args = {"dataset_name": str(root), "train_val_split": 0.5}
     load_image_data(DataArguments(**args, validation_split_name="val"))
     assert "not used" not in caplog.text
@@ -215,12 +214,10 @@ def test_splits_that_are_not_used_are_named_if_there_is_none_to_validate(tmp_pat
 
 def test_a_streamed_split_of_another_name_is_counted_by_its_own_files(tmp_path):
     root = images.make_parquet(tmp_path / "data", num_shards=3).parent / "data"
-    names = {"train": 0, "small": 1, "validation": 2}
     (root / "0.parquet").unlink()
     images.make_parquet(tmp_path / "more", num_shards=1, images_per_shard=30)
     (tmp_path / "more" / "0.parquet").rename(root / "0.parquet")
-    files = "".join(f"  - split: {name}\n    path: {number}.parquet\n" for name, number in names.items())
-    (root / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
+    images.name_splits(root, {"train": "0.parquet", "small": "1.parquet", "validation": "2.parquet"})
     args = DataArguments(dataset_name=str(root), train_split_name="small", streaming=True)
     assert load_image_data(args).num_train_examples == 6
 

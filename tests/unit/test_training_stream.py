@@ -209,11 +209,7 @@ def test_parts_of_two_splits_are_stored_apart(tmp_path):
         folder = images.make_parquet(tmp_path / name, num_shards=1, images_per_shard=count)
         root.mkdir(exist_ok=True)
         (folder / "0.parquet").rename(root / f"{name}-00000-of-00001.parquet")
-    (root / "README.md").write_text(
-        "---\nconfigs:\n- config_name: default\n  data_files:\n"
-        + "".join(f"  - split: {name}\n    path: {name}-*.parquet\n" for name in ("train", "other"))
-        + "---\n"
-    )
+    images.name_splits(root, {name: f"{name}-*.parquet" for name in ("train", "other")})
     args = {
         "dataset_name": str(root),
         "streaming": True,
