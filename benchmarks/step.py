@@ -117,6 +117,7 @@ class BenchmarkArguments:
     )
     channels_last: bool = field(default=False, metadata={"help": "Use channels_last for weights and images."})
     width_divisor: int = field(default=1, metadata={"help": "See GradAugSettings."})
+    subnetwork_batch_fraction: float = field(default=1.0, metadata={"help": "See GradAugSettings."})
     torch_compile: bool = field(
         default=False, metadata={"help": "Compile the network and its sub-networks with torch.compile."}
     )
@@ -166,13 +167,16 @@ def count_flops(config: PreTrainedConfig, model_class: type[PreTrainedModel], si
 
 
 @functools.cache
-def flop_ratio(name: str = "resnet-50", image_size: int = 224, width_divisor: int = 1) -> float:
+def flop_ratio(
+    name: str = "resnet-50", image_size: int = 224, width_divisor: int = 1, subnetwork_batch_fraction: float = 1.0
+) -> float:
     """FLOPs of a GradAug step with `WIDTHS` and `SCALES`, relative to those of a plain step."""
     network, size = MODELS[name], (image_size, image_size)
     flops = [count_flops(network.config, network.model_class, size)]
     for width, scale in zip(WIDTHS, SCALES):
         narrow = narrow_config(network.config, width, width_divisor)
-        flops.append(count_flops(narrow, network.model_class, scaled_size(size, scale)))
+        subnetwork_flops = count_flops(narrow, network.model_class, scaled_size(size, scale))
+        flops.append(subnetwork_batch_fraction * subnetwork_flops)
     return sum(flops) / flops[0]
 
 
@@ -182,6 +186,7 @@ def make_settings(args: BenchmarkArguments, arm: str) -> GradAugSettings:
         min_width=min(WIDTHS),
         scales=list(SCALES),
         width_divisor=args.width_divisor,
+        subnetwork_batch_fraction=args.subnetwork_batch_fraction,
         width_choices=list(WIDTHS[:-1]) if args.torch_compile else None,
         **({"cuda_graphs": True} if args.cuda_graphs and arm == "gradaug" else {}),
     )
@@ -229,15 +234,16 @@ def build_step(args: BenchmarkArguments, arm: str, passes: list[dict[str, Any]])
         narrow = [narrow_config(config, width, args.width_divisor) for width in WIDTHS] if arm == "separate" else []
         others = [compiled(build(other)) for other in narrow]
         scales = [RandomScale([scale]) for scale in SCALES]
+        images_of_others = batch["pixel_values"][: max(1, round(args.subnetwork_batch_fraction * args.batch_size))]
 
         def separate_step() -> None:
             with autocast():
                 outputs = model(**batch)
             scaler.scale(outputs.loss).backward()
-            targets = soft_targets(outputs.logits)
+            targets = soft_targets(outputs.logits)[: len(images_of_others)]
             for other, scale in zip(others, scales):
                 with autocast():
-                    logits = other(pixel_values=scale(batch["pixel_values"], torch.default_generator)).logits
+                    logits = other(pixel_values=scale(images_of_others, torch.default_generator)).logits
                     loss = soft_target_loss(logits, targets)
                 scaler.scale(loss).backward()
                 other.zero_grad()
@@ -395,7 +401,7 @@ def measure(argv: Sequence[str], memory: bool = True) -> dict[str, Any]:
                 progress.set_description(f"memory, {arm}")
                 peaks[arm] = peak_of(arm)
     seconds, passes = time_steps(args)
-    ratio = flop_ratio(args.model, args.image_size, args.width_divisor)
+    ratio = flop_ratio(args.model, args.image_size, args.width_divisor, args.subnetwork_batch_fraction)
     return {
         **description,
         "settings": {name: value for name, value in asdict(args).items() if name not in ("memory_of", "output")},

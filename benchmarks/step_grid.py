@@ -35,6 +35,7 @@ WORDS = {
     "float16": "--dtype float16",
     "channels_last": "--channels_last",
     "divisor": "--width_divisor {}",
+    "fraction": "--subnetwork_batch_fraction {}",
     "batch": "--batch_size {}",
     "compiled": "--torch_compile",
     "graphs": "--cuda_graphs",
