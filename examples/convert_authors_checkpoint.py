@@ -1,12 +1,12 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Converts a checkpoint of the GradAug authors to a standard one, which `from_pretrained` and `pipeline` load.
+Converts a checkpoint of the GradAug authors to a standard checkpoint for `from_pretrained` and `pipeline`.
 
     python examples/convert_authors_checkpoint.py model_best.pth.tar resnet50-gradaug \
         --model_card model_cards/authors_resnet50.md
 
-The other direction makes a file that the authors' script evaluates, with `test_only: True` and the file as
-`pretrained` in its configuration:
+With --to_authors, writes a file for the authors' script. To evaluate it there, set `test_only: True` and `pretrained` to
+the file:
 
     python examples/convert_authors_checkpoint.py --to_authors resnet50-gradaug resnet50.pth.tar
 """
@@ -40,10 +40,14 @@ def written_whole(out: Path) -> Iterator[Path]:
 
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", metavar="FILE", help="Checkpoint of the authors, or Hub name or folder of a model.")
-    parser.add_argument("out", metavar="OUT", type=Path, help="Folder, or with --to_authors file, to write.")
     parser.add_argument(
-        "--model_card", type=Path, help="Model card to write beside the weights; the file has no card."
+        "file", metavar="FILE", help="The authors' checkpoint; with --to_authors, a model's Hub name or folder."
+    )
+    parser.add_argument("out", metavar="OUT", type=Path, help="Folder to write; with --to_authors, a file.")
+    parser.add_argument(
+        "--model_card",
+        type=Path,
+        help="Model card to save with the weights. Not with --to_authors, which writes no card.",
     )
     parser.add_argument("--to_authors", action="store_true", help="Convert a model to the authors' layout.")
     args = parser.parse_args(args)

@@ -2,19 +2,20 @@
 """
 Compares the robustness of image classifiers: accuracy under FGSM attacks and under the corruptions of ImageNet-C.
 
-On the held-out embedded digits, after two runs of run_image_classification.py, into outputs/plain and with --gradaug into
-outputs/gradaug:
+On the embedded digits' validation images, for two models that run_image_classification.py trained: outputs/plain, and
+outputs/gradaug with --gradaug:
 
     python examples/evaluate_robustness.py --models outputs/plain outputs/gradaug --baseline outputs/plain \
         --output_dir outputs/robustness
 
-Checkpoints of the Hub, on ImageNet's folders. These have other names than the model's classes, in the same order:
+On ImageNet's folders, for checkpoints from the Hub. The folders' names differ from the models' class names, but have the
+same order:
 
     python examples/evaluate_robustness.py --models microsoft/resnet-50 facebook/convnext-tiny-224 --output_dir outputs/robustness \
         --validation_dir imagenet/val --classes_by_number --max_samples 5000 \
         --num_workers 8
 
-It prints a table and writes robustness.json and robustness.png. After a stop, the same command continues.
+The script prints a table and writes robustness.json and robustness.png. If it is interrupted, the same command continues.
 """
 
 import logging

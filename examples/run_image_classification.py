@@ -12,7 +12,7 @@ Fine-tune a pretrained model on your own images:
         --train_dir photos/train --validation_dir photos/validation --model_name_or_path microsoft/resnet-50 \
         --ignore_mismatched_sizes
 
-Distil from a teacher, a model trained on the same data, as another baseline:
+As another baseline, distil from a teacher, which is a model with the same classes:
 
     accelerate launch examples/run_image_classification.py --teacher outputs/plain --output_dir outputs/distilled --do_train \
         --do_eval
@@ -110,31 +110,33 @@ class ModelArguments(CommonModelArguments):
         metadata={"help": "Config fields, such as hidden_sizes=[32,64],depths=[1,1],layer_type=basic"},
     )
     image_processor_name: str | None = field(
-        default=None, metadata={"help": "Image processor: a Hub name or a folder. Not given: the model's own."}
+        default=None, metadata={"help": "Image processor: a Hub name or a folder. Defaults to the model's own."}
     )
     image_size: int = field(
         default=224, metadata={"help": "Image size in pixels for a model without an image processor."}
     )
     crop_pct: float = field(
         default=0.875,
-        metadata={"help": "Fraction of the resized image's side that evaluation keeps, without an image processor."},
+        metadata={
+            "help": "Fraction of the resized image's side that the evaluation's crop keeps, without an image processor."
+        },
     )
     image_mean: list[float] | None = field(
         default=None,
-        metadata={"help": "Mean per channel of pixels in [0, 1], without an image processor. Not given: ImageNet's."},
+        metadata={"help": "Mean per channel of pixels in [0, 1], without an image processor. Defaults to ImageNet's."},
     )
     image_std: list[float] | None = field(
         default=None,
-        metadata={"help": "Standard deviation per channel, without an image processor. Not given: ImageNet's."},
+        metadata={"help": "Standard deviation per channel, without an image processor. Defaults to ImageNet's."},
     )
     sync_batchnorm: bool = field(
-        default=False, metadata={"help": "Compute BatchNorm's statistics over the images of all GPUs."}
+        default=False, metadata={"help": "Compute BatchNorm's batch statistics over the images of all GPUs."}
     )
     channels_last: bool = field(
         default=False,
         metadata={"help": "Use the channels_last memory format. It speeds up convolutions on GPUs."},
     )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Allow code of the model from the Hub to run."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the model's code from the Hub."})
 
     def __post_init__(self):
         if self.teacher and self.gradaug:

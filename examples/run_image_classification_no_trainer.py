@@ -1,10 +1,12 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-GradAug in a training loop of your own, with Accelerate and without the Trainer.
+GradAug in your own training loop, with Accelerate and without the Trainer.
+
+Train a small ResNet from scratch on the embedded handwritten digits:
 
     accelerate launch examples/run_image_classification_no_trainer.py --output_dir out
 
-trains a small ResNet from scratch on the embedded handwritten digits. With `--num_subnetworks 0` it is plain training.
+With `--num_subnetworks 0`, the script trains the plain baseline.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Train an instance segmenter with GradAug, or without it as the plain baseline, on data in COCO's format.
+Train an instance segmenter on data in COCO format. Without `--gradaug`, the script trains the plain baseline.
 
 On the embedded scenes of handwritten digits, a small Mask2Former from scratch:
 
@@ -13,7 +13,7 @@ On your own images, from a pretrained MaskFormer or Mask2Former:
         --validation_dir coco/val2017 --validation_annotations coco/annotations/instances_val2017.json \
         --model_name_or_path facebook/mask2former-swin-tiny-coco-instance --ignore_mismatched_sizes
 
-A new segmenter can start on the weights of a classifier that GradAug trained: `--backbone outputs/digits`.
+`--backbone outputs/digits` initializes the backbone of a new segmenter with a classifier that GradAug trained.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-Train a detector with GradAug, or without it as the plain baseline, on data in COCO's format.
+Train a detector on data in COCO format. Without `--gradaug`, the script trains the plain baseline.
 
 On the embedded scenes of handwritten digits, a small RT-DETR from scratch:
 
@@ -13,7 +13,7 @@ On your own images, from a pretrained detector:
         --validation_dir coco/val2017 --validation_annotations coco/annotations/instances_val2017.json \
         --model_name_or_path PekingU/rtdetr_r50vd --ignore_mismatched_sizes --scales 1 0.8 0.6
 
-As in the paper's transfer experiment, a new detector starts on the weights of a classifier that GradAug trained:
+Initialize the backbone of a new detector with a classifier that GradAug trained, as in the paper's transfer experiment:
 
     accelerate launch examples/run_object_detection.py --output_dir out --do_train --do_eval --backbone outputs/digits
 """

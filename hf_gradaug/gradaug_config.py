@@ -15,7 +15,7 @@ class GradAugConfig(GradAugSettings, TrainingArguments):
     """
     `TrainingArguments` with the settings of GradAug, for [`GradAugTrainer`].
 
-    All fields parse from the command line, a `.json` and a `.yaml` file with `HfArgumentParser`.
+    `HfArgumentParser` parses all fields from the command line, a `.json` file or a `.yaml` file.
 
     Args:
         num_subnetworks (`int`, *optional*, defaults to `3`), subnetwork_kind, min_survival, min_width, width_choices,
@@ -23,11 +23,12 @@ class GradAugConfig(GradAugSettings, TrainingArguments):
         subnetwork_batch_fraction, subnetwork_every, cuda_graphs, nonfinite_loss:
             See [`GradAugSettings`].
         lr_milestones (`list[float]`, *optional*):
-            Shares of the run, each in (0, 1). After each, the learning rate is divided by 10. Needs
-            `lr_scheduler_type="constant"`, because no schedule of transformers falls in steps.
+            Fractions of the run, each in (0, 1). At each of them, the learning rate is divided by 10. Needs
+            `lr_scheduler_type="constant"`, because transformers has no step schedule.
         logging_nan_inf_filter (`bool`, *optional*):
-            As in `TrainingArguments`, where it is `True` and makes the Trainer wait for the device in each step. If
-            not given, it is `True` without sub-networks, with `nonfinite_loss="skip"` or in fp16, else `False`.
+            Leaves NaN and infinite losses out of the logged loss, as in `TrainingArguments`. The Trainer then waits for
+            the device in each step. If not given, it is `True` without sub-networks, with `nonfinite_loss="skip"` or in
+            fp16, else `False`.
         output_dir (`str`) and all others:
             See `TrainingArguments`.
 
@@ -38,7 +39,7 @@ class GradAugConfig(GradAugSettings, TrainingArguments):
     lr_milestones: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Shares of the run, each in (0, 1). After each, the learning rate is divided by 10. "
+            "help": "Fractions of the run, each in (0, 1). At each of them, the learning rate is divided by 10. "
             "Needs lr_scheduler_type constant."
         },
     )
@@ -65,7 +66,7 @@ class GradAugConfig(GradAugSettings, TrainingArguments):
             return
         if not (self.lr_milestones and all(0 < share < 1 for share in self.lr_milestones)):
             raise ValueError(
-                f"`lr_milestones` must be one or more shares of the run in (0, 1), but is {self.lr_milestones}."
+                f"`lr_milestones` must be one or more fractions of the run in (0, 1), but is {self.lr_milestones}."
             )
         if self.lr_scheduler_type != SchedulerType.CONSTANT:
             raise ValueError(

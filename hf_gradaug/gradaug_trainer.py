@@ -57,8 +57,8 @@ class GradAugMixin(SharedTrainerMixin):
 
     Raises:
         `TypeError`: If the model can't have sub-networks.
-        `ValueError`: If the model can't have the chosen targets, or an argument doesn't allow several backwards in a
-            step. Nothing is written before the error.
+        `ValueError`: If the model can't have the chosen targets, or a training argument doesn't work with several
+            backwards per step. Nothing is written before the error.
     """
 
     def __init_subclass__(cls, **kwargs):
@@ -66,8 +66,8 @@ class GradAugMixin(SharedTrainerMixin):
         order = cls.__mro__
         if Trainer in order and order.index(Trainer) < order.index(GradAugMixin):
             raise TypeError(
-                f"`GradAugMixin` must come before the Trainer among the bases of {cls.__name__}, but comes after it, where it "
-                "changes nothing: `class MyTrainer(GradAugMixin, SomeTrainer)`."
+                f"`GradAugMixin` must come before the Trainer among the bases of {cls.__name__}, but comes after it, so it has no "
+                "effect. Write `class MyTrainer(GradAugMixin, SomeTrainer)`."
             )
 
     def __init__(self, *args, transform: Transform | None = None, build: Build | None = None, **kwargs):
@@ -206,7 +206,7 @@ class GradAugMixin(SharedTrainerMixin):
                 loss = label_loss(model, batch_type(dict(inputs)), **_accepted(label_loss, kwargs))
             if not (isinstance(loss, tuple) and len(loss) == 2):
                 raise ValueError(
-                    "`compute_loss` must return the loss and the model's outputs where `return_outputs` is True, but returns "
+                    "`compute_loss` must return the loss and the model's outputs if `return_outputs` is True, but returns "
                     f"a {type(loss).__name__}. The sub-networks learn from the outputs."
                 )
             loss, outputs = loss
@@ -237,10 +237,10 @@ class GradAugMixin(SharedTrainerMixin):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """
-        The Trainer's loss, which also takes class probabilities as labels.
+        Computes the Trainer's loss. Labels may be class probabilities.
 
-        A subclass may override it. In training its loss is then the full network's. Sub-networks use it too if they
-        learn from labels.
+        A subclass may override this method. In training, the full network then uses the overridden loss. Sub-networks
+        use it too if they learn from labels.
         """
         labels, trainer_loss = get_float_labels(inputs), super().compute_loss
         is_single_label = (
@@ -262,8 +262,8 @@ class GradAugMixin(SharedTrainerMixin):
         if self.gradaug_settings.num_subnetworks > 0:
             if not self._has_run_subnetworks:  # a subclass has a step of its own; it may skip some batches
                 raise ValueError(
-                    "`training_step` must call `super().training_step`, which runs the sub-networks, but doesn't. Change the "
-                    "batch before that call, and the loss in `compute_loss`."
+                    "`training_step` must call `super().training_step`, which runs the sub-networks, but doesn't. You can "
+                    "change the batch before that call, and override `compute_loss` to change the loss."
                 )
             self._loss_guard.check_gradients(norm)
         return norm
@@ -366,8 +366,8 @@ class GradAugTrainer(GradAugMixin, ModelCardMixin, DurableTrainerMixin, Trainer)
     """
     The Trainer of transformers with GradAug (Yang, Zhu and Chen, NeurIPS 2020, arXiv 2006.07989).
 
-    Takes the arguments of `Trainer`, and a [`TrainingStream`] as training data. [`GradAugMixin`] has the method.
-    [`~hf_gradaug.training.DurableTrainerMixin`] makes long runs durable.
+    Takes the arguments of `Trainer`. The training data may also be a [`TrainingStream`]. [`GradAugMixin`] implements
+    the method. [`~hf_gradaug.training.DurableTrainerMixin`] adds checkpoints, streams and Hub pushes.
     [`~hf_gradaug.reporting.ModelCardMixin`] writes the model card.
 
     Example:

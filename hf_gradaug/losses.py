@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 
 # Advice for models without logits for soft targets.
-_ADVICE = " Sub-networks of other models learn from labels: set `subnetwork_targets` to 'labels'."
+_ADVICE = " For other models, set `subnetwork_targets` to 'labels'."
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def soft_target_loss(logits: Tensor, targets: Tensor, temperature: float = 1.0) 
 
 def binary_soft_targets(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """
-    [`soft_targets`] for a multi-label model: one probability per label. Ours, not the paper's.
+    [`soft_targets`] for a multi-label model: one probability per label. The paper has no multi-label targets.
 
     Args:
         logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
@@ -79,7 +79,7 @@ def bernoulli_kl(logits: Tensor, targets: Tensor) -> Tensor:
 
 def binary_soft_target_loss(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
     """
-    [`soft_target_loss`] for a multi-label model. Ours, not the paper's.
+    [`soft_target_loss`] for a multi-label model. The paper has no multi-label loss.
 
     This is `KL(targets || sigmoid(logits / temperature))`, averaged over batch and labels as in the heads of
     `transformers`.
@@ -100,7 +100,7 @@ def binary_soft_target_loss(logits: Tensor, targets: Tensor, temperature: float 
 
 def soft_label_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """
-    Cross-entropy with class probabilities as labels, such as CutMix and MixUp make.
+    Cross-entropy with class probabilities as labels, for example those of CutMix and MixUp.
 
     The heads of `transformers` treat floating-point labels as multi-label and use binary cross-entropy.
 
@@ -153,8 +153,8 @@ def settle_problem_type(config: PreTrainedConfig, labels: Tensor) -> None:
         labels (`torch.Tensor`): Floating-point labels of shape `(batch_size, num_labels)`.
 
     Raises:
-        `ValueError`: If the config doesn't say it and the labels may be of either kind, or if the labels of a
-            single-label problem are no class probabilities.
+        `ValueError`: If `config.problem_type` is unset and the labels may be of either kind. Also if it is
+            `"single_label_classification"` and the labels are not class probabilities.
     """
     problem_type = getattr(config, "problem_type", None)
     if problem_type not in (None, "single_label_classification"):
@@ -164,16 +164,16 @@ def settle_problem_type(config: PreTrainedConfig, labels: Tensor) -> None:
         # A head takes all floating-point labels for multi-label ones. One label in each row may mean either.
         raise ValueError(
             "`config.problem_type` must be set for floating-point labels whose rows sum to 1, but is None. "
-            "'single_label_classification' takes them for class probabilities, as of CutMix and MixUp, and "
-            "'multi_label_classification' for a probability of each label."
+            "Set it to 'single_label_classification' for class probabilities, such as those of CutMix and MixUp, or to "
+            "'multi_label_classification' for one probability per label."
         )
     if problem_type is None:
         config.problem_type = "multi_label_classification"  # a loss of one's own would pass the head by
     elif not is_single_label:
         raise ValueError(
-            "`labels` must be class probabilities, each row 0 or more and of sum 1, where `config.problem_type` is "
-            "'single_label_classification', but are not. Set it to 'multi_label_classification' if an image can have "
-            "several labels: with `subnetwork_targets` 'soft', sub-networks then learn a probability of each."
+            "`labels` must be class probabilities (no value below 0, and each row sums to 1) if `config.problem_type` is "
+            "'single_label_classification', but are not. If an image can have several labels, set `config.problem_type` "
+            "to 'multi_label_classification'."
         )
 
 
@@ -249,7 +249,7 @@ def check_has_soft_targets(model: nn.Module, multi_label: bool = True) -> None:
     classifies |= multi_label and problem_type == "multi_label_classification"
     if loss_type not in (None, "ForImageClassification") or not classifies:
         raise ValueError(
-            f"Soft targets are the predictions of models for single-label classification"
-            f"{' or multi-label classification' if multi_label else ''}, but this is a {type(model).__name__}, `config.problem_type` is {problem_type!r} and "
+            f"Soft targets need a model for single-label{' or multi-label' if multi_label else ''} image classification, "
+            f"but this is a {type(model).__name__}, `config.problem_type` is {problem_type!r} and "
             f"`config.num_labels` is {config.num_labels}.{_ADVICE}"
         )

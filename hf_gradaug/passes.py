@@ -108,11 +108,11 @@ class GradAugPass:
 
     def compute(self, model: nn.Module) -> Tensor:
         """
-        Forward and loss of the pass, to call inside the `with` block: `loss(model(**inputs))`, or a replay of a
-        capture.
+        Runs the forward of the pass and computes its loss: `loss(model(**inputs))`, or a replay of a CUDA graph. Call
+        it inside the `with` block.
 
         Args:
-            model (`nn.Module`): The model, wrapped for distributed training if it is.
+            model (`nn.Module`): The model, or its wrapper for distributed training.
 
         Returns:
             `torch.Tensor`: A scalar.
@@ -145,9 +145,9 @@ class FullPass(GradAugPass):
 
     def set_images(self, images: Tensor | None) -> None:
         """
-        Sets the images of which the sub-networks get transformations, for a loss of your own that changes the batch.
+        Sets the images that are transformed for the sub-networks. Call it if your own loss changes the batch.
 
-        Sub-networks that learn from labels get the batch's own images, as their labels are.
+        Sub-networks that learn from labels keep the batch's original images, because they also keep its labels.
 
         Args:
             images (`torch.Tensor`, *optional*):
@@ -238,8 +238,8 @@ class SubnetworkPass(GradAugPass):
     def _loss(self, outputs: Any, label_loss: Tensor | None) -> Tensor:
         if not self._active.has_run:
             raise ValueError(
-                "The outputs must be of the model that GradAug was given, but its sub-network was not run. Another model was "
-                "called, or the model's `forward` was replaced since."
+                "`outputs` must come from the model that `GradAug` was given, but its sub-network was not run. Call that model, "
+                "and don't replace its `forward`."
             )
         if self.learns_from_labels:
             return self.gradaug.settings.subnetwork_loss_weight * self._label_loss(outputs, label_loss)
@@ -249,7 +249,7 @@ class SubnetworkPass(GradAugPass):
     def _targets(self) -> Any:
         if self._full.targets is None:
             raise ValueError(
-                "The full network's pass must be run, its loss included, before those of the sub-networks."
+                "The full network's pass must compute its loss before the passes of the sub-networks run."
             )
         return self._full.targets if self.rows is None else self._full.targets[self.rows]
 
@@ -266,8 +266,8 @@ class GradAug:
     """
     Divides an optimizer step into the passes of GradAug.
 
-    [`GradAugTrainer`] uses it. So can your own training loop, in one process or with DistributedDataParallel. FSDP2
-    and DeepSpeed need further steps of the trainer.
+    [`GradAugTrainer`] uses it. Your own training loop can use it too, in one process or with DistributedDataParallel.
+    FSDP2 and DeepSpeed work only with [`GradAugTrainer`].
 
     Args:
         model (`PreTrainedModel`):
@@ -275,11 +275,12 @@ class GradAug:
         settings ([`GradAugSettings`], *optional*):
             Defaults to the paper's for ImageNet.
         seed (`int`, *optional*, defaults to `0`):
-            Widths and transformations of a step are drawn from the seed and the step's index.
+            The widths and transformations of a step depend only on the seed and the step's index.
         transform (`Callable[[torch.Tensor, torch.Generator], torch.Tensor]`, *optional*):
             Transformation of a batch of shape `(batch_size, num_channels, height, width)` for a sub-network, instead
-            of `settings.scales` and `settings.rotations`, which keep their defaults. Masks are scaled to the size that
-            it returns. If labels hold masks or boxes, it may resize and recolour images, but not move their content.
+            of `settings.scales` and `settings.rotations`, which must keep their defaults. Masks are scaled to the size
+            of the returned images. If labels hold masks or boxes, the transformation may resize and recolour images,
+            but must not move their content.
         build (`Callable[[PreTrainedConfig], nn.Module]`, *optional*):
             See [`make_slimmable`].
         label_names (`list[str]`, *optional*):
@@ -368,11 +369,11 @@ class GradAug:
             inputs (`Mapping[str, Any]`):
                 The batch on the model's device, with images and labels.
             step (`int`):
-                Index of the optimizer step, counted over all epochs. All batches of a step get the same draws, in all
-                processes.
+                Index of the optimizer step, counted over all epochs. All micro-batches of a step get the same draws, in
+                all processes.
 
         Yields:
-            [`GradAugPass`]: Run it with its backward before you ask for the next one.
+            [`GradAugPass`]: Run its forward and backward before you ask for the next pass.
 
         Raises:
             `ValueError`: If the batch has no images, they become too small for the model, or `settings.rotations`
@@ -380,8 +381,10 @@ class GradAug:
         """
         settings, name = self.settings, self.image_name
         if not isinstance(inputs, Mapping) or name not in inputs:
-            found = shorten(sorted(inputs)) if isinstance(inputs, Mapping) else f"a {type(inputs).__name__}"
-            raise ValueError(f"GradAug transforms the images in the batch's {name!r}, but the batch is {found}.")
+            found = f"a {type(inputs).__name__}"
+            if isinstance(inputs, Mapping):
+                found = f"a dict with {shorten(sorted(inputs))}"
+            raise ValueError(f"`inputs` must be a dict with the images under {name!r}, but is {found}.")
         if type(self.target_kind) is not TARGETS[settings.subnetwork_targets]:  # the settings were changed
             self.target_kind = TARGETS[settings.subnetwork_targets](self.model, settings)
         images = inputs[name]
@@ -443,9 +446,9 @@ class GradAug:
             self._trains_one_image[size] = can
             if not can:
                 logger.warning(
-                    f"Sub-networks that see a single image of {size[0]} x {size[1]} pixels are left out: BatchNorm has no "
-                    "statistics there. Set `dataloader_drop_last`, larger `scales` or a larger `subnetwork_batch_fraction` "
-                    "to train them."
+                    f"Sub-networks that see a single image of {size[0]} x {size[1]} pixels are skipped: BatchNorm can't compute "
+                    "statistics of a single value per channel. To train them, set `dataloader_drop_last`, larger `scales` or a "
+                    "larger `subnetwork_batch_fraction`."
                 )
         return self._trains_one_image[size]
 

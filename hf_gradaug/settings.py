@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""The settings of GradAug, apart from any trainer."""
+"""The settings of GradAug, independent of any trainer."""
 
 import dataclasses
 import json
@@ -39,19 +39,20 @@ class GradAugSettings:
 
     Args:
         num_subnetworks (`int`, *optional*, defaults to `3`):
-            Sub-networks trained in each optimizer step beside the full network. 0 turns GradAug off.
+            Sub-networks trained in each optimizer step, in addition to the full network. 0 turns GradAug off.
         subnetwork_kind (`str`, *optional*, defaults to `"width"`):
             What sub-networks drop: channels (`"width"`), residual blocks (`"depth"`) or both (`"width_depth"`). The
             full network always runs all blocks, so no block's output is scaled by its probability of survival.
         min_survival (`float`, *optional*, defaults to `0.5`):
-            With depth: probability that a sub-network keeps the last residual block, in (0, 1]. It falls linearly from
-            1 for the first block. The first block of a stage is always kept. The authors' code for CIFAR uses 0.8.
+            With depth: probability that a sub-network keeps the last residual block, in (0, 1]. The probability falls
+            linearly from 1 for the first block to this value for the last. The first block of a stage is always kept.
+            The authors' code for CIFAR uses 0.8.
         min_width (`float`, *optional*, defaults to `0.9`):
-            Smallest width multiplier, in (0, 1]. One sub-network per step has it. The others are uniform in
-            `[min_width, 1]`.
+            Smallest width multiplier, in (0, 1]: the fraction of channels that a sub-network keeps. One sub-network per
+            step has this width. The widths of the others are uniform in `[min_width, 1]`.
         width_choices (`list[float]`, *optional*):
-            Width multipliers to draw the others from, each in `[min_width, 1]`, instead of the whole interval. One
-            sub-network keeps `min_width`. If `subnetwork_kind` is `"width"`, `torch.compile` then compiles the
+            Width multipliers to draw from, each in `[min_width, 1]`, instead of the whole interval. One sub-network
+            per step still has `min_width`. If `subnetwork_kind` is `"width"`, `torch.compile` then compiles the
             sub-networks too.
         scales (`list[float]`, *optional*, defaults to `[1.0, 6 / 7, 5 / 7, 4 / 7]`):
             Image sizes for the sub-networks, as fractions of the batch's height and width, each in (0, 1]. At 224
@@ -72,15 +73,16 @@ class GradAugSettings:
             Rounds the sub-networks' channel counts to its multiples, 1 or more. The inner layers of a ResNet
             bottleneck have a quarter of its outer count, so 32 makes them multiples of 8.
         subnetwork_batch_fraction (`float`, *optional*, defaults to `1.0`):
-            Fraction of the batch that each sub-network sees, in (0, 1]: evenly spaced images. Up to
-            `1 / num_subnetworks`, sub-networks see different images, apart from rounding. Above, some images recur.
+            Fraction of the batch that each sub-network sees, in (0, 1]. The images are evenly spaced in the batch. Up
+            to `1 / num_subnetworks`, the sub-networks see different images, apart from rounding. Above that, they share
+            some images.
         subnetwork_every (`int`, *optional*, defaults to `1`):
             Trains sub-networks every k-th optimizer step, from the first step on. 1 or more.
         cuda_graphs (`bool`, *optional*, defaults to `False`):
             Captures the passes of the full network and of the sub-networks as CUDA graphs. Needs `subnetwork_targets`
             `"soft"`. There is one capture for each width, image size and batch shape, up to 64; further passes run
-            eagerly. With random depth, sub-networks run eagerly. This is faster for small networks and batches, where
-            the host is the limit. With random widths, set `width_choices` or `width_divisor` too.
+            eagerly. With random depth, sub-networks run eagerly. CUDA graphs are faster for small networks and batches,
+            where the GPU waits for the CPU. With random widths, set `width_choices` or `width_divisor` too.
         nonfinite_loss (`str`, *optional*, defaults to `"stop"`):
             What [`GradAugTrainer`] does if a loss or the gradient is NaN or infinite. `"stop"` raises an error before
             anything of the step is saved. `"skip"` skips the optimizer step and counts it, and waits for the device in
@@ -88,12 +90,14 @@ class GradAugSettings:
             steps. See [`~hf_gradaug.training.nonfinite.NonFiniteLossGuard`].
 
     Raises:
-        `ValueError`: If a setting is no number or out of range. The error names the setting, its value and the allowed values.
+        `ValueError`: If a setting is not a number or is out of range. The error names the setting, its value and the allowed values.
     """
 
     num_subnetworks: int = field(
         default=3,
-        metadata={"help": "Sub-networks trained in each optimizer step beside the full network. 0 turns GradAug off."},
+        metadata={
+            "help": "Sub-networks trained in each optimizer step, in addition to the full network. 0 turns GradAug off."
+        },
     )
     subnetwork_kind: SubnetworkKind = field(
         default="width",
@@ -105,21 +109,21 @@ class GradAugSettings:
         default=0.5,
         metadata={
             "help": "With depth: probability that a sub-network keeps the last residual block, in (0, 1]. "
-            "It falls linearly from 1 for the first block."
+            "The probability falls linearly from 1 for the first block to this value for the last."
         },
     )
     min_width: float = field(
         default=0.9,
         metadata={
-            "help": "Smallest width multiplier, in (0, 1]. One sub-network per step has it. The others are uniform in "
-            "[min_width, 1]."
+            "help": "Smallest width multiplier, in (0, 1]: the fraction of channels that a sub-network keeps. One "
+            "sub-network per step has this width. The widths of the others are uniform in [min_width, 1]."
         },
     )
     width_choices: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Width multipliers to draw the others from, each in [min_width, 1], instead of the whole interval. "
-            "One sub-network keeps min_width. With subnetwork_kind width, torch_compile then compiles the sub-networks "
+            "help": "Width multipliers to draw from, each in [min_width, 1], instead of the whole interval. "
+            "One sub-network per step still has min_width. With subnetwork_kind width, torch_compile then compiles the sub-networks "
             "too."
         },
     )
@@ -159,8 +163,8 @@ class GradAugSettings:
     subnetwork_batch_fraction: float = field(
         default=1.0,
         metadata={
-            "help": "Fraction of the batch that each sub-network sees, in (0, 1]. Up to 1/num_subnetworks, they see "
-            "different images, apart from rounding. Above, some images recur."
+            "help": "Fraction of the batch that each sub-network sees, in (0, 1]. Up to 1/num_subnetworks, the "
+            "sub-networks see different images, apart from rounding. Above that, they share some images."
         },
     )
     subnetwork_every: int = field(
@@ -216,7 +220,7 @@ class GradAugSettings:
         ):
             value = getattr(self, name)
             if is_unused and value != getattr(GradAugSettings, name):  # the default
-                raise ValueError(f"`{name}` must not be given where {where}, which doesn't use it, but is {value}.")
+                raise ValueError(f"`{name}` must not be set if {where}, which doesn't use it, but is {value}.")
         choices = self.width_choices
         if choices is not None and not (choices and all(self.min_width <= width <= 1 for width in choices)):
             raise ValueError(
@@ -233,8 +237,8 @@ class GradAugSettings:
             raise ValueError(f"`subnetwork_loss_weight` must be 0 or more, but is {self.subnetwork_loss_weight}.")
         if self.cuda_graphs and self.subnetwork_targets != "soft":
             raise ValueError(
-                f"`subnetwork_targets` must be 'soft' with `cuda_graphs`, but is {self.subnetwork_targets!r}: other losses match "
-                "objects on the CPU."
+                f"`subnetwork_targets` must be 'soft' with `cuda_graphs`, but is {self.subnetwork_targets!r}. The other "
+                "losses match objects on the CPU, which a CUDA graph can't capture."
             )
         RandomScale(self.scales)
         if self.rotations is not None:
@@ -267,7 +271,7 @@ def settings_as_dict(settings: GradAugSettings) -> dict[str, Any]:
 
 def save_settings(settings: GradAugSettings, folder: str | os.PathLike) -> None:
     """
-    Writes the settings to `gradaug_config.json` in a model's folder. With 0 sub-networks there is no such file.
+    Writes the settings to `gradaug_config.json` in a model's folder. With 0 sub-networks, deletes that file instead.
 
     `GradAugSettings(**json.loads(Path(folder, "gradaug_config.json").read_text()))` reads them back.
 

@@ -11,9 +11,9 @@ from ..messages import check_counts
 
 @dataclass
 class DataArguments:
-    """The images and their augmentation. Without a dataset: the embedded digits."""
+    """The images and their augmentation. If no data is named, the embedded digits are used."""
 
-    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, or its local folder."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Dataset: a Hub name or a local folder."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the Hub dataset."})
     train_dir: str | None = field(
         default=None,
@@ -22,28 +22,35 @@ class DataArguments:
             "glob)."
         },
     )
-    validation_dir: str | None = field(default=None, metadata={"help": "Validation data, in the form of train_dir."})
-    test_dir: str | None = field(default=None, metadata={"help": "Test data, in the form of train_dir."})
+    validation_dir: str | None = field(
+        default=None, metadata={"help": "Validation data, in the same form as train_dir."}
+    )
+    test_dir: str | None = field(default=None, metadata={"help": "Test data, in the same form as train_dir."})
     train_split_name: str = field(default="train", metadata={"help": "Name of the Hub dataset's training split."})
-    validation_split_name: str = field(default="validation", metadata={"help": "Name of its validation split."})
-    test_split_name: str = field(default="test", metadata={"help": "Name of its test split, for do_predict."})
+    validation_split_name: str = field(
+        default="validation", metadata={"help": "Name of the Hub dataset's validation split."}
+    )
+    test_split_name: str = field(
+        default="test", metadata={"help": "Name of the Hub dataset's test split, for do_predict."}
+    )
     train_val_split: float = field(
-        default=0.15, metadata={"help": "Share of the training images held out if there is no validation split."}
+        default=0.15,
+        metadata={"help": "Fraction of the training images held out for validation if there is no validation split."},
     )
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "Maximum number of training images. Of streamed shards, the first are used."}
+        default=None, metadata={"help": "Maximum number of training images. From a stream, the first images are used."}
     )
     max_eval_samples: int | None = field(
         default=None,
         metadata={
-            "help": "Maximum number of validation images, and of test images. Of streamed shards, the first are used."
+            "help": "Maximum number of validation images, and of test images. From a stream, the first images are used."
         },
     )
     image_column_name: str | None = field(
-        default=None, metadata={"help": "Column of images. Found by its type if not given."}
+        default=None, metadata={"help": "Column of images. If not given, it is found by its type."}
     )
     label_column_name: str | None = field(
-        default=None, metadata={"help": "Column of labels. Found by its type if not given."}
+        default=None, metadata={"help": "Column of labels. If not given, it is found by its type."}
     )
     classes_by_number: bool = field(
         default=False,
@@ -57,8 +64,8 @@ class DataArguments:
     in_memory: bool = field(
         default=False,
         metadata={
-            "help": "Decode all images once, then crop and mirror whole batches. Faster for small images, whose "
-            "decoding costs more than the model. Needs random_crop_padding, without color_jitter."
+            "help": "Decode all images once, then crop and mirror whole batches. This is faster for small images, whose "
+            "decoding takes longer than the model. It needs random_crop_padding and no color_jitter."
         },
     )
     streaming: bool = field(default=False, metadata={"help": "Stream the training images instead of storing them."})
@@ -67,31 +74,32 @@ class DataArguments:
     )
     shuffle_buffer_size: int = field(
         default=10000,
-        metadata={"help": "Undecoded images that each process holds in memory to shuffle a stream."},
+        metadata={"help": "Number of undecoded images that each process holds in memory to shuffle a stream."},
     )
     random_resized_crop_scale: list[float] = field(
         default_factory=lambda: [0.08, 1.0],
-        metadata={"help": "Smallest and largest share of the image's area that the random crop keeps."},
+        metadata={"help": "Smallest and largest fraction of the image's area that the random crop keeps."},
     )
     random_crop_padding: int | None = field(
         default=None,
         metadata={
-            "help": "Pads the image by this many mirrored pixels and crops its own size at a random place, instead of "
-            "random_resized_crop_scale (CIFAR: 4)."
+            "help": "Pad each side of the image with this many mirrored pixels, then crop a random region of the original "
+            "size. This replaces random_resized_crop_scale. The CIFAR recipes use 4."
         },
     )
     horizontal_flip: bool = field(
         default=True,
-        metadata={"help": "Mirror half of the training images. Turn it off if mirroring changes the class."},
+        metadata={"help": "Mirror half of the training images. Turn this off if mirroring changes the class."},
     )
     color_jitter: float = field(
-        default=0.0, metadata={"help": "Strength of random brightness, contrast and saturation (the authors: 0.4)."}
+        default=0.0,
+        metadata={"help": "Strength of random brightness, contrast and saturation. The authors use 0.4 for ImageNet."},
     )
     cutmix_alpha: float = field(default=0.0, metadata={"help": "Alpha of CutMix; 0 turns it off."})
     mixup_alpha: float = field(default=0.0, metadata={"help": "Alpha of MixUp; 0 turns it off."})
     skip_bad_images: bool = field(
         default=False,
-        metadata={"help": "Skip unreadable images, each named in a warning, instead of stopping at the first."},
+        metadata={"help": "Skip unreadable images and name each in a warning, instead of stopping at the first."},
     )
     mix_prob: float = field(default=1.0, metadata={"help": "Probability that a training batch is mixed."})
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Sub-networks exported as models, recalibrated and measured; conversion of the authors' checkpoints."""
+"""Exports, recalibrates and measures sub-networks, and converts the authors' checkpoints."""
 
 from .. import models  # noqa: F401  registers them with the Auto classes, for `load_classifier`
 from .calibration import recalibrate_batchnorm

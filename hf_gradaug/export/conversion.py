@@ -40,10 +40,11 @@ def convert_authors_checkpoint(
     path: str | os.PathLike,
 ) -> tuple[ResNetForImageClassification, ConvNextImageProcessor]:
     """
-    Reads a ResNet-50, 101 or 152 trained by the authors' code, as a model of transformers with its image processor.
+    Converts a checkpoint of a ResNet-50, 101 or 152 of the authors' code to a model of transformers and its image
+    processor.
 
-    The weights are read from `"state_dict"`, from `"model"`, or from the file's whole content. They have the authors'
-    layout, with or without the prefix `module.`. No code in the file runs. The BatchNorm layers have the full
+    The weights are read from the key `"state_dict"`, from the key `"model"`, or from the whole content of the file. They must
+    have the authors' layout, with or without the prefix `module.`. No code in the file is run. The BatchNorm layers have the full
     network's running statistics.
 
     The image processor follows the authors' evaluation. It resizes the shorter side to 256 pixels (bilinear), crops
@@ -184,7 +185,7 @@ def _check_tensors(found: dict[str, torch.Tensor], expected: dict[str, torch.Ten
     unexpected = [name for name in found if name not in expected]
     if missing or unexpected:
         raise ValueError(
-            f"{what} is another architecture than the authors' ResNet-50, 101 or 152: {len(missing)} tensors are "
+            f"{what} does not have the architecture of the authors' ResNet-50, 101 or 152: {len(missing)} tensors are "
             f"missing {missing[:3]}, {len(unexpected)} are unexpected {unexpected[:3]}."
         )
     wrong = [

@@ -20,7 +20,7 @@ def load_classifier(name_or_path: str | os.PathLike, trust_remote_code: bool = F
         name_or_path (`str` or `os.PathLike`):
             A Hub name or a folder.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether code beside the weights may run. There is never a prompt.
+            Whether to run code that is stored with the weights. There is no prompt.
 
     Returns:
         `PreTrainedModel`: The model, on the CPU.
@@ -33,7 +33,7 @@ def load_classifier(name_or_path: str | os.PathLike, trust_remote_code: bool = F
             name_or_path, dtype=torch.float32, trust_remote_code=trust_remote_code, output_loading_info=True
         )
     except (OSError, ValueError) as error:
-        raise ValueError(f"'{name_or_path}' is no image classifier: {error}") from error
+        raise ValueError(f"'{name_or_path}' is not an image classifier: {error}") from error
     if info["missing_keys"]:
         raise ValueError(f"'{name_or_path}' has no weights for {shorten(sorted(info['missing_keys']))}.")
     return model

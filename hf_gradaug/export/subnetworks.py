@@ -41,32 +41,32 @@ def export_subnetwork(
     The model has the parent's plain class, device, dtype and labels, and is in eval mode. `from_pretrained` loads its
     checkpoint without this package. The parent doesn't change.
 
-    A sub-network needs its own BatchNorm statistics. Without calibration data it keeps the leading ones of the full
-    network, and its accuracy drops. Models without BatchNorm, such as ConvNeXt, need none.
+    A sub-network needs its own BatchNorm statistics. Without calibration data, it keeps the full network's statistics
+    of its channels, and its accuracy drops. Models without BatchNorm, such as ConvNeXt, need none.
 
     Args:
         model (`PreTrainedModel`):
-            The parent: a model whose family has a narrowing (see [`register_narrowing`]), slimmable already or not.
+            The parent: a model whose family has a narrowing (see [`register_narrowing`]). It need not be slimmable.
         width (`float`):
             Width multiplier, in (0, 1].
         width_divisor (`int`, *optional*, defaults to `1`):
             Channel counts are rounded to multiples of it. Use the value of the run.
         calibration_data (`Iterable[Mapping[str, torch.Tensor]]`, *optional*):
-            Batches with `pixel_values` for BatchNorm's running statistics, see [`recalibrate_batchnorm`]. Not read
-            without BatchNorm.
+            Batches with `pixel_values` for BatchNorm's running statistics, see [`recalibrate_batchnorm`]. If the model
+            has no BatchNorm, they are not read.
         kept_blocks (`Sequence[Sequence[int]]`, *optional*):
-            For each stage, the indices of the residual blocks to keep, ascending from 0. [`leading_blocks`] makes
-            them. If not given, all blocks are kept. Drop path rates, which only training uses, become those of the
-            smaller config.
+            For each stage, the indices of the residual blocks to keep, ascending from 0, for example from
+            [`leading_blocks`]. If not given, all blocks are kept. Drop path rates, which only training uses, become
+            those of the smaller config.
 
     Returns:
         `PreTrainedModel`: The sub-network, which shares no memory with `model`.
 
     Raises:
         `ValueError`: If `width` is outside (0, 1], `width_divisor` is below 1, or the calibration data or
-            `kept_blocks` don't fit. Also if the model differs from its class and config, because `from_pretrained`
-            couldn't load the export, or it would compute something else. In Swin, a block with shifted windows can't move to a place where the config has
-            none.
+            `kept_blocks` don't fit. For example, a Swin block with shifted windows can't move to a position where the
+            config has none. Also if the model differs from its class and config, because `from_pretrained` would then
+            fail or load a model that computes something else.
         `TypeError`: If the model's family has no narrowing, or `kept_blocks` are given and its blocks aren't
             registered (see [`register_depth`]).
 
@@ -82,8 +82,8 @@ def export_subnetwork(
     elif narrowed_fields(model.config, exported.config) and batchnorm_layers(exported):
         blocks = "" if kept_blocks is None else f" and residual blocks {kept_blocks}"
         logger.warning(
-            f"The sub-network of width multiplier {width}{blocks} has the full network's BatchNorm statistics, with which it "
-            "computes something else than in training: give `calibration_data`."
+            f"The sub-network of width multiplier {width}{blocks} uses the full network's BatchNorm statistics, so its accuracy "
+            "drops. Pass `calibration_data`."
         )
     return exported
 
@@ -132,8 +132,8 @@ def _check_settings(exported: PreTrainedModel, skeleton: PreTrainedModel) -> Non
         if setting != expected.get(name):
             raise ValueError(
                 f"`model` must be what its class and config describe, but {name!r} is {setting} by `build`, and "
-                f"{expected.get(name, 'absent')} in a {type(exported).__name__} that `from_pretrained` makes. Make that "
-                "change in a class of its own, or save the state dict of `subnetwork_state_dict`."
+                f"{expected.get(name, 'absent')} in a {type(exported).__name__} that `from_pretrained` makes. Put this "
+                "change into your own model class, or save the state dict of `subnetwork_state_dict`."
             )
 
 
@@ -195,23 +195,24 @@ def create_subnetwork_card(
     """
     A model card for an exported sub-network, which names its parent.
 
-    The caller names the parent on the Hub: a model loaded by a name may have other weights now.
+    Pass the parent's name on the Hub as `base_model`. It is not read from `parent`, whose weights may have changed since
+    it was loaded.
 
     Args:
         model (`PreTrainedModel`):
             The exported model.
         parent (`PreTrainedModel`):
-            The model it was exported from.
+            The model that `model` was exported from.
         width (`float`):
             The width multiplier.
         calibration_images (`int`, *optional*, defaults to `0`):
-            The number of images from which BatchNorm's statistics were computed; 0 if they are the parent's.
+            Number of images from which BatchNorm's statistics were recomputed. 0 means that they are the parent's.
         measured (`Mapping[str, tuple[str, str]]`, *optional*):
-            Rows to add to the card's table: a name, and the value for the parent and for the sub-network.
+            Rows to add to the card's table: by name, the parent's value and the sub-network's value.
         base_model (`str`, *optional*):
-            The parent's name on the Hub. Without it, the card has no link, and the last part of the parent's path.
+            The parent's name on the Hub. Without it, the card shows the last part of the parent's path, without a link.
         kept_blocks (`Sequence[Sequence[int]]`, *optional*):
-            The kept blocks of the export.
+            The `kept_blocks` that were passed to [`export_subnetwork`].
         **metadata (`Any`):
             Further fields of [`~huggingface_hub.ModelCardData`], such as `license`, `pipeline_tag` or `tags`.
 

@@ -62,7 +62,7 @@ def export_widths(
         width_divisor (`int`, *optional*, defaults to `1`):
             Channel counts are rounded to multiples of it.
         kept_blocks (`Sequence[Sequence[int]]`, *optional*):
-            For each stage, the indices of the residual blocks that the sub-networks keep. Not given: all.
+            For each stage, the indices of the residual blocks that the sub-networks keep. If not given, all are kept.
 
     Yields:
         `tuple[PreTrainedModel, dict]`: For each width, in the given order, the exported model and a row. The row has
@@ -152,8 +152,8 @@ def format_widths(rows: Rows) -> str:
 
     Args:
         rows (`Sequence[Mapping[str, Any]]`):
-            Rows. `flops` (of one image), `latency_1` and `latency_batch` (in seconds) get columns if rows have them. A
-            column without values is left out.
+            Rows of [`evaluate_widths`]. They may also have `flops` (of one image), `latency_1` and `latency_batch` (in
+            seconds). A column without values is left out.
 
     Returns:
         `str`: The table, whose columns are aligned in plain text.
@@ -175,10 +175,10 @@ def plot_widths(curves: Mapping[str, Rows | Sequence[Rows]], path: str | os.Path
 
     Args:
         curves (`Mapping[str, Sequence[Mapping] | Sequence[Sequence[Mapping]]]`):
-            Rows of [`evaluate_widths`] by model label. Several lists of rows, from runs with several seeds, are drawn
-            as mean and standard deviation.
+            By model label, the rows of [`evaluate_widths`]. A list of such rows, one entry per seed, is drawn as mean
+            and standard deviation.
         path (`str` or `os.PathLike`):
-            The file to write; its ending chooses the format.
+            The file to write. Its extension sets the format.
 
     Raises:
         `ImportError`: If matplotlib is missing.

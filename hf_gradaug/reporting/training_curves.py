@@ -22,15 +22,15 @@ def plot_training_curves(log_history: list[dict[str, Any]], path: str | os.PathL
 
     There are three panels over the optimizer steps: losses, evaluation accuracy and learning rate. The first panel
     shows the loss of the full network, of the sub-networks and of the evaluation. For a plain run it shows the
-    training and the evaluation loss. Training losses are measured on augmented images, and so lie above evaluation
-    losses.
+    training and the evaluation loss. Training losses are measured on augmented images, so they are usually higher than
+    evaluation losses.
 
     Args:
         log_history (`list[dict]`):
-            `trainer.state.log_history`: each row has `step`; read are `loss`, `loss_full`, `loss_subnetworks`,
-            `eval_loss`, `eval_accuracy`, `eval_top5_accuracy` and `learning_rate`, as far as they are there.
+            `trainer.state.log_history`. Each row has `step` and any of `loss`, `loss_full`, `loss_subnetworks`,
+            `eval_loss`, `eval_accuracy`, `eval_top5_accuracy` and `learning_rate`.
         path (`str` or `os.PathLike`):
-            The file to write; its ending chooses the format.
+            The file to write. Its extension sets the format.
 
     Raises:
         `ImportError`: If matplotlib is missing.

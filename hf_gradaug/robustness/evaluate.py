@@ -111,7 +111,7 @@ def _check_classifier(name: str, classifier: PixelClassifier, settings: Robustne
     if settings.corruptions and min(classifier.crop.size) < _MIN_CORRUPTED_SIZE:
         raise ValueError(
             f"'{name}' takes images of {classifier.crop.size} pixels, but the corruptions need "
-            f"{_MIN_CORRUPTED_SIZE} x {_MIN_CORRUPTED_SIZE} or more. Without them, it can be attacked."
+            f"{_MIN_CORRUPTED_SIZE} x {_MIN_CORRUPTED_SIZE} or more. Set `corruptions` to 'none' to measure only attacks."
         )
 
 
@@ -129,10 +129,10 @@ def evaluate_robustness(
     """
     Measures the accuracy of classifiers on a split: on unchanged images, under FGSM, and under corruptions.
 
-    Corruptions depend on the seed, the image's place in the data, the corruption and the severity alone. All
-    classifiers of one image size see the same images, with any batch size and number of workers.
+    Corruptions depend only on the seed, the image's index in the data, the corruption and the severity. All classifiers
+    of one image size see the same images, with any batch size and number of workers.
 
-    Images are corrupted after resizing and cropping. Figures differ slightly from those on the published ImageNet-C
+    Images are corrupted after resizing and cropping. Results differ slightly from those on the published ImageNet-C
     files, which are stored as JPEG.
 
     Args:

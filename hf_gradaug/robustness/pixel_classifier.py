@@ -46,11 +46,12 @@ class _Logits(nn.Module):
 
 class PixelClassifier:
     """
-    An image classifier that takes pixels in [0, 1] and normalizes them itself. So attacks are bounded in pixels.
+    An image classifier that takes pixels in [0, 1] and normalizes them itself, so that attacks are bounded in pixels.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            A model with an image-classification head. It is set to eval mode, here and whenever it classifies, and moved to the device.
+            A model with an image-classification head. It is moved to the device, and set to eval mode now and before
+            each prediction.
         image_processor ([`~transformers.BaseImageProcessor`]):
             The model's image processor, for resizing, cropping and normalizing.
         device (`str` or `torch.device`, *optional*, defaults to `"cpu"`):
@@ -95,7 +96,8 @@ class PixelClassifier:
         A hash of the weights and the preprocessing, which identifies the classifier.
 
         Args:
-            numbers (`Sequence[int]`, *optional*): Its number of each class of some data, to identify its results on them.
+            numbers (`Sequence[int]`, *optional*): For each class of a data set, the classifier's index of this class.
+                Include them to identify results on that data set.
         """
         pixel_map = self.crop.pixel_map
         digest = hashlib.sha256(f"{self.crop.fingerprint()} {pixel_map.weight} {pixel_map.bias}".encode())
@@ -124,7 +126,7 @@ class PixelClassifier:
         Args:
             images (`torch.Tensor`): (batch, 3, height, width), float32 in [0, 1].
             labels (`torch.Tensor`): (batch,), the true classes.
-            epsilon (`float`): Largest change of a pixel, of 255.
+            epsilon (`float`): Largest change of a pixel, in units of 1/255.
 
         Returns:
             `torch.Tensor`: The attacked images.

@@ -29,12 +29,12 @@ def plot_robustness(
 
     Args:
         accuracies (`Mapping[str, Mapping[str, float] | Sequence[Mapping[str, float]]]`):
-            Accuracies by model label, as in `RobustnessResults.accuracy`. Several, from runs with several seeds, are
+            Accuracies by model label, as in `RobustnessResults.accuracy`. A list of accuracies, one entry per seed, is
             drawn as mean and standard deviation.
         settings ([`RobustnessSettings`]):
-            The conditions to draw. A panel without any is left out.
+            The conditions to draw. A panel without conditions is left out.
         path (`str` or `os.PathLike`):
-            The file to write; its ending chooses the format.
+            The file to write. Its extension sets the format.
 
     Raises:
         `ImportError`: If matplotlib is missing.

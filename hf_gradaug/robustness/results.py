@@ -56,16 +56,16 @@ class RobustnessResults:
         settings ([`RobustnessSettings`]):
             The conditions.
         fingerprints (`Mapping[str, str]`):
-            By model, a hash that identifies its weights, its preprocessing and the numbers of its classes.
+            By model, a hash that identifies its weights, its preprocessing and the order of its classes.
         description (`Mapping[str, Any]`):
-            Identifies the images and all else that accuracies depend on, apart from model and condition.
+            Identifies the images and everything else that accuracies depend on, except model and condition.
         baseline (`str`, *optional*):
             The model whose errors divide all errors.
         path (`str` or `os.PathLike`, *optional*):
-            A JSON file, written after each condition. Accuracies that it already holds are reused. It keeps other
-            models, but its summary covers the models of this run alone.
+            A JSON file, written after each condition. Accuracies that it already holds are reused. The results of other
+            models stay in the file, but its summary covers only the models of this run.
         device (`str`, *optional*, defaults to `"cpu"`):
-            Type of the computing device, for the file.
+            Type of the computing device, which is written to the file.
 
     Attributes:
         accuracy (`dict[str, dict[str, float]]`):
@@ -102,9 +102,7 @@ class RobustnessResults:
             accuracy = {name: model["accuracy"] for name, model in models.items()}
             fingerprints = {name: model["fingerprint"] for name, model in models.items()}
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"'{self.path}' holds no results of robustness: {type(error).__name__}: {error}"
-            ) from error
+            raise ValueError(f"'{self.path}' holds no robustness results: {type(error).__name__}: {error}") from error
         advice = "Name another folder, or remove the file."
         for key, value in self.description.items():
             if settings.get(key) != value:

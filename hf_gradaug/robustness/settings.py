@@ -33,11 +33,11 @@ class Condition:
 
     Attributes:
         epsilon (`float`, *optional*):
-            Largest change of a pixel by the attack, of 255.
+            Largest change of a pixel by the attack, in units of 1/255.
         corruption (`str`, *optional*):
-            One of the 15 of ImageNet-C.
+            One of the 15 corruptions of ImageNet-C.
         severity (`int`, *optional*):
-            Its strength, 1 to 5.
+            Strength of the corruption, 1 to 5.
     """
 
     epsilon: float | None = None
@@ -46,7 +46,7 @@ class Condition:
 
     @property
     def key(self) -> str:
-        """Its name in the results: `"clean"`, `"fgsm/2.0"` or `"fog/3"`."""
+        """Name of the condition in the results: `"clean"`, `"fgsm/2.0"` or `"fog/3"`."""
         if self.epsilon is not None:
             return f"fgsm/{float(self.epsilon)}"
         return "clean" if self.corruption is None else f"{self.corruption}/{self.severity}"
@@ -59,11 +59,11 @@ class RobustnessSettings:
 
     Args:
         epsilons (`list[float]`, *optional*, defaults to `[0, 0.5, 1, 2, 4, 8]`):
-            Largest changes of a pixel by FGSM, of 255. May be empty.
+            Largest changes of a pixel by FGSM, in units of 1/255. May be empty.
         corruptions (`list[str]`, *optional*, defaults to the 15 of ImageNet-C):
-            Names of corruptions. Empty, or `["none"]`: none.
+            Names of corruptions. With an empty list or `["none"]`, none is measured.
         severities (`list[int]`, *optional*, defaults to `[1, 2, 3, 4, 5]`):
-            Their strengths.
+            Strengths of the corruptions.
 
     Raises:
         `ValueError`: If a value is out of range, unknown or given twice, or corruptions have no severity.
@@ -71,7 +71,7 @@ class RobustnessSettings:
 
     epsilons: list[float] = field(
         default_factory=lambda: [0, 0.5, 1, 2, 4, 8],
-        metadata={"help": "Largest changes of a pixel by the FGSM attack, in pixel units (of 255)."},
+        metadata={"help": "Largest changes of a pixel by the FGSM attack, in units of 1/255."},
     )
     corruptions: list[str] = field(
         default_factory=lambda: list(CORRUPTIONS),
@@ -86,7 +86,7 @@ class RobustnessSettings:
             self.corruptions = []
         for epsilon in self.epsilons:
             if not 0 <= epsilon <= 255:
-                raise ValueError(f"`epsilons` must each be in 0..255 (pixel units), but one is {epsilon}.")
+                raise ValueError(f"`epsilons` must each be in [0, 255], in units of 1/255, but one is {epsilon}.")
         for corruption in self.corruptions:
             if corruption not in CORRUPTIONS:
                 raise ValueError(

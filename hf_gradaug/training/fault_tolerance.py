@@ -114,7 +114,7 @@ class FaultToleranceMixin(HiddenTokenMixin):
         own = getattr(self, "gradaug_settings", GradAugSettings(num_subnetworks=0))
         if changes := describe_changes(own, checkpoint):
             self._warn(
-                f"The run goes on from '{checkpoint}' with other settings of GradAug: {'; '.join(changes)}. To avoid "
+                f"The run goes on from '{checkpoint}' with changed GradAug settings: {'; '.join(changes)}. To avoid "
                 "that, resume with the checkpoint's settings. With 0 sub-networks, it is plain training."
             )
 
@@ -137,8 +137,8 @@ class FaultToleranceMixin(HiddenTokenMixin):
             return
         if not Path(checkpoint, "scheduler.pt").is_file():
             self._warn(
-                f"'{checkpoint}' holds the model alone (`save_only_model`): the optimizer, the learning rate schedule and the "
-                f"random draws start anew, in step {self.state.global_step + 1}."
+                f"'{checkpoint}' holds only the model (`save_only_model`). The optimizer, the learning rate schedule and the "
+                f"random state start from the beginning, in step {self.state.global_step + 1}."
             )
         fresh = [dict(group) for group in self.optimizer.param_groups]
         try:
@@ -151,12 +151,12 @@ class FaultToleranceMixin(HiddenTokenMixin):
             name = type(getattr(self.optimizer, "optimizer", self.optimizer)).__name__
             raise ValueError(
                 f"`optim` must be the optimizer of the checkpoint '{checkpoint}', but is {name}, which doesn't fit its state: "
-                f"{', '.join(missing)}. Resume with what it was, or load the checkpoint as a pretrained model."
+                f"{', '.join(missing)}. Resume with the earlier `optim`, or load the checkpoint as a pretrained model."
             )
         if others:
             self._warn(
-                f"The optimizer goes on with the settings of '{checkpoint}': {'; '.join(others)}. To train on with others, load "
-                "the checkpoint as a pretrained model."
+                f"The optimizer keeps the settings of '{checkpoint}': {'; '.join(others)}. To train with others, load the "
+                "checkpoint as a pretrained model."
             )
 
     def _init_training_state(
@@ -178,7 +178,7 @@ class FaultToleranceMixin(HiddenTokenMixin):
             self._warn(
                 f"'{resume_from_checkpoint}' was saved in epoch {self.state.epoch:.4g}, after {step} optimizer steps, but an epoch "
                 f"has {steps} now: the training images or the global batch size (`per_device_train_batch_size`, "
-                "`gradient_accumulation_steps`, processes) differ. The run goes on elsewhere in the data and the schedule."
+                "`gradient_accumulation_steps`, processes) differ. The run continues at another position in the data and the schedule."
             )
         return started
 

@@ -385,7 +385,10 @@ def test_checkpoint_of_a_model_alone_is_warned_of(trained, tmp_path, caplog):
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         (out / "checkpoint-2" / name).unlink()
     _, (warning,) = resume(out, caplog)
-    assert "checkpoint-2' holds the model alone (`save_only_model`)" in warning and "anew, in step 3." in warning
+    assert (
+        "checkpoint-2' holds only the model (`save_only_model`)" in warning
+        and "from the beginning, in step 3." in warning
+    )
 
 
 @pytest.mark.parametrize(
@@ -417,7 +420,7 @@ def test_plain_training_that_goes_on_with_gradaug_is_warned_of(tmp_path, caplog)
     make_trainer(tmp_path / "out", num_subnetworks=0, max_steps=2).train()
     assert not resume(tmp_path / "out", caplog, num_subnetworks=0)[1]
     _, (warning,) = resume(tmp_path / "out", caplog)
-    assert "checkpoint-2' with other settings of GradAug: num_subnetworks was 0 and is 3. To" in warning
+    assert "checkpoint-2' with changed GradAug settings: num_subnetworks was 0 and is 3. To" in warning
 
 
 def test_gradaug_that_goes_on_in_another_trainer_is_warned_of(trained, tmp_path, caplog):

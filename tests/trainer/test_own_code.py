@@ -61,7 +61,7 @@ def test_outputs_of_another_model_are_an_error(targets):
     full, subnetwork, *_ = gradaug.passes({"pixel_values": tiny_images(), "labels": torch.zeros(4).long()}, 0)
     with full:
         full.compute(gradaug.model)
-    with subnetwork, pytest.raises(ValueError, match="must be of the model that GradAug was given"):
+    with subnetwork, pytest.raises(ValueError, match="must come from the model that `GradAug` was given"):
         subnetwork.compute(other)
 
 
@@ -230,7 +230,7 @@ def test_several_labels_are_no_class_probabilities(tmp_path):
 
     with pytest.raises(ValueError, match="`labels` must be class probabilities"):
         trainer("single_label_classification").train()
-    with pytest.raises(ValueError, match="models for single-label classification, but"):
+    with pytest.raises(ValueError, match="a model for single-label image classification, but"):
         trainer(None, DistillationTrainer, teacher=tiny_model("resnet-basic")).train()
 
 

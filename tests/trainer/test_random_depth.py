@@ -250,7 +250,7 @@ def test_what_has_no_random_depth_is_refused(tmp_path):
     ],
 )
 def test_settings_without_effect_are_errors(name, value, where):
-    with pytest.raises(ValueError, match=rf"`{name}` must not be given where .*, but is {re.escape(str(value))}\."):
+    with pytest.raises(ValueError, match=rf"`{name}` must not be set if .*, but is {re.escape(str(value))}\."):
         GradAugSettings(**{name: value}, **where)
 
 

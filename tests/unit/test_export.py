@@ -118,7 +118,7 @@ def test_calibration(caplog):
         export_subnetwork(tiny_model("convnext"), 0.9)
     assert not caplog.records
     kept = export_subnetwork(model, 0.9)
-    assert "width multiplier 0.9 has the full network's BatchNorm statistics" in caplog.text
+    assert "width multiplier 0.9 uses the full network's BatchNorm statistics" in caplog.text
     state, others = state_of(exported), state_of(kept)
     changed = {name for name in state if not torch.equal(state[name], others[name])}
     assert changed == {name for name in state if name.endswith(("running_mean", "running_var", "num_batches_tracked"))}

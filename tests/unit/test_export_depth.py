@@ -85,7 +85,7 @@ def test_calibration(caplog):
         export_subnetwork(model, 1.0, kept_blocks=leading_blocks(model.config))
     assert not caplog.records
     kept = export_subnetwork(model, 1.0, kept_blocks=blocks)
-    assert "width multiplier 1.0 and residual blocks [[0], [0], [0]] has the full network's BatchNorm" in caplog.text
+    assert "width multiplier 1.0 and residual blocks [[0], [0], [0]] uses the full network's BatchNorm" in caplog.text
     assert largest_difference(state_of(exported), state_of(kept)) > 0.1
     (row,) = evaluate_widths(model, [1.0], data, data, kept_blocks=((0,), (0,), (0,)))
     assert row["kept_blocks"] == blocks and row["channels"] == {"depths": [1, 1, 1]}

@@ -49,7 +49,7 @@ def test_what_is_no_whole_classifier_is_an_error(tmp_path):
         load_classifier(tmp_path / "headless")
     BertConfig().save_pretrained(tmp_path / "bert")
     for name in ("bert", "none"):
-        with pytest.raises(ValueError, match=f"'{re.escape(str(tmp_path / name))}' is no image classifier: "):
+        with pytest.raises(ValueError, match=f"'{re.escape(str(tmp_path / name))}' is not an image classifier: "):
             load_classifier(tmp_path / name)
 
 
@@ -66,7 +66,7 @@ def test_no_code_beside_the_weights_runs_unless_asked_for(tmp_path, monkeypatch)
     auto_map = {"AutoConfig": "own.Config", "AutoModelForImageClassification": "own.Model"}
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": auto_map}))
     monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("was asked"))
-    with pytest.raises(ValueError, match="is no image classifier: .*(?s:.*)trust_remote_code"):
+    with pytest.raises(ValueError, match="is not an image classifier: .*(?s:.*)trust_remote_code"):
         load_classifier(folder)
     assert not ran.exists()
     assert type(load_classifier(folder, trust_remote_code=True)).__name__ == "Model" and ran.exists()

@@ -212,7 +212,7 @@ def test_batches_and_models_that_it_cannot_take():
         with pytest.raises(ValueError, match=f"'pixel_values'.*{found}"):
             run(GradAug(tiny_model()), wrong)
     for changes in ({"problem_type": "regression"}, {"num_labels": 1}):
-        with pytest.raises(ValueError, match="single-label classification"):
+        with pytest.raises(ValueError, match="a model for single-label or multi-label image classification"):
             GradAug(tiny_model(**changes))
 
     class WithoutLogitsForImageClassification(ResNetForImageClassification):

@@ -300,7 +300,7 @@ def test_a_file_of_something_else_is_left_alone(classifier, data, tmp_path):
         assert path.read_text() == content
     for damage in ("{", "[]", '{"settings": {}}', '{"settings": {}, "models": [1]}'):
         path.write_text(damage)
-        with pytest.raises(ValueError, match="holds no results of robustness"):
+        with pytest.raises(ValueError, match="holds no robustness results"):
             evaluate_robustness({"a": classifier}, data, clean, path=path)
         assert path.read_text() == damage
 
@@ -341,7 +341,7 @@ def test_errors_come_before_anything_is_measured(script, folders, tmp_path, monk
     cases = [
         (folders[:1], ["--corruptions", "rain"], "`corruptions` must each be one of gaussian_noise, .*, but one is 'rain'"),
         (folders[:1], ["--severities", "0"], "`severities` must each be one of .*, but one is 0"),
-        (folders[:1], ["--epsilons", "1", "-2"], r"`epsilons` must each be in 0..255 .*, but one is -2.0"),
+        (folders[:1], ["--epsilons", "1", "-2"], r"`epsilons` must each be in \[0, 255\], .*, but one is -2.0"),
         (folders[:1], ["--epsilons", "1", "1"], r"`epsilons` must each be given once, but are \[1.0, 1.0\]"),
         (folders[:1], ["--max_samples", "0"], "`max_samples` must be 1 or more, but is 0"),
         (folders[:1], ["--device", "tpu9"], "`device` must be one that this machine has, but is 'tpu9'"),
@@ -351,7 +351,7 @@ def test_errors_come_before_anything_is_measured(script, folders, tmp_path, monk
         (folders[:1], photos, "'.*trained' has 10 classes, but photos has 3"),
         ([others], photos, "class 0 is 'dog' and 'cat'. Rename them"),
         ([bare], photos, "'.*bare' has no image processor"),
-        ([str(tmp_path / "none")], [], "'.*none' is no image classifier"),
+        ([str(tmp_path / "none")], [], "'.*none' is not an image classifier"),
         ([headless], [], r"'.*headless' has no weights for \['classifier"),
     ]  # fmt: skip
     for models, flags, message in cases:
