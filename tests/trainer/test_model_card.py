@@ -312,9 +312,9 @@ def test_card_of_the_project(path):
         (result,) = card.data.eval_results
         assert "not verified" in result.metric_name and "Yang, Zhu and Chen" in result.source_name
         assert result.metric_value == (0.7967 if "cutmix" in path.stem else 0.7878)
-        assert "not verified here" in card.text
+        assert "We have not verified these figures" in card.text
     if path.stem.startswith(("cifar100_", "imagenet_")):
-        assert card.data.eval_results is None and "We have not run it" in card.text
+        assert card.data.eval_results is None and "We have not run this recipe" in card.text
 
 
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
