@@ -25,9 +25,7 @@ def check_transform(transform: Transform | None, settings: GradAugSettings) -> N
     for name in ("scales", "rotations"):
         value = getattr(settings, name)
         if transform is not None and value != getattr(default, name):
-            raise ValueError(
-                f"`{name}` must keep its default with a `transform`, which is in its place, but is {value}."
-            )
+            raise ValueError(f"`{name}` must keep its default with a `transform`, which replaces it, but is {value}.")
 
 
 def allow_graphs(settings: GradAugSettings) -> None:
@@ -61,8 +59,8 @@ def _warn_if_as_wide(config: PreTrainedConfig, settings: GradAugSettings) -> Non
     width, divisor = settings.min_width, settings.width_divisor
     if width < 1 and narrow_config(config, width, divisor).to_dict() == config.to_dict():
         logger.warning(
-            f"`min_width` {width} rounds to the full network: this {config.model_type} has no narrower sub-network so "
-            "close to it. Sub-networks will differ in their images alone; a smaller `min_width` makes them narrower."
+            f"`min_width` {width} rounds to the full network, because this {config.model_type} narrows in larger steps. "
+            "Sub-networks will have the full width and differ only in their images. Use a smaller `min_width`."
         )
 
 

@@ -62,7 +62,9 @@ class DistillationTrainer(SharedTrainerMixin, ModelCardMixin, DurableTrainerMixi
 
     def create_accelerator_and_postprocess(self) -> None:
         if (count := self.gradaug_settings.num_subnetworks) > 0:
-            raise ValueError(f"`num_subnetworks` must be 0 with a teacher, which is in their place, but is {count}.")
+            raise ValueError(
+                f"`num_subnetworks` must be 0 with a teacher, which replaces the sub-networks, but is {count}."
+            )
         if self.model is not None:
             self._check_teacher(self.model)
         super().create_accelerator_and_postprocess()

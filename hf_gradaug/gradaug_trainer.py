@@ -52,7 +52,7 @@ class GradAugMixin(SharedTrainerMixin):
         transform (`Callable[[torch.Tensor, torch.Generator], torch.Tensor]`, *optional*):
             Transformation of the images for a sub-network, instead of `scales` and `rotations`. See [`GradAug`].
         build (`Callable[[PreTrainedConfig], nn.Module]`, *optional*):
-            Builds a model from a config. Needed if class and config alone don't give the model. See
+            Builds a model from a config. Needed if the model differs from what its class builds from its config. See
             [`make_slimmable`].
 
     Raises:

@@ -51,7 +51,7 @@ def leave_out_unreadable(examples: list[dict[str, Any]]) -> tuple[list[dict[str,
     good = [example for example in examples if _MARK not in example]
     if not good:
         raise ValueError(
-            f"None of the {len(marks)} images of a batch can be read, so it can't be trained. {marks[0][1]}"
+            f"None of the {len(marks)} images of a batch can be read, so the batch is empty. {marks[0][1]}"
         )
     return good, {_MARK: marks}
 

@@ -29,10 +29,10 @@ def match_classes(
     by_number: bool | None = None,
 ) -> list[int]:
     """
-    Finds the model's number for each class of some data, or of a teacher. Classes are matched by name.
+    Finds the model's index for each class of a data set, or of a teacher. Classes are matched by name.
 
-    Classes without names, such as `0` or `LABEL_0`, are matched by number. `LABEL_10` has the number of a class named
-    `10`, which a sorted list of folders has before `2`.
+    Classes without names, such as `0` or `LABEL_0`, are matched by number: `LABEL_10` matches the class `10`, although a
+    sorted list of folders has `10` before `2`.
 
     Args:
         name (`str`):

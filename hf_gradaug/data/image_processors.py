@@ -50,9 +50,9 @@ def make_image_processor(
     mean = list(IMAGENET_DEFAULT_MEAN if image_mean is None else image_mean)
     std = list(IMAGENET_DEFAULT_STD if image_std is None else image_std)
     if len(mean) != 3:
-        raise ValueError(f"`image_mean` must be three numbers, one a channel, but is {mean}.")
+        raise ValueError(f"`image_mean` must be three numbers, one per channel, but is {mean}.")
     if len(std) != 3 or not min(std) > 0:
-        raise ValueError(f"`image_std` must be three numbers above 0, one a channel, but is {std}.")
+        raise ValueError(f"`image_std` must be three numbers above 0, one per channel, but is {std}.")
     return ConvNextImageProcessor(
         size={"shortest_edge": image_size},
         crop_pct=crop_pct,
@@ -88,7 +88,7 @@ def process_image(image_processor: Any, image: Image.Image) -> Tensor:
         shapes = {key: tuple(value.shape) for key, value in output.items()}
         raise ValueError(
             f"`pixel_values` of {name} must be one image of shape (1, 3, height, width), but its output is {shapes}: it "
-            "cuts images into patches, or codes their colours. Such models can't be trained here."
+            "cuts images into patches or quantizes their colours. Such models are not supported."
         )
     if masks := [key for key in output if "mask" in key]:
         raise ValueError(f"The output of {name} must be `pixel_values`, but there is {masks} too: turn padding off.")

@@ -44,14 +44,14 @@ def get_train_transform(
         image_processor ([`~transformers.BaseImageProcessor`]):
             The model's image processor.
         random_resized_crop_scale (`Sequence[float]`, *optional*, defaults to `(0.08, 1.0)`):
-            Smallest and largest share of the image's area that the random crop keeps.
+            Smallest and largest fraction of the image's area that the random crop keeps.
         horizontal_flip (`bool`, *optional*, defaults to `True`):
-            Whether half of the images are mirrored. Turn it off if it changes the class, as with digits.
+            Whether half of the images are mirrored. Turn this off if mirroring changes the class, as for digits.
         color_jitter (`float`, *optional*, defaults to `0.0`):
             Strength of the random change of brightness, contrast and saturation; the authors use 0.4 on ImageNet.
         random_crop_padding (`int`, *optional*):
-            Pads the image by this many mirrored pixels per side and crops its own size at a random place, instead of a
-            random area (the authors: 4 on CIFAR).
+            Pads each side of the image with this many mirrored pixels, then crops a random region of the original size.
+            This replaces `random_resized_crop_scale`. The authors use 4 on CIFAR.
 
     Returns:
         [`~torchvision.transforms.v2.Compose`]: Takes a PIL image, returns a float tensor (3, height, width).

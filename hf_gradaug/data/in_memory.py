@@ -16,11 +16,11 @@ from .transformed_dataset import TransformedDataset
 
 class InMemoryDataset(TransformedDataset):
     """
-    A [`TransformedDataset`] that holds decoded pixels, for data whose decoding costs more than the model.
+    A [`TransformedDataset`] that holds decoded pixels, for data whose decoding takes longer than the model.
 
     On CIFAR-10 a batch of 128 takes a tenth of the time. The images equal [`~image_transforms.get_eval_transform`]'s.
-    With augmentation they are cropped and mirrored as by [`~image_transforms.get_train_transform`], with other draws.
-    These also depend only on the seed, the epoch and the example's index.
+    With augmentation they are cropped and mirrored as by [`~image_transforms.get_train_transform`], but with other random
+    draws. These draws depend only on the seed, the epoch and the example's index.
 
     Args:
         dataset ([`TransformedDataset`]):

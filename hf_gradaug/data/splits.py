@@ -74,7 +74,7 @@ def load_splits(args: DataArguments, cache_dir: str | None = None, token: str | 
     splits = {split: loaded[hub_name] for split, hub_name in names.items() if hub_name in loaded}
     if not splits:
         raise ValueError(
-            f"The splits of {args.display_name} are {shorten(loaded)}, but looked for were {shorten(names.values())}."
+            f"{args.display_name} must have one of the splits {shorten(names.values())}, but has {shorten(loaded)}."
         )
     unused = [name for name in loaded if name not in names.values()]
     if unused and "validation" not in splits:

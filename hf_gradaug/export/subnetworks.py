@@ -167,7 +167,7 @@ def _check_places(
                 raise ValueError(
                     f"`kept_blocks` must keep the settings of each block, but is {kept_blocks}: {source.full_name!r}, whose "
                     f"`{setting}` is {value}, would be {name!r} in the exported model, whose `{setting}` is {here}. Keep "
-                    "the first blocks of each stage, which stay in their places."
+                    "the first blocks of each stage, which keep their positions."
                 )
 
 

@@ -236,15 +236,15 @@ def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTra
 
     The model stays the same object, with the same parameters, names and `forward` signature. Its class becomes a subclass
     of the same name, which adds the method [`~SlimmableModel.subnetwork`]. A model that is already slimmable is returned
-    unchanged. A warning names what sub-networks don't have: hooks and patched `forward` of inner modules, and attributes
-    that were set on the model after construction.
+    unchanged. A warning names what sub-networks ignore: hooks and a patched `forward` of inner modules, and attributes that
+    were set on the model after construction.
 
     Args:
         model (`PreTrainedModel`):
             A model whose family has a narrowing (see [`register_narrowing`]).
         build (`Callable[[PreTrainedConfig], nn.Module]`, *optional*):
-            Function from a config to a new model. Needed if class and config alone don't give the model, for example
-            with another head. Defaults to the model's class.
+            Function from a config to a new model. Needed if the model differs from what its class builds from its config,
+            for example in its head. Defaults to the model's class.
 
     Returns:
         `PreTrainedModel`: `model` itself.
@@ -268,7 +268,7 @@ def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTra
     if isinstance(model, SlimmableModel):
         if build is not None and build is not model.__dict__[_STATE].build:
             raise ValueError(
-                "`build` must be the one that made the model slimmable, but is another. Give it the first time."
+                "`build` must be the function that made the model slimmable, but is another one. Pass it in the first call."
             )
         return model
     if not isinstance(getattr(model, "config", None), PreTrainedConfig):
@@ -278,14 +278,14 @@ def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTra
         )
     if build is None and not isinstance(model, PreTrainedModel):
         raise TypeError(
-            f"`model` must be a `PreTrainedModel`, but is a {type(model).__name__}. Give `make_slimmable` or the trainer "
+            f"`model` must be a `PreTrainedModel`, but is a {type(model).__name__}. Pass `make_slimmable` or the trainer "
             "`build=...`, a function from a config to a new model. A compiled or PEFT model can't be made slimmable."
         )
     if "forward" in vars(model):  # without the class's, which runs the sub-networks
         raise ValueError(
-            "`model` must have the `forward` of its class, but has one of its own, with which sub-networks would never run. "
-            "Remove it, or load the model anew: Accelerate sets one for mixed precision. A trainer that turns GradAug on later "
-            "must be built with sub-networks; set `num_subnetworks` to 0 at the beginning of training."
+            "`model` must have the `forward` of its class, but has a patched one, which would bypass the sub-networks. Remove "
+            "the patch, or reload the model: Accelerate patches `forward` for mixed precision. To turn GradAug on later, build "
+            "the trainer with sub-networks, and set `num_subnetworks` to 0 when training begins."
         )
     skeleton = build_skeleton(narrow_config(model.config, width=1.0), build or type(model))
     check_same("parameter or buffer", shapes_of(model), shapes_of(skeleton), width=1.0)

@@ -16,8 +16,8 @@ def narrow_channels(
     Channel counts of a sub-network.
 
     Each is `int(count * width / divisor + 0.5) * divisor`, which is the paper's code for `divisor` 1. Equal counts
-    stay equal, and different counts stay different, by rounding the larger one up. Residual blocks have a projection
-    shortcut only where counts differ. No count is below `minimum` or above the full network's.
+    stay equal, and different counts stay different, by rounding the larger one up. This matters because residual
+    blocks have a projection shortcut only where counts differ. No count is below `minimum` or above the full network's.
 
     Args:
         channels (`Sequence[int]`):

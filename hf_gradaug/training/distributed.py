@@ -89,8 +89,8 @@ def shard_as_one_unit(model: nn.Module, plugin: FullyShardedDataParallelPlugin) 
     units = [name for name, module in model.named_modules() if isinstance(module, FSDPModule)]
     if any(units):
         raise ValueError(
-            f"GradAug needs the whole model to be one unit of FSDP2, but {next(filter(None, units))!r} is one of its own. Call "
-            "`fully_shard` on the model alone, or leave it to the trainer."
+            f"GradAug needs the whole model to be one unit of FSDP2, but {next(filter(None, units))!r} is a separate unit. Call "
+            "`fully_shard` only on the model, or let the trainer call it."
         )
     if units:
         return
@@ -105,8 +105,8 @@ def shard_as_one_unit(model: nn.Module, plugin: FullyShardedDataParallelPlugin) 
     for name, parameter in model.named_parameters():
         if len(parameter) < num_processes:  # Accelerate identifies parameters by the addresses of their parts
             raise ValueError(
-                f"FSDP2 gives each process some rows of each parameter, but {name!r} has {len(parameter)} for {num_processes} "
-                "processes. Use fewer, or DistributedDataParallel."
+                f"FSDP2 needs a row of each parameter for each process, but {name!r} has {len(parameter)} for {num_processes} "
+                "processes. Use fewer processes, or DistributedDataParallel."
             )
         if plugin.mixed_precision_policy is not None and parameter.requires_grad:
             parameter.data = parameter.data.float()  # as Accelerate does: the policy casts for the computation

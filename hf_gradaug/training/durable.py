@@ -19,16 +19,16 @@ from .stream import StreamMixin
 
 class DurableTrainerMixin(HubMixin, FaultToleranceMixin, StreamMixin):
     """
-    Makes the runs of any Trainer durable: `class MyTrainer(DurableTrainerMixin, SomeTrainer)`. [`GradAugTrainer`]
-    does.
+    Adds checkpoints, streams and Hub pushes for long runs to any Trainer: `class MyTrainer(DurableTrainerMixin,
+    SomeTrainer)`. [`GradAugTrainer`] includes it.
 
     - Pushes to the Hub are complete: see [`HubMixin`].
-    - A run that was killed resumes from its newest complete checkpoint: see [`FaultToleranceMixin`].
+    - A killed run resumes from its newest complete checkpoint: see [`FaultToleranceMixin`].
     - A [`TrainingStream`] can be the training data: see [`StreamMixin`].
-    - `dataloader_drop_last` affects training alone; evaluation and prediction see every image. It raises an error if
-      nothing is left to train on.
+    - `dataloader_drop_last` affects only training; evaluation and prediction see every image. It raises an error if
+      no batch is left to train on.
     - With `bf16_full_eval` or `fp16_full_eval`, images are converted like the model. The model is restored afterwards.
-    - The learning rate falls at `lr_milestones` of [`GradAugConfig`], if they are set.
+    - The learning rate is divided by 10 at the `lr_milestones` of [`GradAugConfig`], if they are set.
     """
 
     def get_train_dataloader(self) -> DataLoader:

@@ -31,11 +31,11 @@ class FaultToleranceMixin(HiddenTokenMixin):
     - `train(resume_from_checkpoint=True)` resumes from the newest complete checkpoint. A warning names the faults of
       newer ones. If all are corrupt, an error names them. A run killed in its first save starts from the beginning.
     - `train(resume_from_checkpoint=folder)` raises an error that names the corrupt file.
-    - The weights of every family are resumed, and `load_best_model_at_end` loads them. The Trainer itself keeps other
-      weights where transformers saves them under older names (ViT, Swin, DETR, ...).
-    - A checkpoint of a model with other classes, or in another order, raises an error. So does one of another model
-      or optimizer. A warning says what else of the checkpoint doesn't fit: a model alone, other settings of the
-      optimizer or of GradAug, another global batch size.
+    - Resuming and `load_best_model_at_end` load the weights of every family. The stock Trainer doesn't load them if
+      transformers saves them under older names (ViT, Swin, DETR, ...).
+    - A checkpoint of a model with other classes, or another order of classes, raises an error. So does a checkpoint of
+      another model or optimizer. A warning is logged if the checkpoint holds only the model, or has other settings
+      of the optimizer or of GradAug, or another global batch size.
     - A failed save is logged, leaves nothing of the checkpoint behind and keeps the older checkpoints. Older
       checkpoints are deleted only when the new checkpoint is complete, with the files of all processes. Your own files
       in the folder stay.

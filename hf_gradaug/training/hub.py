@@ -96,10 +96,10 @@ class _Upload:
 
 class HubMixin(HiddenTokenMixin):
     """
-    Makes the pushes of any Trainer complete: `class MyTrainer(HubMixin, SomeTrainer)`. [`GradAugTrainer`] has it.
+    Makes the pushes of any Trainer complete: `class MyTrainer(HubMixin, SomeTrainer)`. [`GradAugTrainer`] includes it.
 
-    - If the token can't write to the repository, or a public one exists with `hub_private_repo`, the constructor raises
-      an error. It creates the branch `hub_revision` if it is missing.
+    - If the token can't write to the repository, or the repository is public in spite of `hub_private_repo`, the
+      constructor raises an error. If the branch `hub_revision` is missing, the constructor creates it.
     - All files, the model card included, are on disk before a push begins.
     - Transient errors of the server or the connection are retried; only missing files are uploaded again.
     - A failed push in the background is logged as an error and retried at the end of `train()`. If files are still
@@ -107,7 +107,7 @@ class HubMixin(HiddenTokenMixin):
     - `push_to_hub` also uploads the missing files of earlier pushes. An error in the main process, which uploads, is
       raised in all processes. They wait for it at most `ddp_timeout` seconds. With `blocking=False`, the future's
       result raises it.
-    - While one push is running, the next is left out, as in the Trainer. With `hub_always_push`, or where checkpoints
+    - While one push is running, the next push is skipped, as in the Trainer. With `hub_always_push`, or if checkpoints
       are pushed and `save_total_limit` deletes some, training waits for the running push instead.
 
     Raises:

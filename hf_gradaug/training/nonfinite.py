@@ -44,16 +44,16 @@ class NonFiniteLossGuard:
     """
     Checks the losses and the gradient norm of each optimizer step.
 
-    All processes decide alike, by a reduction of a few numbers.
+    All processes make the same decision: they reduce a few numbers.
 
     With `"stop"` a number that is NaN or infinite raises an error. On the CPU this happens before the weights change.
-    On a GPU the guard doesn't wait. It copies a step's flags beside the GPU's work and checks them once the next step
-    is launched. It also checks them in [`settle`], which the trainer calls before each save, evaluation and log line,
+    On a GPU the guard doesn't wait. It copies a step's flags asynchronously and checks them once the next step is
+    launched. It also checks them in [`settle`], which the trainer calls before each save, evaluation and log line,
     and at the end. So no checkpoint has weights of a failed step, and the error names that step.
 
     With `"skip"` the step is dropped, which waits for the device once per step. Weights, optimizer state, BatchNorm
     statistics and other buffers don't change. The step count, the learning rate schedule, the position in the data and
-    the random draws go on.
+    the random state advance as usual.
 
     With fp16 the guard does nothing: the gradient scaler skips steps whose gradient overflows, and lowers its scale.
 
@@ -165,7 +165,7 @@ class NonFiniteLossGuard:
     def _stop(self, message: str | None) -> None:
         if message is not None:
             self._looks.clear()
-            raise FloatingPointError(f"{message} `nonfinite_loss='skip'` leaves such steps out.")
+            raise FloatingPointError(f"{message} Set `nonfinite_loss='skip'` to skip such steps.")
 
     def _skip(self, message: str) -> None:
         # An optimizer leaves a parameter without a gradient alone, and its state too.
@@ -174,7 +174,7 @@ class NonFiniteLossGuard:
             for buffer, before in self._buffers:
                 buffer.copy_(before)
         self.num_skipped += 1
-        logger.warning(f"{message} The step is skipped, as {self.num_skipped} in all.")
+        logger.warning(f"{message} The step is skipped. Steps skipped so far: {self.num_skipped}.")
 
     @property
     def _is_scaled(self) -> bool:

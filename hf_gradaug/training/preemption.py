@@ -24,13 +24,14 @@ _LAUNCHER = re.compile(rb"accelerate(\0launch|-launch|\.commands\.launch)\0")
 
 def end_with_launcher() -> None:
     """
-    Sends this process SIGTERM when its `accelerate launch` ends. Call it first in a training script.
+    Sends this process SIGTERM when its `accelerate launch` exits. Call it first in a training script.
 
-    With one process, `accelerate launch` doesn't pass on signals. At SIGTERM it ends, and the script continues without
-    it. With this call, [`StopOnSignal`] then saves a checkpoint and stops. The launcher doesn't wait for that. If the
-    machine goes away with the launcher, as in a container, start one process with `python` instead.
+    With one process, `accelerate launch` doesn't pass on signals: on SIGTERM it exits, and the script continues. With
+    this call, the script gets SIGTERM too, so [`StopOnSignal`] saves a checkpoint and stops. The launcher doesn't wait
+    for this. If the script is killed together with the launcher, as in a container, start one process with `python`
+    instead.
 
-    It does nothing if another program started the process, or on other systems than Linux.
+    The function has no effect if another program started the process, or on systems other than Linux.
     """
     if sys.platform != "linux":
         return
@@ -60,12 +61,12 @@ class StopOnSignal(TrainerCallback):
     On a signal, saves a checkpoint after the current optimizer step and stops; with several GPUs, one step later.
 
     Batch schedulers and cloud machines send SIGTERM some time before they kill a job. The checkpoint is complete: it
-    is saved between steps. With several processes, one signal to one of them is enough. The same signal again changes
-    nothing, except a second SIGINT (Ctrl-C) after a second or more, which interrupts at once. An evaluation due at the
-    same step is skipped. One that runs already ends first, and a step follows.
+    is saved between steps. With several processes, a signal to one of them is enough. A repeated signal has no effect,
+    except a second SIGINT (Ctrl-C) after a second or more, which interrupts at once. An evaluation that is due at the
+    same step is skipped. An evaluation that is already running finishes first, and one more step follows.
 
     A step and a save must fit into the time before the kill: `torchrun` and `accelerate launch` with several processes
-    kill 30 seconds after they passed the signal on. For `accelerate launch` with one process, see
+    kill their processes 30 seconds after they passed the signal on. For `accelerate launch` with one process, see
     [`~hf_gradaug.training.end_with_launcher`]. Workers that load training images ignore the signals, because the
     current step needs them; they end with their process.
 

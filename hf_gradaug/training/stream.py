@@ -16,18 +16,18 @@ from ..data.transformed_dataset import transformed_datasets
 
 class StreamMixin:
     """
-    Trains any Trainer on a [`TrainingStream`]: `class MyTrainer(StreamMixin, Trainer)`. [`GradAugTrainer`] has it.
+    Lets any Trainer train on a [`TrainingStream`]: `class MyTrainer(StreamMixin, Trainer)`. [`GradAugTrainer`] includes it.
 
     - Each process reads its own part of the stream, through torchdata's `StatefulDataLoader`.
     - Each checkpoint holds the stream's position in every process, `stream_state_{rank}.json`: the place after the
       last example that was trained on. Examples that workers read ahead don't count.
     - A resumed run continues there. It needs the same number of processes and workers. With `ignore_data_skip` in the
       training arguments, the stream restarts instead.
-    - The epoch in the logs is the data's if the stream's `num_examples` is known. Otherwise it is the finished share
-      of `max_steps`, as in the Trainer.
+    - If the stream's `num_examples` is known, the logs show the epoch of the data. Otherwise they show the finished
+      fraction of `max_steps`, as in the Trainer.
 
-    It also passes the epoch to a [`TransformedDataset`], also inside of `Subset` and `ConcatDataset`. With other
-    training data it changes nothing.
+    It also passes the epoch to a [`TransformedDataset`], even inside of `Subset` and `ConcatDataset`. With other
+    training data it has no effect.
 
     Raises:
         `ImportError`: If there is a stream and torchdata is missing.
@@ -129,7 +129,7 @@ class StreamMixin:
         if differences:
             raise ValueError(
                 f"The position of the training stream in '{checkpoint}' doesn't fit: {'; '.join(differences)}. Resume with "
-                f"what was, {anew}"
+                f"the earlier values, {anew}"
             )
         return saved["loader"]
 

@@ -84,7 +84,7 @@ def test_training_lets_go_of_the_workers(whole):
 def test_resume_with_other_readers_is_an_error_unless_the_stream_begins_anew(tmp_path, shards, whole):
     message = (
         r"position of the training stream in '.*checkpoint-2' doesn't fit: dataloader_num_workers was 2 and is 0; "
-        r"shuffle_buffer_size was 5 and is 6. Resume with what was, or set `ignore_data_skip`"
+        r"shuffle_buffer_size was 5 and is 6. Resume with the earlier values, or set `ignore_data_skip`"
     )
     with pytest.raises(ValueError, match=message):
         other = stream_trainer(tmp_path, shards, dataloader_num_workers=0, buffer_size=6)

@@ -292,7 +292,7 @@ def test_a_forward_of_the_model_itself(tmp_path):
     """Sub-networks would silently be the full network, after a run in mixed precision too."""
     model = tiny_model()
     tiny_trainer(tmp_path, model, Trainer, TrainingArguments, bf16=True, max_steps=1).train()
-    with pytest.raises(ValueError, match="`model` must have the `forward` of its class, but has one of its own"):
+    with pytest.raises(ValueError, match="`model` must have the `forward` of its class, but has a patched one"):
         make_slimmable(model)
     exported = export_subnetwork(model, 0.5)
     del model.forward
@@ -326,7 +326,7 @@ def test_models_that_cannot_be_slimmable():
     with pytest.raises(ValueError, match="`build` must return a model on the meta device"):
         make_slimmable(model, build=lambda config: model)
     make_slimmable(model)
-    with pytest.raises(ValueError, match="`build` must be the one that made the model slimmable"):
+    with pytest.raises(ValueError, match="`build` must be the function that made the model slimmable"):
         make_slimmable(model, build=type(model))
 
 
