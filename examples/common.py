@@ -128,7 +128,9 @@ def parse_training_arguments(parser: HfArgumentParser, args: Sequence[str]) -> t
     if not model_args.gradaug:
         settings = {item.name for item in dataclasses.fields(GradAugSettings)} - {"nonfinite_loss"}
         if unused := sorted(given_flags(args) & settings):
-            logger.warning(f"The plain baseline is trained, without {shorten(unused)}: these need `gradaug`.")
+            logger.warning(
+                f"The plain baseline is trained, and {shorten(unused)} have no effect: they need `gradaug`."
+            )
     if training_args.enable_jit_checkpoint:
         raise ValueError(
             "`enable_jit_checkpoint` must be off in this script, but is on. The script saves a checkpoint at SIGTERM anyway."
@@ -187,8 +189,8 @@ def load_pretrained(
     if other is None or head <= info["missing_keys"]:  # a backbone alone has no classes
         return model
     if not ignore_mismatched_sizes:
-        raise ValueError(f"{other} To start with a new head, give ignore_mismatched_sizes.") from other
-    logger.info(f"The head of '{name}' has other classes: a new one is trained.")
+        raise ValueError(f"{other} To start with a new head, set `ignore_mismatched_sizes`.") from other
+    logger.info(f"The head of '{name}' has other classes, so a new head is trained.")
     state = {key: tensor for key, tensor in model.state_dict().items() if key not in head}
     return type(model).from_pretrained(None, config=model.config, state_dict=state, dtype=torch.float32)
 
@@ -258,8 +260,8 @@ def train_and_save(trainer: Trainer) -> None:
     if stop.received:
         if trainer.is_world_process_zero():
             logger.warning(
-                f"{stop.received.name} stopped the training after step {trainer.state.global_step}, whose checkpoint is in "
-                f"'{args.output_dir}'. The same command with --resume_from_checkpoint true goes on from there."
+                f"{stop.received.name} stopped the run after step {trainer.state.global_step}. Its checkpoint is in "
+                f"'{args.output_dir}'. To continue, run the same command with --resume_from_checkpoint true."
             )
         sys.exit(128 + stop.received)
     if not args.push_to_hub:  # with it, `train` has saved the model, and `save_model` would push it
@@ -343,10 +345,8 @@ def launch(
 def _how_to_go_on(args: TrainingArguments) -> str:
     has_checkpoint = os.path.isdir(args.output_dir) and get_last_checkpoint(args.output_dir)
     if args.do_train and has_checkpoint:
-        return (
-            f"The same command with --resume_from_checkpoint true goes on from the checkpoint in '{args.output_dir}'."
-        )
-    return "The same command starts again."
+        return f"To continue from the checkpoint in '{args.output_dir}', run the same command with --resume_from_checkpoint true."
+    return "The same command starts from the beginning."
 
 
 @contextlib.contextmanager
@@ -389,7 +389,7 @@ def naming_unreachable_hub(*arguments: Any) -> Iterator[None]:
         asked = ", ".join(f"`{name}` is {value!r}" for name, value in named)
         if huggingface_hub.constants.HF_HUB_OFFLINE:
             raise SystemExit(
-                f"{asked}, but HF_HUB_OFFLINE is set, and this was not downloaded before. Unset it, or leave the flag out."
+                f"{asked}, but HF_HUB_OFFLINE is set and there is no earlier download. Unset HF_HUB_OFFLINE, or leave the flag out."
             ) from None
         raise SystemExit(
             f"{asked}, but the Hub at {huggingface_hub.constants.ENDPOINT} can't be reached ({type(failures[0]).__name__}). "

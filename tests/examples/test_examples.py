@@ -236,7 +236,7 @@ def test_flags_that_the_plain_baseline_does_not_use_are_named(script, caplog):
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
     *_, args = script.parse_arguments([*flags, "--min-width=0.5", "--scales", "1", "0.5"])
     assert args.num_subnetworks == 0
-    assert "plain baseline is trained, without ['min_width', 'scales']: these need `gradaug`" in caplog.text
+    assert "plain baseline is trained, and ['min_width', 'scales'] have no effect: they need `gradaug`" in caplog.text
 
 
 def test_config_overrides(script):

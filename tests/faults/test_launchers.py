@@ -86,7 +86,7 @@ def wait_for_checkpoint(out: Path, process: subprocess.Popen) -> None:
 def check_stopped(process: subprocess.Popen, out: Path, number: signal.Signals) -> str:
     # The pipe closes when no process that holds it is left: not the launcher, and none that it started.
     text, _ = process.communicate(timeout=60)
-    (step,) = re.findall(rf"{number.name} stopped the training after step (\d+)", text)
+    (step,) = re.findall(rf"{number.name} stopped the run after step (\d+)", text)
     assert text.count("--resume_from_checkpoint true") == 1
     assert find_checkpoint(out) == (str(out / f"checkpoint-{step}"), [])
     assert 'common.py", line' not in text, text  # a launcher's own traceback aside

@@ -47,7 +47,7 @@ def test_terminated_run_goes_on(examples, uninterrupted, weights, tmp_path, kind
     # In the middle of a step, with gradients of an earlier batch, and twice: schedulers and launchers both send it.
     stopped = examples(kind).run(out, *flags, fault=harness.terminate_in_step, fault_args=(step, 2, 2))
     assert stopped.code == 143, stopped.text
-    assert f"SIGTERM stopped the training after step {step}" in stopped.text
+    assert f"SIGTERM stopped the run after step {step}" in stopped.text
     assert "--resume_from_checkpoint true" in stopped.text and "Traceback" not in stopped.text
     assert harness.checkpoints(out)[-1] == step and find_damage(out / f"checkpoint-{step}") is None
     assert "eval_loss" not in stopped.text and not (out / "model.safetensors").exists()
