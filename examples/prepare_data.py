@@ -47,7 +47,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from hf_gradaug.data import check_counts, check_no_splits, is_image, load_digits_dataset, shorten, to_rgb
+from hf_gradaug.data import check_counts, check_no_splits, is_image, load_digits_dataset, shorten, to_rgb, walk_visible
 
 
 logger = logging.getLogger(__name__)
@@ -223,15 +223,10 @@ def on_white(image: Image.Image) -> Image.Image:
     return canvas
 
 
-HIDDEN = (".", "__MACOSX")  # begin the names of what file managers and notebooks leave, such as copies of images
-
-
 def find_images(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if is_image(path.name) and not any(part.startswith(HIDDEN) for part in path.relative_to(folder).parts)
-    )
+    """The images of a class. A link to the folder of all classes adds none."""
+    found = walk_visible(str(folder), str(folder.parent))
+    return sorted(Path(parent, name) for parent, names in found for name in names if is_image(name))
 
 
 def load_folders(args: PrepareArguments, root: Path, classes: list[str], square: bool) -> Loaded:
@@ -369,7 +364,9 @@ def load(name: str, args: PrepareArguments) -> Loaded:
         hint = "" if args.source else "; install the package openclipart-png, or name the folder with --source"
         raise ValueError(f"`source` must be a folder, but is '{root}'{hint}.")
     check_no_splits("source", str(root))
-    folders = (folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(HIDDEN))
+    folders = (
+        folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith((".", "__MACOSX"))
+    )
     classes = sorted(folder.name for folder in folders if find_images(folder))
     if name == "clip-art":
         sizes = {kind: len(find_images(root / kind)) for kind in classes if kind not in ("unsorted", "special")}

@@ -6,7 +6,7 @@ from .arguments import DataArguments
 from .class_names import get_class_names, match_classes, warn_of_missing
 from .decoding import decode_image, is_turn_ambiguous, to_rgb
 from .digits import load_digits_dataset
-from .folders import check_no_splits, is_image
+from .folders import check_no_splits, is_image, walk_visible
 from .image_processors import get_image_size, get_pixel_map, make_image_processor
 from .image_transforms import (
     ImageCollator,
@@ -42,5 +42,6 @@ __all__ = [
     "match_classes",
     "shorten",
     "to_rgb",
+    "walk_visible",
     "warn_of_missing",
 ]

@@ -7,6 +7,7 @@ however deep the image lies.
 import logging
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import datasets
@@ -29,9 +30,32 @@ _SPLITS = {
 }
 
 
+# Begin the names of what file managers and notebooks leave, such as copies and deleted files.
+_HIDDEN = (".", "__MACOSX")
+
+
 def is_image(file: str) -> bool:
     """Whether a file is an image, by its ending."""
     return os.path.splitext(file)[1].lower() in ImageFolder.EXTENSIONS
+
+
+def walk_visible(root: str, *left_out: str) -> Iterator[tuple[str, list[str]]]:
+    """
+    Each folder and its files, sorted, through links too, without hidden ones. A link to a folder that is listed already
+    adds nothing.
+
+    Args:
+        root (`str`): The first folder.
+        *left_out (`str`): Folders that are not listed if a link leads to them.
+    """
+    seen = {os.path.realpath(folder) for folder in left_out}
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith(_HIDDEN))
+        if (real := os.path.realpath(folder)) in seen:
+            folders.clear()
+        else:
+            seen.add(real)
+            yield folder, sorted(name for name in names if not name.startswith(_HIDDEN))
 
 
 def check_no_splits(flag: str, root: str) -> None:
@@ -141,16 +165,19 @@ def _read_schema(file: str, token: str | None) -> pa.Schema:
 def _find_images(flag: str, root: str) -> list[tuple[str, str]]:
     """Images and their classes, sorted by path; the class of an image in the root itself is empty."""
     check_no_splits(flag, root)
-    found, deeper, others = [], set(), set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        parts = os.path.relpath(folder, root).split(os.sep)
-        images = [name for name in sorted(files) if is_image(name) and not name.startswith(".")]
-        found += [(os.path.join(folder, name), "" if parts == ["."] else parts[0]) for name in images]
-        if parts != ["."]:
-            others |= {os.path.splitext(name)[1] for name in files if not is_image(name) and not name.startswith(".")}
-        if len(parts) > 1 and images:
-            deeper.add(os.path.join(*parts))
+    deeper, others = set(), set()
+    _, folders, files = next(os.walk(root))
+    found = [(os.path.join(root, name), "") for name in files if is_image(name) and not name.startswith(_HIDDEN)]
+    for class_name in folders:
+        if class_name.startswith(_HIDDEN):
+            continue
+        # Each by itself, because several classes may link to one folder.
+        for folder, files in walk_visible(os.path.join(root, class_name), root):
+            images = [name for name in files if is_image(name)]
+            found += [(os.path.join(folder, name), class_name) for name in images]
+            others |= {os.path.splitext(name)[1] for name in files if not is_image(name)}
+            if images and (relative := os.path.relpath(folder, root)) != class_name:
+                deeper.add(relative)
     found.sort()
     classes = {name for _, name in found}
     empty = sorted(

@@ -4,7 +4,6 @@
 import glob
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,15 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from ..messages import shorten
 from .arguments import DataArguments
 from .digits import load_digits_dataset
-from .folders import check_class_folders, check_no_splits, check_one_split, check_shards, is_image, load_folders
+from .folders import (
+    check_class_folders,
+    check_no_splits,
+    check_one_split,
+    check_shards,
+    is_image,
+    load_folders,
+    walk_visible,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -85,7 +92,7 @@ def load_splits(args: DataArguments, cache_dir: str | None = None, token: str | 
     return LoadedSplits(splits, names, files, cache_key)
 
 
-def _find_files(flag: str, path: str) -> tuple[str, str | list[str]]:
+def _find_files(flag: str, path: str) -> tuple[str, list[str]]:
     """The builder for a folder or glob, and its files."""
     if "://" in path or not os.path.isdir(path):
         files = [path] if "://" in path else sorted(glob.glob(path, recursive=True))
@@ -94,13 +101,13 @@ def _find_files(flag: str, path: str) -> tuple[str, str | list[str]]:
             return kinds.pop(), files
         raise ValueError(f"`{flag}` must be a folder, or a glob that matches .parquet or .tar files, but is '{path}'.")
     shards: dict[str, list[str]] = {}
-    for root, names in _walk(path):
-        for name in sorted(names):
+    for root, names in walk_visible(path):
+        for name in names:
             extension = os.path.splitext(name)[1].lower()
             if is_image(name):
                 if not set(os.listdir(path)) & set(ImageFolder.METADATA_FILENAMES):
                     check_no_splits(flag, path)  # one metadata file for all of them means all of them
-                return "imagefolder", os.path.join(path, "**")
+                return "imagefolder", [os.path.join(path, "**")]
             if extension in _SHARDS:
                 shards.setdefault(_SHARDS[extension], []).append(os.path.join(root, name))
     if len(shards) == 1:
@@ -111,21 +118,9 @@ def _find_files(flag: str, path: str) -> tuple[str, str | list[str]]:
     raise ValueError(f"`{flag}` must hold images, or .parquet or .tar files of one kind, but '{path}' holds {found}.")
 
 
-def _walk(root: str) -> Iterator[tuple[str, list[str]]]:
-    """Each folder and its files, through links too. A link to a folder that is listed already adds nothing."""
-    seen = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders.sort()
-        if (real := os.path.realpath(folder)) in seen:
-            folders.clear()
-        else:
-            seen.add(real)
-            yield folder, names
-
-
 def _has_class_folders(root: str) -> bool:
     """Whether a folder holds images without a metadata file that sets their classes."""
-    names = [name for _, names in _walk(root) for name in names]
+    names = [name for _, names in walk_visible(root) for name in names]
     return any(map(is_image, names)) and not set(names) & set(ImageFolder.METADATA_FILENAMES)
 
 

@@ -203,6 +203,17 @@ def test_hidden_folders_are_no_classes_and_their_images_no_duplicates(prepare, t
     assert sum(split["images"] for split in about["splits"].values()) == 15
 
 
+def test_links_in_class_folders_are_followed(prepare, tmp_path):
+    root, more = images.make_folder(tmp_path / "photos", images_per_class=5), tmp_path / "more"
+    more.mkdir()
+    images.make_image(0, 40).save(more / "0.png")
+    (root / "cat" / "more").symlink_to(more)
+    (root / "dog" / "up").symlink_to(root)
+    about = prepare("folder", "--source", root)
+    assert not any(about["left_out"].values())
+    assert sum(split["images"] for split in about["splits"].values()) == 16
+
+
 def test_the_output_is_written_once_and_whole(script, prepare, tmp_path, monkeypatch):
     root = images.make_folder(tmp_path / "photos")
     monkeypatch.setattr(script.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

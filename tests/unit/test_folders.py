@@ -56,6 +56,32 @@ def test_a_link_to_a_folder_that_is_read_already_adds_nothing(tmp_path):
     assert found.num_train_examples == expected
 
 
+def test_links_in_class_folders_are_read_once_in_each_class(tmp_path):
+    root, more = images.make_folder(tmp_path / "data"), tmp_path / "more"
+    more.mkdir()
+    images.make_image(0, 50).save(more / "x.png")
+    for link, folder in {
+        "cat/1": more,
+        "cat/2": more,
+        "dog/1": more,
+        "cat/self": root / "cat",
+        "owl/up": root,
+    }.items():
+        (root / link).symlink_to(folder)
+    data = load_image_data(DataArguments(validation_dir=str(root)))
+    labels = data.splits["validation"]["label"]
+    assert [list(labels).count(label) for label in range(3)] == [5, 5, 4]
+
+
+def test_hidden_files_are_no_shards_and_do_not_hide_any(tmp_path):
+    shards = images.make_parquet(tmp_path / "shards", num_shards=2)
+    images.make_parquet(shards / ".Trash-1000", num_shards=1)
+    (shards / "._0.parquet").write_bytes(b"of a file manager")
+    (shards / ".cover.png").write_bytes(b"no image of the data")
+    data = load_image_data(DataArguments(train_dir=str(shards), validation_dir=str(shards)))
+    assert data.num_train_examples == 12
+
+
 @pytest.mark.parametrize(
     "names", [("train", "val", "test"), ("training", "validation"), ("Train2017", "val2017"), ("train", "dev_set"), ("test", "valid")]
 )  # fmt: skip
