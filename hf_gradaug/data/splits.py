@@ -93,12 +93,12 @@ def load_splits(args: DataArguments, cache_dir: str | None = None, token: str | 
 
 
 def _find_files(flag: str, path: str) -> tuple[str, list[str]]:
-    """The builder for a folder or glob, and its files."""
+    """The builder for a folder or glob, and the patterns of its files, in which brackets of a name are escaped."""
     if "://" in path or not os.path.isdir(path):
         files = [path] if "://" in path else sorted(glob.glob(path, recursive=True))
         kinds = {_SHARDS.get(os.path.splitext(file)[1].lower()) for file in files}
         if len(kinds) == 1 and None not in kinds:
-            return kinds.pop(), files
+            return kinds.pop(), files if "://" in path else list(map(glob.escape, files))
         raise ValueError(f"`{flag}` must be a folder, or a glob that matches .parquet or .tar files, but is '{path}'.")
     shards: dict[str, list[str]] = {}
     for root, names in walk_visible(path):
@@ -107,13 +107,13 @@ def _find_files(flag: str, path: str) -> tuple[str, list[str]]:
             if is_image(name):
                 if not set(os.listdir(path)) & set(ImageFolder.METADATA_FILENAMES):
                     check_no_splits(flag, path)  # one metadata file for all of them means all of them
-                return "imagefolder", [os.path.join(path, "**")]
+                return "imagefolder", [os.path.join(glob.escape(path), "**")]
             if extension in _SHARDS:
                 shards.setdefault(_SHARDS[extension], []).append(os.path.join(root, name))
     if len(shards) == 1:
         kind, files = shards.popitem()
         check_one_split(flag, path, sorted(files))
-        return kind, sorted(files)
+        return kind, list(map(glob.escape, sorted(files)))
     found = "both .parquet and .tar files" if shards else "no images, and no .parquet or .tar files"
     raise ValueError(f"`{flag}` must hold images, or .parquet or .tar files of one kind, but '{path}' holds {found}.")
 
@@ -143,7 +143,20 @@ def _get_builder(
             kinds[f"{split}_dir"], data_files[split] = _find_files(f"{split}_dir", path)
     if len(set(kinds.values())) > 1:
         raise ValueError(f"The data must all be of one kind, but it is {kinds}.")
-    kind = next(iter(kinds.values()))
-    if kind == "parquet":
-        check_shards(data_files, token)
-    return datasets.load_dataset_builder(kind, data_files=data_files, cache_dir=cache_dir)
+    _check_metadata({flag: getattr(args, flag) for flag, kind in kinds.items() if kind == "imagefolder"})
+    builder = datasets.load_dataset_builder(next(iter(kinds.values())), data_files=data_files, cache_dir=cache_dir)
+    if builder.name == "parquet":
+        check_shards(builder.config.data_files, token)
+    return builder
+
+
+def _check_metadata(roots: dict[str, str]) -> None:
+    """Raises an error if only some folders of images have a metadata file: the others' images would have no labels."""
+    bare = {flag: root for flag, root in roots.items() if _has_class_folders(root)}
+    if bare:
+        flag, root = next(iter(bare.items()))
+        other = next(other for other in roots if other not in bare)
+        raise ValueError(
+            f"`{flag}` must be a folder with {' or '.join(ImageFolder.METADATA_FILENAMES)}, as `{other}` is, but is "
+            f"'{root}', which has none. Give one to each folder, or to none."
+        )

@@ -82,6 +82,27 @@ def test_hidden_files_are_no_shards_and_do_not_hide_any(tmp_path):
     assert data.num_train_examples == 12
 
 
+@pytest.mark.parametrize(("make", "ending"), [(images.make_parquet, "parquet"), (images.make_tar, "tar")])
+def test_brackets_in_names_are_no_patterns(tmp_path, make, ending):
+    shards = make(tmp_path / "set [1]", num_shards=2)
+    (shards / f"1.{ending}").rename(shards / f"1 [copy].{ending}")
+    for path in (shards, tmp_path / "set ?1?" / f"*.{ending}"):
+        data = load_image_data(DataArguments(train_dir=str(path), validation_dir=str(path)))
+        assert data.num_train_examples == 12
+
+
+def test_metadata_files_of_some_folders_alone(tmp_path):
+    root, bare = tmp_path / "set [1]", images.make_folder(tmp_path / "bare", classes=("1", "2"))
+    root.mkdir()
+    for number in range(4):
+        images.make_image(0, number).save(root / f"{number}.png")
+    (root / "metadata.csv").write_text("file_name,label\n" + "\n".join(f"{i}.png,{i % 2}" for i in range(4)))
+    assert load_image_data(DataArguments(train_dir=str(root), validation_dir=str(root))).num_train_examples == 4
+    for flags in (("train_dir", "validation_dir"), ("validation_dir", "train_dir"), ("train_dir", "test_dir")):
+        with pytest.raises(ValueError, match=f"`{flags[1]}` must be a folder with metadata.csv .* as `{flags[0]}` is"):
+            load_image_data(DataArguments(**dict(zip(flags, map(str, (root, bare))))))
+
+
 @pytest.mark.parametrize(
     "names", [("train", "val", "test"), ("training", "validation"), ("Train2017", "val2017"), ("train", "dev_set"), ("test", "valid")]
 )  # fmt: skip
