@@ -2,6 +2,7 @@
 """The flags of the example scripts for data and augmentation."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,8 +140,9 @@ class DataArguments:
         """Name of the data: from the Hub, from the data.json of examples/prepare_data.py, or of its folder."""
         if not self.names_dataset:
             return "handwritten digits (scikit-learn)"
-        if self.dataset_name:
-            return self.dataset_name
+        if self.dataset_name:  # of a local path, the last part is enough: the rest is about the machine
+            is_local = os.path.exists(self.dataset_name)
+            return Path(self.dataset_name).resolve().name if is_local else self.dataset_name
         folder = Path(self.train_dir or self.validation_dir or self.test_dir)
         facts = folder.parent / "data.json"
         about = json.loads(facts.read_text("utf-8")) if facts.is_file() else None

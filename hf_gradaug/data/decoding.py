@@ -32,6 +32,8 @@ def decode_image(value: dict[str, Any], name: str, size: tuple[int, int] | None 
             names it.
     """
     try:
+        if value is None:
+            raise ValueError("its value must be an image, but is None.")
         image = datasets.Image().decode_example(value)
         if size is not None and image.size != size:
             image = _open_unturned(value, size)

@@ -188,7 +188,7 @@ def _choose(candidates: list[str], preferred: tuple[str, ...], flag: str, what: 
     for name in preferred:
         if name in candidates:
             return name
-    raise ValueError(f"Several columns can hold {what}: {candidates}. Name one with `{flag}`.")
+    raise ValueError(f"Several columns can hold {what}: {shorten(candidates)}. Name one with `{flag}`.")
 
 
 def _is_label(feature: Any) -> bool:

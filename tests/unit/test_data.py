@@ -254,6 +254,24 @@ def test_an_unreadable_image_is_named(tmp_path, streaming):
         list(load_image_data(args).get_dataset("train", grey))
 
 
+def test_a_missing_image_is_named(tmp_path):
+    """As in tar files where some images have another ending, and so another column."""
+    rows = {"image": [images.make_image(0, 0), None], "label": [0, 1]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "0.parquet")
+    data = load_image_data(DataArguments(validation_dir=str(tmp_path)))
+    with pytest.raises(
+        ValueError, match="Unreadable image: image 1 of validation: its value must be an image, but is None"
+    ):
+        list(data.get_dataset("validation", grey))
+
+
+def test_a_local_data_set_has_the_name_of_its_folder(tmp_path):
+    images.make_folder(tmp_path / "photos" / "train")
+    assert load_image_data(DataArguments(dataset_name=str(tmp_path / "photos"), train_val_split=0.5)).name == "photos"
+    assert DataArguments(dataset_name="org/photos").display_name == "org/photos"
+
+
 @pytest.mark.parametrize(
     ("processor", "size"),
     [
