@@ -71,18 +71,23 @@ def get_train_transform(
         steps = [
             v2.RandomResizedCrop(size, scale=tuple(scale), interpolation=_resample(image_processor), antialias=True)
         ]
-    elif 0 < padding < min(size):  # there are no more pixels to mirror
-        steps = [ProcessorCrop(image_processor), v2.RandomCrop(size, padding, padding_mode="reflect")]
     else:
-        raise ValueError(
-            f"`random_crop_padding` must be in 1..{min(size) - 1} for images of {size[0]} x {size[1]}, but is {padding}."
-        )
+        check_padding(padding, size)
+        steps = [ProcessorCrop(image_processor), v2.RandomCrop(size, padding, padding_mode="reflect")]
     if horizontal_flip:
         steps.append(v2.RandomHorizontalFlip())
     if color_jitter:
         steps.append(v2.ColorJitter(brightness=color_jitter, contrast=color_jitter, saturation=color_jitter))
     to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     return v2.Compose([*steps, *to_float, get_pixel_map(image_processor)])
+
+
+def check_padding(padding: int, size: tuple[int, int]) -> None:
+    """Raises a `ValueError` if images of this size have too few pixels to mirror."""
+    if not 0 < padding < min(size):
+        raise ValueError(
+            f"`random_crop_padding` must be in 1..{min(size) - 1} for images of {size[0]} x {size[1]}, but is {padding}."
+        )
 
 
 def get_eval_transform(image_processor: Any) -> Callable[[Image.Image], torch.Tensor]:

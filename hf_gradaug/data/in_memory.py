@@ -10,7 +10,7 @@ from datasets.fingerprint import Hasher
 
 from ..sampling import example_seed
 from .image_processors import ProcessorCrop
-from .image_transforms import decode_image
+from .image_transforms import check_padding, decode_image
 from .transformed_dataset import TransformedDataset
 
 
@@ -33,7 +33,8 @@ class InMemoryDataset(TransformedDataset):
             Whether half of the images are mirrored.
 
     Raises:
-        `ValueError`: If an image can't be read, or a label is missing or out of range.
+        `ValueError`: If an image can't be read, a label is missing or out of range, or the padding is not below the
+            size of the images.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class InMemoryDataset(TransformedDataset):
     ):
         super().__init__(dataset.dataset, dataset.transform, dataset.seed, dataset.rows)
         self._crop = ProcessorCrop(image_processor)
+        if random_crop_padding is not None:
+            check_padding(random_crop_padding, self._crop.size)
         self.padding = random_crop_padding or 0
         self.horizontal_flip = horizontal_flip
         # Now, not on the first read: each worker of each epoch would do it again.

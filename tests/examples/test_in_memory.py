@@ -70,6 +70,13 @@ def test_training_images_are_all_crops_and_mirrored_crops(data):
     assert torch.equal(train[0]["pixel_values"], read(train, [0, 3])[0])  # the larger one is resized
 
 
+@pytest.mark.parametrize("padding", [-1, 0, 8])
+def test_more_pixels_than_there_are_can_not_be_mirrored(data, padding):
+    evaluation = data.get_dataset("validation", get_eval_transform(PROCESSOR))
+    with pytest.raises(ValueError, match=rf"`random_crop_padding` must be in 1..7 .* but is {padding}"):
+        InMemoryDataset(evaluation, PROCESSOR, random_crop_padding=padding)
+
+
 def test_draws_depend_on_seed_epoch_and_index_alone(data):
     train = make_train(data, PROCESSOR)
     first = read(train)
