@@ -352,7 +352,7 @@ def find_licence(name: str | None, token: str | None = None) -> str | None:
         return None
     try:
         card = model_info(name, token=token).card_data
-    except (HTTPError, HFValidationError, OfflineModeIsEnabled):
+    except (HTTPError, ValueError, OfflineModeIsEnabled):  # a proxy's page is no JSON
         return None
     return None if card is None else card.license
 

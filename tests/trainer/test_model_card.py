@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import ConvNextForImageClassification, ConvNextImageProcessor, TrainerCallback
 
-from hf_gradaug.reporting.model_card import TEMPLATE, _show, _table
+from hf_gradaug.reporting.model_card import TEMPLATE, _show, _table, find_licence
 
 
 CARDS = sorted((ROOT / "model_cards").glob("*.md"))
@@ -274,6 +274,11 @@ def test_fine_tuned_from_the_hub(tmp_path, hub):
     card = ModelCard.load("me/tuned")
     assert (card.data.base_model, card.data.license) == ("me/base", "apache-2.0")
     assert 'model="me/tuned"' in card.text and "](training_curves.png)" in card.text
+
+
+def test_a_page_instead_of_the_hubs_answer_is_no_licence(hub):
+    hub.fail("GET", "/api/models/me/base", 200, times=1)
+    assert find_licence("me/base") is None and [fault.times for fault in hub.faults] == [0]
 
 
 def test_cells_stay_cells():
