@@ -135,6 +135,11 @@ def parse_training_arguments(parser: HfArgumentParser, args: Sequence[str]) -> t
         raise ValueError(
             "`enable_jit_checkpoint` must be off in this script, but is on. The script saves a checkpoint at SIGTERM anyway."
         )
+    if training_args.push_to_hub and not training_args.do_train:
+        raise ValueError(
+            "`push_to_hub` must be off without `do_train`, but is on. The model card that is pushed would describe a "
+            "training that didn't happen: its settings, and no GradAug."
+        )
     training_args.remove_unused_columns = False  # transforms and collators know which columns they need
     if training_args.device.type == "cpu":
         training_args.dataloader_pin_memory = False  # it would do nothing there but warn

@@ -224,9 +224,12 @@ def test_an_unreadable_image_is_named_by_the_script_with_workers(run, tmp_path, 
         )
 
 
-def test_a_second_handler_of_sigterm_is_refused(script, tmp_path):
-    with pytest.raises(ValueError, match="`enable_jit_checkpoint` must be off in this script, but is on"):
-        script.parse_arguments(["--output_dir", str(tmp_path), "--enable_jit_checkpoint"])
+@pytest.mark.parametrize(
+    ("flag", "place"), [("enable_jit_checkpoint", "in this script"), ("push_to_hub", "without `do_train`")]
+)
+def test_a_second_handler_of_sigterm_and_a_card_without_training_are_refused(script, tmp_path, flag, place):
+    with pytest.raises(ValueError, match=f"`{flag}` must be off {place}, but is on"):
+        script.parse_arguments(["--output_dir", str(tmp_path), f"--{flag}", "--do_eval"])
 
 
 def test_flags_that_the_plain_baseline_does_not_use_are_named(script, caplog):
