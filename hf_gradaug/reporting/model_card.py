@@ -214,7 +214,7 @@ def _origin(trainer: Trainer, base_model: str | None, datasets: list[str], is_gr
 
 
 def _how_to_load(trainer: Trainer, tasks: list[str]) -> str:
-    repository = trainer.hub_model_id or trainer.args.output_dir
+    repository = trainer.hub_model_id or "path/to/this/folder"  # the card may be uploaded later, by hand
     # A class that transformers doesn't have is saved with the model.
     auto_class = getattr(trainer.model, "_auto_class", None)
     code = ", trust_remote_code=True" if auto_class else ""
