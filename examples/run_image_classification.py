@@ -182,8 +182,8 @@ def parse_arguments(args: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     parser = make_training_parser(ModelArguments, DataArguments, "%(prog)s [RECIPE] [FLAGS]")
     recipe = read_recipe(args.pop(0)) if names_recipe(args) else {}
     if (given := given_flags(args)) & {"train_dir", "validation_dir", "test_dir"} and "dataset_name" not in given:
-        recipe.pop("dataset_name", None)
-        recipe.pop("dataset_config_name", None)
+        names = ("dataset_name", "dataset_config_name", "train_split_name", "validation_split_name", "test_split_name")
+        recipe = {name: value for name, value in recipe.items() if name not in names}
     if given & {"model_name_or_path", "config_name"}:
         recipe.pop("model_type", None)
     parser.set_defaults(**recipe)

@@ -10,6 +10,9 @@ from typing import Any
 from ..messages import check_counts
 
 
+_OF_HUB_DATA = ("dataset_config_name", "train_split_name", "validation_split_name", "test_split_name")
+
+
 @dataclass
 class DataArguments:
     """The images and their augmentation. If no data is named, the embedded digits are used."""
@@ -110,6 +113,12 @@ class DataArguments:
             raise ValueError(
                 f"`mix_prob` must be 1.0 without `cutmix_alpha` or `mixup_alpha`, but is {self.mix_prob}. Give one of them."
             )
+        for name in () if self.dataset_name else _OF_HUB_DATA:
+            if (value := getattr(self, name)) != type(self).__dataclass_fields__[name].default:
+                raise ValueError(
+                    f"`{name}` must be left out without `dataset_name`, but is '{value}'. Name the files of each split with "
+                    "`train_dir`, `validation_dir` and `test_dir`."
+                )
         if not self.in_memory:
             return
         for name in ("streaming", "skip_bad_images", "color_jitter"):

@@ -254,6 +254,12 @@ def test_an_unreadable_image_is_named(tmp_path, streaming):
         list(load_image_data(args).get_dataset("train", grey))
 
 
+@pytest.mark.parametrize("name", ["dataset_config_name", "validation_split_name"])
+def test_splits_of_a_data_set_are_no_setting_of_folders(name):
+    with pytest.raises(ValueError, match=f"`{name}` must be left out without `dataset_name`, but is 'val'"):
+        DataArguments(train_dir="photos", **{name: "val"})
+
+
 def test_a_missing_image_is_named(tmp_path):
     """As in tar files where some images have another ending, and so another column."""
     rows = {"image": [images.make_image(0, 0), None], "label": [0, 1]}
