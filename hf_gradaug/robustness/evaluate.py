@@ -99,6 +99,8 @@ def _hash_images(images: Iterable[Mapping[str, Any]]) -> str:
     """A hash of stored images. Other images may have the same labels, in a folder of the same name."""
     digest = hashlib.sha256()
     for image in images:
+        if image is None:
+            continue  # an error that names it when it is read
         stored = image["bytes"]
         if stored is None:
             with fsspec.open(image["path"], "rb") as file:  # `datasets` has paths into archives, too

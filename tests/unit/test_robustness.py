@@ -269,6 +269,14 @@ def test_other_images_in_a_folder_of_the_same_name_are_another_measurement(class
         evaluate_robustness({"a": classifier}, second, clean, path=path)
 
 
+def test_a_missing_image_is_named(tmp_path):
+    photos = load_image_data(DataArguments(validation_dir=str(images.make_folder(tmp_path / "photos"))))
+    photos.splits["validation"] = photos.splits["validation"].map(lambda row: {"image": None})
+    classifier = PixelClassifier(tiny_model(id2label=dict(enumerate(images.CLASSES))), make_processor())
+    with pytest.raises(ValueError, match="image 0 of validation: its value must be an image, but is None"):
+        evaluate_robustness({"a": classifier}, photos, RobustnessSettings(epsilons=[], corruptions=[]))
+
+
 def test_classes_that_are_matched_otherwise_are_another_measurement(tmp_path):
     clean, path = RobustnessSettings(epsilons=[], corruptions=[]), tmp_path / "robustness.json"
     photos = load_image_data(DataArguments(validation_dir=str(images.make_folder(tmp_path / "photos"))))
