@@ -202,7 +202,7 @@ class GradAugMixin(SharedTrainerMixin):
         if gradaug_pass.learns_from_labels:
             # A copy, because `compute_loss` may pop the labels. Of the batch's type, as the Trainer's own.
             kwargs = {"return_outputs": True, "num_items_in_batch": num_items_in_batch}
-            with _calls_noted(model, self.gradaug.image_name) as calls:
+            with _calls_noted(model, self.gradaug.model, self.gradaug.image_name) as calls:
                 loss = label_loss(model, batch_type(dict(inputs)), **_accepted(label_loss, kwargs))
             if not (isinstance(loss, tuple) and len(loss) == 2):
                 raise ValueError(
@@ -210,9 +210,8 @@ class GradAugMixin(SharedTrainerMixin):
                     f"a {type(loss).__name__}. The sub-networks learn from the outputs."
                 )
             loss, outputs = loss
-            if gradaug_pass.is_full:  # a user's loss may have mixed or augmented the images
-                own = (images for found, images in calls if found is outputs or _share_tensors(found, outputs))
-                gradaug_pass.set_images(next(own, None))
+            if gradaug_pass.is_full:  # a user's loss may have mixed the images, or taken inputs for itself
+                gradaug_pass.set_inputs(_arguments_of(outputs, calls, self.gradaug.image_name, inputs))
             return gradaug_pass.loss(outputs, label_loss=loss)
         loss = gradaug_pass.compute(model)
         # The Trainer takes the loss of `compute_loss_func` for one that is scaled already, and this one isn't.
@@ -317,18 +316,37 @@ def _methods_set(trainer: Trainer, **methods: Callable) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _calls_noted(model: nn.Module, image_name: str) -> Iterator[list[tuple[Any, Tensor | None]]]:
-    """The outputs and the images of each call of the model inside the `with` block."""
+def _calls_noted(
+    model: nn.Module, unwrapped: nn.Module, image_name: str
+) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
+    """The outputs and the arguments, by name, of each call of the model inside the `with` block."""
     calls = []
+    names = list(inspect.signature(unwrapped.forward).parameters)
 
     def note(module: nn.Module, args: tuple, kwargs: dict[str, Any], outputs: Any) -> None:
-        calls.append((outputs, kwargs.get(image_name, args[0] if args else None)))
+        images = {image_name: args[0]} if args else {}  # `forward` may be `(*args, **kwargs)`
+        calls.append((outputs, {**images, **dict(zip(names, args)), **kwargs}))
 
     handle = model.register_forward_hook(note, with_kwargs=True)
     try:
         yield calls
     finally:
         handle.remove()
+
+
+def _arguments_of(
+    outputs: Any, calls: list[tuple[Any, dict[str, Any]]], image_name: str, batch: dict[str, Tensor | Any]
+) -> dict[str, Any] | None:
+    """The arguments of the call that made these outputs, if it is found."""
+    for found, arguments in calls:
+        if found is outputs or _share_tensors(found, outputs):
+            return arguments
+    if len(calls) != 1:
+        return None
+    # Outputs that were computed from the only call's, such as adjusted logits. With more images they are some rows.
+    ((_, arguments),) = calls
+    images = arguments.get(image_name)
+    return arguments if isinstance(images, Tensor) and len(images) == len(batch[image_name]) else None
 
 
 def _share_tensors(outputs: Any, others: Any) -> bool:

@@ -143,18 +143,22 @@ class FullPass(GradAugPass):
     def __exit__(self, *exception) -> None:
         pass
 
-    def set_images(self, images: Tensor | None) -> None:
+    def set_inputs(self, arguments: Mapping[str, Any] | None) -> None:
         """
-        Sets the images that are transformed for the sub-networks. Call it if your own loss changes the batch.
+        Sets the inputs of which the sub-networks get transformations, for a loss of your own that changes the batch.
 
-        Sub-networks that learn from labels keep the batch's original images, because they also keep its labels.
+        Sub-networks that learn from labels get the batch's own inputs, as their labels are.
 
         Args:
-            images (`torch.Tensor`, *optional*):
-                What the model was called with, of shape `(batch_size, num_channels, height, width)`.
+            arguments (`Mapping[str, Any]`, *optional*):
+                What the model was called with, by name. Inputs that it was not called with, such as weights of the
+                images, are for the loss alone.
         """
-        if images is not None and not self.gradaug.target_kind.learns_from_labels:
-            self.inputs[self.gradaug.image_name] = images.detach()
+        name = self.gradaug.image_name
+        if arguments is None or name not in arguments or self.gradaug.target_kind.learns_from_labels:
+            return
+        inputs = {key: arguments[key] for key in self.inputs if key in arguments}
+        self.inputs = {**inputs, name: arguments[name].detach()}
 
     def _replay(self) -> Tensor | None:
         model, names = self.gradaug.model, {self.gradaug.image_name, "labels"}
@@ -381,10 +385,11 @@ class GradAug:
         """
         settings, name = self.settings, self.image_name
         if not isinstance(inputs, Mapping) or name not in inputs:
-            found = f"a {type(inputs).__name__}"
-            if isinstance(inputs, Mapping):
-                found = f"a dict with {shorten(sorted(inputs))}"
-            raise ValueError(f"`inputs` must be a dict with the images under {name!r}, but is {found}.")
+            found = shorten(sorted(inputs)) if isinstance(inputs, Mapping) else f"a {type(inputs).__name__}"
+            raise ValueError(
+                f"The batch must have the images as {name!r}, the `main_input_name` of {type(self.model).__name__}, but is "
+                f"{found}. GradAug transforms them. Rename them in the batch, or set `main_input_name` in the model's class."
+            )
         if type(self.target_kind) is not TARGETS[settings.subnetwork_targets]:  # the settings were changed
             self.target_kind = TARGETS[settings.subnetwork_targets](self.model, settings)
         images = inputs[name]

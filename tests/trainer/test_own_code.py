@@ -83,6 +83,14 @@ class InvertingWithOwnOutputs(Inverting):
         return {"logits": outputs.logits}
 
 
+class InvertingWithAdjustedLogits(Inverting):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        self.batch = inputs["pixel_values"]
+        logits = model(-inputs["pixel_values"]).logits + torch.tensor([0.1, 0.2, 0.3])
+        loss = cross_entropy(logits, inputs["labels"])
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+
 @pytest.mark.parametrize(
     "cls, targets, sign, fraction",
     [
@@ -90,6 +98,7 @@ class InvertingWithOwnOutputs(Inverting):
         (Inverting, "soft", -1, 0.125),
         (Inverting, "labels", 1, 1.0),
         (InvertingWithOwnOutputs, "soft", -1, 1.0),
+        (InvertingWithAdjustedLogits, "soft", -1, 1.0),
     ],
 )
 def test_sub_networks_see_the_images_of_a_compute_loss_that_changes_them(tmp_path, cls, targets, sign, fraction):
@@ -136,6 +145,29 @@ def test_a_compute_loss_that_returns_some_rows(tmp_path):
     trainer = tiny_trainer(tmp_path, cls=Doubling, max_steps=1)
     trainer.train()
     assert 0 < subnetwork_losses(trainer)[0] < 1
+
+
+class WeightedImages(TinyImages):
+    def __getitem__(self, index):
+        return {**super().__getitem__(index), "weight": 1.0 + index % 2}
+
+
+@pytest.mark.parametrize("targets", ["soft", "labels"])
+def test_inputs_for_the_loss_alone_dont_reach_the_model(tmp_path, targets):
+    """`OwnForImageClassification` takes no other arguments than its own."""
+
+    class Weighting(GradAugTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            weight, labels = inputs.pop("weight"), inputs.pop("labels")
+            outputs = model(**inputs)
+            loss = (weight * cross_entropy(outputs.logits, labels, reduction="none")).mean()
+            return (loss, outputs) if return_outputs else loss
+
+    model = OwnForImageClassification(tiny_config("resnet-basic"))
+    data = {"trainer_kwargs": {"train_dataset": WeightedImages()}, "remove_unused_columns": False}
+    trainer = tiny_trainer(tmp_path, model, Weighting, subnetwork_targets=targets, max_steps=1, **data)
+    trainer.train()
+    assert subnetwork_losses(trainer)[0] > 0
 
 
 class Scaling(GradAugTrainer):

@@ -209,7 +209,7 @@ def test_images_too_small_for_the_model():
 
 def test_batches_and_models_that_it_cannot_take():
     for wrong, found in (({"images": tiny_images(), "labels": LABELS}, "'images', 'labels'"), ((LABELS,), "a tuple")):
-        with pytest.raises(ValueError, match=f"'pixel_values'.*{found}"):
+        with pytest.raises(ValueError, match=f"'pixel_values', the `main_input_name` of .*{found}"):
             run(GradAug(tiny_model()), wrong)
     for changes in ({"problem_type": "regression"}, {"num_labels": 1}):
         with pytest.raises(ValueError, match="a model for single-label or multi-label image classification"):
