@@ -30,7 +30,7 @@ def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
 class RandomScale:
     """
     Resizes the batch to a size drawn from a list (paper, section 3). Bilinear with aligned corners, as in the authors'
-    code.
+    code. Integers, such as uint8 pixels that the model normalizes, are resized in float32 and rounded.
 
     Args:
         scales (`Sequence[float]`):
@@ -50,7 +50,10 @@ class RandomScale:
         size = scaled_size(images.shape[-2:], _choose(self.scales, generator))
         if size == tuple(images.shape[-2:]):
             return images
-        return F.interpolate(images, size=size, mode="bilinear", align_corners=True)
+        # PyTorch resizes no integers but uint8, and these on the CPU alone, with errors of almost 1.
+        floats = images if images.is_floating_point() else images.float()
+        resized = F.interpolate(floats, size=size, mode="bilinear", align_corners=True)
+        return resized if images.is_floating_point() else resized.round().to(images.dtype)
 
     def __repr__(self) -> str:
         return f"RandomScale(scales={self.scales})"

@@ -34,6 +34,15 @@ def test_random_scale():
     assert torch.equal(expected[..., -1, -1], images[..., -1, -1])
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_integers_are_scaled_and_rounded(dtype):
+    """Models that normalize pixels themselves get uint8. On GPUs, PyTorch doesn't resize it."""
+    images = (50 * tiny_images() + 128).clamp(0, 255).to(dtype)
+    scaled = RandomScale([3 / 4])(images, step_generator(0, 0))
+    expected = RandomScale([3 / 4])(images.float(), step_generator(0, 0))
+    assert scaled.dtype == dtype and torch.equal(scaled.float(), expected.round())
+
+
 def test_rotations_by_multiples_of_90_move_pixels():
     images = tiny_images()[..., :20]
     seen = {}
