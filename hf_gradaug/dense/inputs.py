@@ -69,7 +69,12 @@ def check_rotations(rotations: Sequence[float] | None, labels: Mapping[str, Any]
 
 
 def select_rows(value: Any, rows: Tensor, batch_size: int) -> Any:
-    """The entries of the images `rows` in a tensor, list or tuple with an entry per image; else `value` itself."""
+    """
+    The entries of the images `rows` in a tensor, list or tuple with an entry per image; else `value` itself. Those of
+    each value of a dictionary.
+    """
+    if isinstance(value, Mapping):
+        return {name: select_rows(item, rows, batch_size) for name, item in value.items()}
     if isinstance(value, Tensor):
         return value[rows] if value.ndim > 0 and len(value) == batch_size else value
     if isinstance(value, (list, tuple)) and len(value) == batch_size:

@@ -52,6 +52,9 @@ def test_rows_of_tensors_and_lists():
     assert select_rows(torch.arange(3), rows, 3).tolist() == [2, 0]
     assert select_rows(["a", "b", "c"], rows, 3) == ["c", "a"]
     assert select_rows(("a", "b", "c"), rows, 3) == ("c", "a")
+    labels = {"color": torch.arange(3), "names": ["a", "b", "c"], "rate": 0.5}  # of several tasks
+    found = select_rows(labels, rows, 3)
+    assert found["color"].tolist() == [2, 0] and found["names"] == ["c", "a"] and found["rate"] == 0.5
     for other in (torch.arange(2), ["a", "b"], "abc", torch.tensor(3.0)):
         assert select_rows(other, rows, 3) is other
 
