@@ -231,6 +231,8 @@ def get_logits(outputs: Any) -> Tensor:
                 f"{_ADVICE}"
             )
         logits = outputs["logits"]
+    elif isinstance(outputs, Tensor):  # a `compute_loss` may return the logits alone
+        logits = outputs
     else:  # return_dict=False: the loss, if there is one, has no dimension
         logits = next(output for output in outputs if isinstance(output, Tensor) and output.ndim > 0)
     if logits.ndim != 2:

@@ -83,6 +83,11 @@ class InvertingWithOwnOutputs(Inverting):
         return {"logits": outputs.logits}
 
 
+class InvertingWithLogitsAlone(Inverting):
+    def returned(self, outputs):
+        return outputs.logits
+
+
 class InvertingWithAdjustedLogits(Inverting):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self.batch = inputs["pixel_values"]
@@ -98,6 +103,7 @@ class InvertingWithAdjustedLogits(Inverting):
         (Inverting, "soft", -1, 0.125),
         (Inverting, "labels", 1, 1.0),
         (InvertingWithOwnOutputs, "soft", -1, 1.0),
+        (InvertingWithLogitsAlone, "soft", -1, 1.0),
         (InvertingWithAdjustedLogits, "soft", -1, 1.0),
     ],
 )
