@@ -123,6 +123,8 @@ class _SkeletonModule:
         self.state = vars(module)
         self.parameters = dict(module._parameters)  # on the meta device
         self.buffers = dict(module._buffers)
+        # Neither parameters nor buffers: such as a mean of pixels that `__init__` makes, on the meta device here.
+        self.tensors = {name: value.shape for name, value in self.state.items() if isinstance(value, Tensor)}
         # A forward may change its module: Swin's has the windows fit the images, LeViT's keeps biases. PyTorch's don't.
         self.may_change = not type(module).__module__.startswith("torch.nn.")
         self.checkpoints = hasattr(module, "gradient_checkpointing")
@@ -239,6 +241,10 @@ class Subnetwork:
                 state.update(_copied(source.settings) if source.has_dicts else source.settings)
                 if skeleton_module.checkpoints:
                     state.update({name: getattr(module, name) for name in _CHECKPOINTING if hasattr(module, name)})
+            for name, shape in skeleton_module.tensors.items():
+                value = vars(module).get(name)
+                if isinstance(value, Tensor) and value.shape == shape and not value.requires_grad:
+                    state[name] = value
             # Past `nn.Module.__setattr__`, which would take a third of a small network's pass.
             state["training"] = module.training
             if not source.buffers:

@@ -3,9 +3,10 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.initialization import no_init_weights
 
@@ -84,13 +85,21 @@ def backward_hooks(model: nn.Module) -> list[str]:
 
 
 def changed_attributes(model: nn.Module, skeleton: nn.Module) -> list[str]:
-    """The numbers, strings and booleans that were set on the model itself after construction."""
-    own = vars(skeleton)
-    return [
-        f"{name} ({value!r} in the model, {own[name]!r} in a sub-network)"
-        for name, value in vars(model).items()
-        if isinstance(value, (bool, int, float, str)) and value != own.get(name, value) and name not in _NOT_COMPARED
-    ]
+    """The numbers, strings, booleans, lists of these, and tensors that were set on the model itself after construction."""
+    found = []
+    for name, value in vars(model).items():
+        own = getattr(skeleton, name, value)  # the class may have a default
+        if name not in _NOT_COMPARED and _is_other(value, own):
+            shown = ("a tensor" if isinstance(each, Tensor) else repr(each) for each in (value, own))
+            found.append("{} ({} in the model, {} in a sub-network)".format(name, *shown))
+    return found
+
+
+def _is_other(value: Any, own: Any) -> bool:
+    if isinstance(value, Tensor) or isinstance(own, Tensor):  # a sub-network follows the values of tensors
+        return isinstance(value, Tensor) != isinstance(own, Tensor)
+    items = value if isinstance(value, (list, tuple)) else [value]
+    return all(isinstance(item, (bool, int, float, str)) for item in items) and value != own
 
 
 def _is_from_library(hook: Callable) -> bool:

@@ -8,8 +8,9 @@ import weakref
 import pytest
 import torch
 from helpers.families import family_model
-from helpers.tiny import largest_difference, randomize, tiny_images, tiny_model
+from helpers.tiny import largest_difference, randomize, tiny_config, tiny_images, tiny_model
 from torch import nn
+from transformers import ResNetForImageClassification
 
 from hf_gradaug import make_slimmable
 
@@ -250,3 +251,28 @@ def test_a_model_that_moves_leaves_no_view_behind():
     model.float()
     model.zero_grad()
     assert not any(storage() is not None for storage in storages)
+
+
+class NormalizingResNet(ResNetForImageClassification):
+    """Has a tensor that is neither a parameter nor a buffer."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.resnet.mean = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
+
+    def forward(self, pixel_values, labels=None):
+        return super().forward(pixel_values - self.resnet.mean.to(pixel_values), labels)
+
+
+@pytest.mark.parametrize("kept_blocks", [None, ((0,), (0,), (0,))])
+def test_tensors_that_are_attributes_are_the_models_of_the_moment(kept_blocks):
+    plain, model = (
+        randomize(kind(tiny_config("resnet-basic"))) for kind in (ResNetForImageClassification, NormalizingResNet)
+    )
+    for each in (plain, model):
+        make_slimmable(each.eval())
+    for mean in (model.resnet.mean, torch.ones(3, 1, 1)):
+        model.resnet.mean = mean
+        with torch.no_grad(), plain.subnetwork(0.5, 1, kept_blocks), model.subnetwork(0.5, 1, kept_blocks):
+            expected = plain(tiny_images() - mean).logits
+            assert torch.equal(model(tiny_images()).logits, expected)

@@ -234,7 +234,17 @@ def _attribute(model):
     model.logit_scale = 0.0
 
 
+def _tensor(model):
+    model.class_weights = torch.ones(3)
+
+
+def _list(model):
+    model.class_weights = [1.0, 2.0, 3.0]
+
+
 class ScaledResNet(ResNetForImageClassification):
+    class_weights = None
+
     def __init__(self, config):
         super().__init__(config)
         self.logit_scale = 1.0
@@ -249,6 +259,8 @@ class ScaledResNet(ResNetForImageClassification):
             _attribute,
             "don't have the model's values of ['logit_scale (0.0 in the model, 1.0 in a sub-network)']. If they",
         ),
+        (_tensor, "['class_weights (a tensor in the model, None in a sub-network)']. If they"),
+        (_list, "['class_weights ([1.0, 2.0, 3.0] in the model, None in a sub-network)']. If they"),
     ],
 )
 def test_backward_hooks_and_attributes_are_told(change, words, caplog):
