@@ -235,6 +235,13 @@ class Subnetwork:
         vars(self.skeleton).pop("_loss_function", None)
         if "_loss_function" in vars(model):
             self.skeleton.loss_function = model.loss_function
+        # By a hook on the embeddings. Reentrant checkpoints give no gradients to blocks whose input needs none.
+        requires = bool(vars(model).get("_require_grads_hooks"))
+        if requires != bool(vars(self.skeleton).get("_require_grads_hooks")):
+            if requires:
+                self.skeleton.enable_input_require_grads()
+            else:
+                self.skeleton.disable_input_require_grads()
         for skeleton_module, source in zip(self._modules, sources, strict=True):
             module, state = modules[source.index], skeleton_module.state
             if skeleton_module.may_change or kept_blocks is not None:

@@ -5,6 +5,7 @@ import inspect
 
 import pytest
 import torch
+from helpers.families import family_model
 from helpers.tiny import FAMILIES, largest_difference, state_of, tiny_images, tiny_model
 
 from hf_gradaug import make_slimmable, narrow_config
@@ -174,3 +175,23 @@ def test_gradient_checkpointing(swin):
     calls.clear()
     assert largest_difference(gradients(), plain) == 0
     assert not calls
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_checkpointed_blocks_behind_frozen_embeddings(detached):
+    """Reentrant checkpoints need `enable_input_require_grads` there, which hooks the embeddings."""
+    model = make_slimmable(family_model("vit").double().train())
+    model.vit.embeddings.requires_grad_(False)
+
+    def count(use_reentrant):
+        model.zero_grad()
+        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        with model.subnetwork(0.5, detached=detached):
+            model(pixel_values=tiny_images().double()).logits.square().sum().backward()
+        return sum(parameter.grad is not None for parameter in model.parameters())
+
+    expected, without = count(use_reentrant=False), count(use_reentrant=True)
+    model.enable_input_require_grads()
+    assert count(use_reentrant=True) == expected > without
+    model.disable_input_require_grads()
+    assert count(use_reentrant=True) == without
