@@ -320,18 +320,26 @@ def _calls_noted(
     model: nn.Module, unwrapped: nn.Module, image_name: str
 ) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
     """The outputs and the arguments, by name, of each call of the model inside the `with` block."""
-    calls = []
+    calls, started = [], []
     names = list(inspect.signature(unwrapped.forward).parameters)
 
-    def note(module: nn.Module, args: tuple, kwargs: dict[str, Any], outputs: Any) -> None:
+    def note_arguments(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         images = {image_name: args[0]} if args else {}  # `forward` may be `(*args, **kwargs)`
-        calls.append((outputs, {**images, **dict(zip(names, args)), **kwargs}))
+        started.append({**images, **dict(zip(names, args)), **kwargs})
 
-    handle = model.register_forward_hook(note, with_kwargs=True)
+    def note_outputs(module: nn.Module, args: tuple, outputs: Any) -> None:
+        calls.append((outputs, started.pop()))
+
+    handles = [
+        # Before the model's own hooks, which change the inputs of sub-networks too.
+        model.register_forward_pre_hook(note_arguments, prepend=True, with_kwargs=True),
+        model.register_forward_hook(note_outputs),
+    ]
     try:
         yield calls
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _arguments_of(

@@ -201,6 +201,20 @@ def test_inputs_are_prepared_once(tmp_path):
     assert "_prepare_inputs" not in vars(trainer) and "compute_loss" not in vars(trainer)
 
 
+def test_a_hook_on_the_model_changes_the_inputs_of_each_pass_once(tmp_path):
+    def normalize(module, args, kwargs):
+        return args, {**kwargs, "pixel_values": kwargs["pixel_values"] / 10}
+
+    seen = []
+    trainer = tiny_trainer(tmp_path, num_subnetworks=1, scales=[1.0], max_steps=1)
+    trainer.model.register_forward_pre_hook(normalize, with_kwargs=True)
+    trainer.model.register_forward_hook(
+        lambda module, args, kwargs, outputs: seen.append(kwargs["pixel_values"]), with_kwargs=True
+    )
+    trainer.train()
+    torch.testing.assert_close(*seen)
+
+
 def test_a_new_model_of_the_class_is_a_plain_one(tmp_path):
     model = make_slimmable(tiny_model())
     model.save_pretrained(tmp_path)
