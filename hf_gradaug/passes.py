@@ -145,9 +145,9 @@ class FullPass(GradAugPass):
 
     def set_inputs(self, arguments: Mapping[str, Any] | None) -> None:
         """
-        Sets the inputs of which the sub-networks get transformations, for a loss of your own that changes the batch.
+        Sets the inputs that the sub-networks get, with transformed images. Call it if your own loss changes the batch.
 
-        Sub-networks that learn from labels get the batch's own inputs, as their labels are.
+        Sub-networks that learn from labels keep the batch's original inputs, because they also keep its labels.
 
         Args:
             arguments (`Mapping[str, Any]`, *optional*):
