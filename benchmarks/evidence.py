@@ -4,8 +4,8 @@ Writes the tables of docs/results into the pages that show them.
 
     python -m benchmarks.evidence
 
-In README.md, docs/evidence.md and docs/evidence/, the text between `<!-- results: NAME -->` and
-`<!-- end of results -->` becomes the table of docs/results/NAME.md.
+On the pages in docs/evidence/, the text between `<!-- results: NAME -->` and `<!-- end of results -->` becomes the table
+of docs/results/NAME.md.
 """
 
 import re
@@ -15,7 +15,6 @@ from .common import ROOT
 
 
 PAGES = sorted((ROOT / "docs" / "evidence").glob("*.md"))
-TEXTS = ("README.md", "docs/evidence.md", *(f"docs/evidence/{page.name}" for page in PAGES))
 PLACE = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
@@ -25,9 +24,8 @@ def fill(text: str, results: Path) -> str:
 
 
 def main() -> None:
-    for name in TEXTS:
-        path = ROOT / name
-        path.write_text(fill(path.read_text("utf-8"), ROOT / "docs" / "results"), "utf-8")
+    for page in PAGES:
+        page.write_text(fill(page.read_text("utf-8"), ROOT / "docs" / "results"), "utf-8")
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def test_a_head_of_the_same_classes_is_kept_and_of_others_is_new(checkpoint, fol
     common = [*QUIET, "--model_name_or_path", checkpoint, "--do_eval"]
     renamed = images.make_folder(tmp_path / "renamed", classes=("ant", "bee", "cow"))
     out = tmp_path / "out"
-    with pytest.raises(ValueError, match="is 'dog' and 'ant'.*`classes_by_number`.*give ignore_mismatched_sizes"):
+    with pytest.raises(ValueError, match="is 'dog' and 'ant'.*`classes_by_number`.*set `ignore_mismatched_sizes`"):
         script.main([*common, "--validation_dir", str(renamed), "--output_dir", str(out)])
     args = [
         "--ignore_mismatched_sizes",
