@@ -87,7 +87,7 @@ class CocoArguments:
         if self.names_dataset:
             folder = getattr(self, f"{split}_dir")
             return None if folder is None else (folder, getattr(self, f"{split}_annotations"))
-        folder = os.path.join(output_dir, "scenes", split)
+        folder = os.path.join(output_dir, "_scenes", split)  # names with "_" are not pushed to the Hub
         write_digit_scenes(folder, split, self.num_scenes if split == "train" else self.num_scenes // 5)
         return os.path.join(folder, IMAGES), os.path.join(folder, ANNOTATIONS)
 

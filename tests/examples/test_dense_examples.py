@@ -75,7 +75,7 @@ def test_gradaug_on_the_embedded_scenes_leaves_everything_behind(tasks, name, tm
     model, processor = task.auto_class.from_pretrained(tmp_path), AutoImageProcessor.from_pretrained(tmp_path)
     assert list(model.config.id2label.values()) == [str(digit) for digit in range(10)]
     find = pipeline(task.name, model=model, image_processor=processor)
-    assert isinstance(find(str(tmp_path / "scenes" / "validation" / "images" / "00000.png")), list)
+    assert isinstance(find(str(tmp_path / "_scenes" / "validation" / "images" / "00000.png")), list)
 
 
 @pytest.mark.slow

@@ -2,11 +2,14 @@
 """Scenes of digits: the same each time, in COCO's format, and with nothing of the training split in the other."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from detection import scenes
+from detection.coco import CocoArguments
 from detection.scenes import write_digit_scenes
+from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -76,3 +79,10 @@ def test_arguments_out_of_range(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         write_digit_scenes(tmp_path / "scenes", **{"split": "train", "num_scenes": 1, **arguments})
     assert not (tmp_path / "scenes").exists()
+
+
+def test_scenes_in_the_output_folder_are_not_pushed(tmp_path):
+    pictures, annotations = CocoArguments(num_scenes=5).paths("validation", str(tmp_path))
+    written = [path.relative_to(tmp_path).as_posix() for path in (*Path(pictures).iterdir(), Path(annotations))]
+    assert len(written) == 2
+    assert not list(filter_repo_objects(written, ignore_patterns=["_*", "checkpoint-*"]))  # the Trainer's
