@@ -13,7 +13,7 @@ from transformers.initialization import no_init_weights
 
 Build = Callable[[PreTrainedConfig], nn.Module]
 # Sub-networks follow the mode of the model, and its name changes no output.
-_NOT_COMPARED = ("training", "name_or_path")
+_NOT_COMPARED = ("training", "name_or_path", "model_tags")
 
 
 def build_skeleton(config: PreTrainedConfig, build: Build) -> nn.Module:
@@ -96,7 +96,7 @@ def changed_attributes(model: nn.Module, skeleton: nn.Module) -> list[str]:
 
 
 def _is_other(value: Any, own: Any) -> bool:
-    if isinstance(value, Tensor) or isinstance(own, Tensor):  # a sub-network follows the values of tensors
+    if isinstance(value, Tensor) or isinstance(own, Tensor):  # if both are, sub-networks get the model's
         return isinstance(value, Tensor) != isinstance(own, Tensor)
     items = value if isinstance(value, (list, tuple)) else [value]
     return all(isinstance(item, (bool, int, float, str)) for item in items) and value != own

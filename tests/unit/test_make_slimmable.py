@@ -277,6 +277,13 @@ def test_backward_hooks_and_attributes_are_told(change, words, caplog):
     assert not caplog.messages
 
 
+def test_tags_of_the_model_card_are_not_told(caplog):
+    model = tiny_model("resnet-basic")
+    model.add_model_tags("vision")
+    make_slimmable(model)
+    assert not caplog.messages
+
+
 def test_at_most_ten_hooks_are_told(caplog):
     model = tiny_model("resnet-basic")
     for module in model.modules():
