@@ -95,7 +95,8 @@ def load_splits(args: DataArguments, cache_dir: str | None = None, token: str | 
 def _find_files(flag: str, path: str) -> tuple[str, list[str]]:
     """The builder for a folder or glob, and the patterns of its files, in which brackets of a name are escaped."""
     if "://" in path or not os.path.isdir(path):
-        files = [path] if "://" in path else sorted(glob.glob(path, recursive=True))
+        is_one_file = "://" in path or os.path.isfile(path)  # a file's name may have brackets
+        files = [path] if is_one_file else sorted(glob.glob(path, recursive=True))
         kinds = {_SHARDS.get(os.path.splitext(file)[1].lower()) for file in files}
         if len(kinds) == 1 and None not in kinds:
             return kinds.pop(), files if "://" in path else list(map(glob.escape, files))

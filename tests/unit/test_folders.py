@@ -89,6 +89,8 @@ def test_brackets_in_names_are_no_patterns(tmp_path, make, ending):
     for path in (shards, tmp_path / "set ?1?" / f"*.{ending}"):
         data = load_image_data(DataArguments(train_dir=str(path), validation_dir=str(path)))
         assert data.num_train_examples == 12
+    path = str(shards / f"1 [copy].{ending}")
+    assert load_image_data(DataArguments(train_dir=path, validation_dir=path)).num_train_examples == 6
 
 
 def test_metadata_files_of_some_folders_alone(tmp_path):
