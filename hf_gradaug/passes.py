@@ -155,7 +155,7 @@ class FullPass(GradAugPass):
                 images, are for the loss alone.
         """
         name = self.gradaug.image_name
-        if arguments is None or name not in arguments or self.gradaug.target_kind.learns_from_labels:
+        if arguments is None or arguments.get(name) is None or self.gradaug.target_kind.learns_from_labels:
             return
         inputs = {key: arguments[key] for key in self.inputs if key in arguments}
         self.inputs = {**inputs, name: arguments[name].detach()}

@@ -184,6 +184,13 @@ def test_other_inputs_reach_every_pass():
     assert WithNamesForImageClassification.seen == [["a", "b"]] * 4
 
 
+def test_a_call_without_images_keeps_those_of_the_batch():
+    inputs = batch()
+    full = next(GradAug(tiny_model()).passes(inputs, step=0))
+    full.set_inputs({"pixel_values": None, "labels": LABELS})
+    assert full.inputs["pixel_values"] is inputs["pixel_values"]
+
+
 def test_tuples_instead_of_model_outputs():
     expected = run(GradAug(tiny_model("resnet-basic")), batch())
     seen = run(GradAug(tiny_model("resnet-basic")), batch(), return_dict=False)
