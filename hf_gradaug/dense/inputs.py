@@ -70,8 +70,8 @@ def check_rotations(rotations: Sequence[float] | None, labels: Mapping[str, Any]
 
 def select_rows(value: Any, rows: Tensor, batch_size: int) -> Any:
     """
-    The entries of the images `rows` in a tensor, list or tuple with an entry per image; else `value` itself. Those of
-    each value of a dictionary.
+    Selects the images `rows` of a tensor, list or tuple with one entry per image, and of each such value of a
+    dictionary. Other values are returned unchanged.
     """
     if isinstance(value, Mapping):
         return {name: select_rows(item, rows, batch_size) for name, item in value.items()}
