@@ -251,7 +251,7 @@ class Subnetwork:
             for name, shape in skeleton_module.tensors.items():
                 value = vars(module).get(name)
                 if isinstance(value, Tensor) and value.shape == shape and not value.requires_grad:
-                    state[name] = value
+                    state[name] = value.clone()  # as of buffers, below
             # Past `nn.Module.__setattr__`, which would take a third of a small network's pass.
             state["training"] = module.training
             if not source.buffers:

@@ -259,8 +259,10 @@ class NormalizingResNet(ResNetForImageClassification):
     def __init__(self, config):
         super().__init__(config)
         self.resnet.mean = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
+        self.num_calls = torch.zeros(())
 
     def forward(self, pixel_values, labels=None):
+        self.num_calls += 1
         return super().forward(pixel_values - self.resnet.mean.to(pixel_values), labels)
 
 
@@ -276,3 +278,4 @@ def test_tensors_that_are_attributes_are_the_models_of_the_moment(kept_blocks):
         with torch.no_grad(), plain.subnetwork(0.5, 1, kept_blocks), model.subnetwork(0.5, 1, kept_blocks):
             expected = plain(tiny_images() - mean).logits
             assert torch.equal(model(tiny_images()).logits, expected)
+    assert model.num_calls == 0  # the sub-networks count their own calls
