@@ -47,7 +47,16 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from hf_gradaug.data import check_counts, check_no_splits, is_image, load_digits_dataset, shorten, to_rgb, walk_visible
+from hf_gradaug.data import (
+    check_counts,
+    check_no_splits,
+    is_hidden,
+    is_image,
+    load_digits_dataset,
+    shorten,
+    to_rgb,
+    walk_visible,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -364,9 +373,7 @@ def load(name: str, args: PrepareArguments) -> Loaded:
         hint = "" if args.source else "; install the package openclipart-png, or name the folder with --source"
         raise ValueError(f"`source` must be a folder, but is '{root}'{hint}.")
     check_no_splits("source", str(root))
-    folders = (
-        folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith((".", "__MACOSX"))
-    )
+    folders = (folder for folder in root.iterdir() if folder.is_dir() and not is_hidden(folder.name))
     classes = sorted(folder.name for folder in folders if find_images(folder))
     if name == "clip-art":
         sizes = {kind: len(find_images(root / kind)) for kind in classes if kind not in ("unsorted", "special")}

@@ -182,7 +182,7 @@ def parse_arguments(args: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     parser = make_training_parser(ModelArguments, DataArguments, "%(prog)s [RECIPE] [FLAGS]")
     recipe = read_recipe(args.pop(0)) if names_recipe(args) else {}
     if (given := given_flags(args)) & {"train_dir", "validation_dir", "test_dir"} and "dataset_name" not in given:
-        names = ("dataset_name", "dataset_config_name", "train_split_name", "validation_split_name", "test_split_name")
+        names = ("dataset_name", *DataArguments.NEED_DATASET_NAME)
         recipe = {name: value for name, value in recipe.items() if name not in names}
     if given & {"model_name_or_path", "config_name"}:
         recipe.pop("model_type", None)

@@ -6,7 +6,7 @@ from .arguments import DataArguments
 from .class_names import get_class_names, match_classes, warn_of_missing
 from .decoding import decode_image, is_turn_ambiguous, to_rgb
 from .digits import load_digits_dataset
-from .folders import check_no_splits, is_image, walk_visible
+from .folders import check_no_splits, is_hidden, is_image, walk_visible
 from .image_processors import get_image_size, get_pixel_map, make_image_processor
 from .image_transforms import (
     ImageCollator,
@@ -34,6 +34,7 @@ __all__ = [
     "get_pixel_map",
     "get_streaming_arguments",
     "get_train_transform",
+    "is_hidden",
     "is_image",
     "is_turn_ambiguous",
     "load_digits_dataset",

@@ -5,17 +5,22 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..messages import check_counts
-
-
-_OF_HUB_DATA = ("dataset_config_name", "train_split_name", "validation_split_name", "test_split_name")
 
 
 @dataclass
 class DataArguments:
     """The images and their augmentation. If no data is named, the embedded digits are used."""
+
+    # Fields that have a meaning only with `dataset_name`.
+    NEED_DATASET_NAME: ClassVar = (
+        "dataset_config_name",
+        "train_split_name",
+        "validation_split_name",
+        "test_split_name",
+    )
 
     dataset_name: str | None = field(default=None, metadata={"help": "Dataset: a Hub name or a local folder."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the Hub dataset."})
@@ -113,7 +118,7 @@ class DataArguments:
             raise ValueError(
                 f"`mix_prob` must be 1.0 without `cutmix_alpha` or `mixup_alpha`, but is {self.mix_prob}. Give one of them."
             )
-        for name in () if self.dataset_name else _OF_HUB_DATA:
+        for name in () if self.dataset_name else self.NEED_DATASET_NAME:
             if (value := getattr(self, name)) != type(self).__dataclass_fields__[name].default:
                 raise ValueError(
                     f"`{name}` must be left out without `dataset_name`, but is '{value}'. Name the files of each split with "

@@ -30,13 +30,14 @@ _SPLITS = {
 }
 
 
-# Begin the names of what file managers and notebooks leave, such as copies and deleted files.
-_HIDDEN = (".", "__MACOSX")
-
-
 def is_image(file: str) -> bool:
     """Whether a file is an image, by its ending."""
     return os.path.splitext(file)[1].lower() in ImageFolder.EXTENSIONS
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is of those that file managers and notebooks leave, such as copies and deleted files."""
+    return name.startswith((".", "__MACOSX"))
 
 
 def walk_visible(root: str, *left_out: str) -> Iterator[tuple[str, list[str]]]:
@@ -50,12 +51,12 @@ def walk_visible(root: str, *left_out: str) -> Iterator[tuple[str, list[str]]]:
     """
     seen = {os.path.realpath(folder) for folder in left_out}
     for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith(_HIDDEN))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         if (real := os.path.realpath(folder)) in seen:
             folders.clear()
         else:
             seen.add(real)
-            yield folder, sorted(name for name in names if not name.startswith(_HIDDEN))
+            yield folder, sorted(name for name in names if not is_hidden(name))
 
 
 def check_no_splits(flag: str, root: str) -> None:
@@ -167,9 +168,9 @@ def _find_images(flag: str, root: str) -> list[tuple[str, str]]:
     check_no_splits(flag, root)
     deeper, others = set(), set()
     _, folders, files = next(os.walk(root))
-    found = [(os.path.join(root, name), "") for name in files if is_image(name) and not name.startswith(_HIDDEN)]
+    found = [(os.path.join(root, name), "") for name in files if is_image(name) and not is_hidden(name)]
     for class_name in folders:
-        if class_name.startswith(_HIDDEN):
+        if is_hidden(class_name):
             continue
         # Each by itself, because several classes may link to one folder.
         for folder, files in walk_visible(os.path.join(root, class_name), root):

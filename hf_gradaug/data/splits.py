@@ -61,10 +61,11 @@ def load_splits(args: DataArguments, cache_dir: str | None = None, token: str | 
         raise ValueError(
             f"`dataset_name` must be left out where `{flag}` is given, but is '{args.dataset_name}' and '{path}'."
         )
-    if roots and all(os.path.isdir(root) and _has_class_folders(root) for root in roots.values()):
+    bare = {f"{split}_dir": root for split, root in roots.items() if os.path.isdir(root) and _has_class_folders(root)}
+    if roots and len(bare) == len(roots):
         loaded, files, cache_key = load_folders(roots, cache_dir), {}, None
     elif args.names_dataset:
-        builder = _get_builder(args, names, cache_dir, token)
+        builder = _get_builder(args, names, bare, cache_dir, token)
         if args.streaming:
             loaded = builder.as_streaming_dataset()
         else:
@@ -126,8 +127,9 @@ def _has_class_folders(root: str) -> bool:
 
 
 def _get_builder(
-    args: DataArguments, names: dict[str, str], cache_dir: str | None, token: str | None
+    args: DataArguments, names: dict[str, str], bare: dict[str, str], cache_dir: str | None, token: str | None
 ) -> datasets.DatasetBuilder:
+    """The builder of the data; `bare` has the folders of images without metadata, by flag."""
     if args.dataset_name:
         builder = datasets.load_dataset_builder(
             args.dataset_name, args.dataset_config_name, cache_dir=cache_dir, token=token
@@ -144,20 +146,15 @@ def _get_builder(
             kinds[f"{split}_dir"], data_files[split] = _find_files(f"{split}_dir", path)
     if len(set(kinds.values())) > 1:
         raise ValueError(f"The data must all be of one kind, but it is {kinds}.")
-    _check_metadata({flag: getattr(args, flag) for flag, kind in kinds.items() if kind == "imagefolder"})
-    builder = datasets.load_dataset_builder(next(iter(kinds.values())), data_files=data_files, cache_dir=cache_dir)
+    kind = next(iter(kinds.values()))
+    if kind == "imagefolder" and bare:
+        (flag, root), *_ = bare.items()
+        other = next(other for other in kinds if other not in bare)
+        raise ValueError(
+            f"`{flag}` must be a folder with {' or '.join(ImageFolder.METADATA_FILENAMES)}, as `{other}` is, but is "
+            f"'{root}', which has none, so its images would have no labels. Give one to each folder, or to none."
+        )
+    builder = datasets.load_dataset_builder(kind, data_files=data_files, cache_dir=cache_dir)
     if builder.name == "parquet":
         check_shards(builder.config.data_files, token)
     return builder
-
-
-def _check_metadata(roots: dict[str, str]) -> None:
-    """Raises an error if only some folders of images have a metadata file: the others' images would have no labels."""
-    bare = {flag: root for flag, root in roots.items() if _has_class_folders(root)}
-    if bare:
-        flag, root = next(iter(bare.items()))
-        other = next(other for other in roots if other not in bare)
-        raise ValueError(
-            f"`{flag}` must be a folder with {' or '.join(ImageFolder.METADATA_FILENAMES)}, as `{other}` is, but is "
-            f"'{root}', which has none. Give one to each folder, or to none."
-        )
