@@ -381,7 +381,7 @@ class GradAug:
 
         Raises:
             `ValueError`: If the batch has no images, they become too small for the model, or `settings.rotations`
-                would turn images whose labels hold masks or boxes.
+                would turn the images and not the masks, maps or boxes beside them.
         """
         settings, name = self.settings, self.image_name
         if not isinstance(inputs, Mapping) or name not in inputs:
@@ -399,8 +399,9 @@ class GradAug:
         if self.transform is None and n > 0:
             size = tuple(images.shape[-2:])
             self._check_size(images, scaled_size(size, min(settings.scales)))
-            if settings.subnetwork_targets != "soft":
-                check_rotations(settings.rotations, {name: inputs.get(name) for name in self.label_names}, size)
+            unused = {name, *(self.label_names if settings.subnetwork_targets == "soft" else ())}
+            others = {key: value for key, value in inputs.items() if key not in unused}
+            check_rotations(settings.rotations, others, self.label_names, size)
         soft_labels = self._get_soft_labels(inputs)
         full = FullPass(
             self, {k: v for k, v in inputs.items() if soft_labels is None or v is not soft_labels}, soft_labels

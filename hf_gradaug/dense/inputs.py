@@ -52,20 +52,20 @@ def transform_images(
     return {name: transformed, **resize_like_images(others, tuple(images.shape[-2:]), tuple(transformed.shape[-2:]))}
 
 
-def check_rotations(rotations: Sequence[float] | None, labels: Mapping[str, Any], size: tuple[int, int]) -> None:
+def check_rotations(
+    rotations: Sequence[float] | None, inputs: Mapping[str, Any], label_names: Sequence[str], size: tuple[int, int]
+) -> None:
     """
-    Raises a `ValueError` if rotations would turn images whose labels hold places. Such labels are dictionaries, lists,
-    or maps of the images' `size`.
+    Raises a `ValueError` if rotations would turn the images alone, and not the places that other `inputs` hold. Such
+    inputs are maps of the images' `size`, and labels that are dictionaries or lists.
     """
 
-    def has_places(value: Any) -> bool:
+    def has_places(name: str, value: Any) -> bool:
         is_map = isinstance(value, Tensor) and value.ndim > 2 and tuple(value.shape[-2:]) == size
-        return is_map or isinstance(value, (Mapping, list, tuple))
+        return is_map or (name in label_names and isinstance(value, (Mapping, list, tuple)))
 
-    if rotations is not None and (dense := [name for name, value in labels.items() if has_places(value)]):
-        raise ValueError(
-            f"`rotations` must be None where labels hold masks or boxes, as {dense} do, but is {rotations}."
-        )
+    if rotations is not None and (dense := [name for name, value in inputs.items() if has_places(name, value)]):
+        raise ValueError(f"`rotations` must be None with masks, maps or boxes, such as {dense}, but is {rotations}.")
 
 
 def select_rows(value: Any, rows: Tensor, batch_size: int) -> Any:

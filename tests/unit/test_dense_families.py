@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from helpers.dense import DENSE_TYPES, MODELS, SIZE, dense_batch, dense_class, dense_config, dense_model, dense_trainer
-from helpers.tiny import parameters_of
+from helpers.tiny import parameters_of, tiny_model
 from transformers import AutoBackbone, DetrConfig
 
 from hf_gradaug import GradAug, GradAugSettings, make_slimmable, narrow_config, supported_model_types
@@ -185,8 +185,17 @@ def test_soft_targets_and_rotations_are_refused():
     settings = {"subnetwork_targets": "labels", "rotations": [0, 90]}
     for name, labels in (("detr-convnext", ["labels"]), ("mask2former", ["mask_labels", "class_labels"])):
         gradaug = GradAug(dense_model(name), GradAugSettings(**settings))
+        batch = {key: value for key, value in dense_batch(name).items() if key != "pixel_mask"}
         with pytest.raises(ValueError, match=rf"`rotations` must be None.*{re.escape(str(labels))}.*\[0, 90\]"):
-            next(gradaug.passes(dense_batch(name), step=0))
+            next(gradaug.passes(batch, step=0))
+
+
+def test_rotations_are_refused_beside_a_map_of_the_images():
+    gradaug = GradAug(tiny_model(), GradAugSettings(rotations=[0, 90]))
+    batch = {"pixel_values": torch.zeros(2, 3, 32, 32), "labels": torch.tensor([0, 1])}
+    assert next(gradaug.passes(batch, step=0)).is_full
+    with pytest.raises(ValueError, match=r"`rotations` must be None.*\['depth'\].*\[0, 90\]"):
+        next(gradaug.passes({**batch, "depth": torch.zeros(2, 32, 32)}, step=0))
 
 
 def test_sizes_that_do_not_divide():
