@@ -164,8 +164,7 @@ def find_models(study: Study, args: RobustnessBenchmarkArguments) -> tuple[dict[
     flags, own = {**study.flags, **flags}, f"{study.split}_dir"
     if flags.get("train_dir") and not flags.get(own):
         raise ValueError(
-            f"`{own}` must be given in {study.path}, but is not. Without it, a part of `train_dir` is held out, another for "
-            "each seed."
+            f"`{own}` must be given in {study.path}, but is not. Images held out of `train_dir` can't be measured here."
         )
     images = {name: value for name, value in flags.items() if name in (own, *IMAGE_FLAGS)}
     return {key: str(path) for key, path in models.items()}, as_argv({**images, "split": study.split})

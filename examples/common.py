@@ -69,12 +69,7 @@ class MeasuringArguments:
     device: str = field(
         default="auto", metadata={"help": "Device: cpu, cuda, cuda:1, ...; auto uses a GPU if there is one."}
     )
-    seed: int = field(
-        default=42,
-        metadata={
-            "help": "Random seed. If validation images are held out of the training images, use the seed of that run."
-        },
-    )
+    seed: int = field(default=42, metadata={"help": "Random seed."})
 
     def check_at_least(self, **least: int) -> None:
         """Raises a `ValueError` if a given value is below its minimum."""

@@ -250,7 +250,7 @@ def load_image_data(
 
     Args:
         args ([`DataArguments`]): The data and its columns.
-        seed (`int`, *optional*, defaults to `42`): Seed of the held-out part and of `max_train_samples`.
+        seed (`int`, *optional*, defaults to `42`): Seed of `max_train_samples` and `max_eval_samples`.
         cache_dir (`str`, *optional*): Where `datasets` keeps its files.
         token (`str`, *optional*): Token for private Hub datasets.
 
@@ -278,7 +278,7 @@ def load_image_data(
             dataset = store_stream(dataset, key, args.max_eval_samples, cache_dir)
         splits[split] = dataset
 
-    splits, class_names = _settle_classes(splits, features[label_column], label_column, args, seed)
+    splits, class_names = _settle_classes(splits, features[label_column], label_column, args)
 
     num_train_examples, rows = None, {}
     if "train" in splits:
@@ -317,7 +317,7 @@ def load_image_data(
 
 
 def _settle_classes(
-    splits: dict[str, Any], feature: Any, label_column: str, args: DataArguments, seed: int
+    splits: dict[str, Any], feature: Any, label_column: str, args: DataArguments
 ) -> tuple[dict[str, Any], list[str]]:
     """Checks the labels, and holds out validation images if there are none. Returns the splits and the classes."""
     labels = _read_labels(splits, label_column)
@@ -329,7 +329,7 @@ def _settle_classes(
                 "`streaming` must be off without a validation split, but is on, and none can be held out from a stream. "
                 "Name one with `validation_dir` or `validation_split_name`."
             )
-        splits = splits | _hold_out(splits["train"], label_column, class_names, args.train_val_split, seed)
+        splits = splits | _hold_out(splits["train"], label_column, class_names, args.train_val_split)
         labels = _read_labels(splits, label_column)
     if args.streaming and "train" in splits and args.max_eval_samples is None:
         labels.setdefault("train", set(range(len(class_names))))
@@ -352,9 +352,9 @@ def _read_labels(splits: dict[str, Any], label_column: str) -> dict[str, set[int
 
 
 def _hold_out(
-    dataset: datasets.Dataset, label_column: str, class_names: list[str], share: float, seed: int
+    dataset: datasets.Dataset, label_column: str, class_names: list[str], share: float
 ) -> dict[str, datasets.Dataset]:
-    """Holds out the same share of each class for validation."""
+    """Holds out the same share of each class for validation. Runs with any seed have the same validation images."""
     counts = np.bincount(_get_labels(dataset, label_column, "train"))
     if single := [class_names[label] for label in np.flatnonzero(counts == 1)]:
         raise ValueError(
@@ -364,7 +364,7 @@ def _hold_out(
     if not isinstance(dataset.features[label_column], datasets.ClassLabel):
         dataset = dataset.cast_column(label_column, datasets.ClassLabel(names=class_names))
     try:
-        parts = dataset.train_test_split(share, seed=seed, stratify_by_column=label_column)
+        parts = dataset.train_test_split(share, seed=0, stratify_by_column=label_column)
     except ValueError as error:
         raise ValueError(f"`train_val_split` must fit the training images, but is {share}: {error}") from error
     held_out = set(parts["test"][label_column])
