@@ -62,15 +62,15 @@ def plot_training_curves(log_history: list[dict[str, Any]], path: str | os.PathL
         for label, (key, color, style) in lines.items():
             steps, values = _series(log_history, key)
             if steps:
-                marker = "o" if key.startswith("eval") and len(steps) <= 60 else None
+                marker = "o" if len(steps) == 1 or (key.startswith("eval") and len(steps) <= 60) else None
                 axes.plot(steps, values, style, color=color, label=label, marker=marker, markersize=3, linewidth=1.6)
         axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(title.lower() + (" (log scale)" if scale == "log" else ""))
         axes.set_yscale(scale)
         style_axes(axes)
-        if len(axes.lines) and len(lines) > 1:
-            axes.legend(frameon=False)
+        if len(axes.lines) and len(lines) > 1:  # below the panel, where no curve is
+            axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.2), borderaxespad=0)
     accuracy_values = _series(log_history, "eval_accuracy")[1]
     if accuracy_values:
         is_share = max(accuracy_values) <= 1  # some metrics are percentages already

@@ -77,7 +77,7 @@ def plot_robustness(
             _draw(panels[-1], places, points, len(repeats) > 1, style | {"linestyle": "none"})
     if epsilons:
         panels[0].set_title("FGSM attack", loc="left", fontsize=12, fontweight="bold")
-        panels[0].set_xlabel("epsilon: largest change of a pixel, of 255")
+        panels[0].set_xlabel("epsilon: largest change of a pixel value, in 1/255")
     if corruptions:
         names = [corruption.replace("_", " ") for corruption in corruptions]
         panels[-1].set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
