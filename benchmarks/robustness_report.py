@@ -23,7 +23,8 @@ def get_rows(summary: Mapping[str, Mapping[str, Any]], arms: Sequence[str], base
         for arm in arms:
             values = summary[arm][key]["by_seed"]
             difference = None if arm == baseline else Mean.of(summary[f"{arm} - {baseline}"][key]["by_seed"])
-            tables[name].append(Row(arm, None, arm == baseline, len(values), Mean.of(values), difference))
+            has_gradaug = arm.startswith("GradAug")  # the results have no settings, only names
+            tables[name].append(Row(arm, None, arm == baseline, has_gradaug, len(values), Mean.of(values), difference))
     return tables
 
 

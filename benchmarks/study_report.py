@@ -54,6 +54,7 @@ class Row:
     arm: str
     settings: dict[str, Any] | None
     is_baseline: bool
+    has_gradaug: bool
     seeds: int
     result: Mean
     difference: Mean | None
@@ -106,6 +107,7 @@ def get_rows(grid: Grid, dataset: str) -> list[Row]:
                     arm,
                     settings if len(candidates) > 1 else None,
                     is_baseline,
+                    settings.get("gradaug", study.flags.get("gradaug", False)),
                     len(mine),
                     Mean.of([*mine.values()]),
                     None if is_baseline else difference(mine, study.baseline),
@@ -148,13 +150,12 @@ def _finite(half: float) -> float:
 
 def plot_points(tables: Mapping[str, Sequence[Row]], measured: str, path: Path) -> None:
     """
-    One panel per data set, two in a row, with one line per arm: mean and 95 % interval. A dashed line is the
-    baseline's mean.
+    One panel per data set, two in a row, with one line per arm: mean and 95 % interval. Arms with GradAug have a colour
+    of their own. A dashed line is the baseline's mean.
     """
     several = any(row.seeds > 1 for rows in tables.values() for row in rows)
     spread = "mean and 95 % interval" if several else "one run each"
     labels = list(dict.fromkeys(row.label for rows in tables.values() for row in rows))
-    baseline = next((row.arm for rows in tables.values() for row in rows if row.is_baseline), None)
     columns = min(2, len(tables))
     lines = -(-len(tables) // columns)
     names = [textwrap.fill(label, 48) for label in labels]
@@ -164,7 +165,7 @@ def plot_points(tables: Mapping[str, Sequence[Row]], measured: str, path: Path) 
     for number, (axes, (dataset, rows)) in enumerate(zip(panels, tables.items())):
         style_axes(axes)
         for row in rows:
-            place, color = labels.index(row.label), COLORS[0] if row.arm == baseline else COLORS[1]
+            place, color = labels.index(row.label), COLORS[row.has_gradaug]
             axes.errorbar(
                 100 * row.result.mean, place, xerr=_finite(row.result.half), color=color, marker="o", capsize=3
             )
