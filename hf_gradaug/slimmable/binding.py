@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .depth import KeptBlocks
+from .registry import Block
 from .selection import Selection
 
 
@@ -191,7 +192,7 @@ class Subnetwork:
             ],
         )
 
-    def shallower(self, skeleton: nn.Module, find_block: Callable) -> "Subnetwork":
+    def shallower(self, skeleton: nn.Module, find_block: Callable[[str], Block | None]) -> "Subnetwork":
         """
         A sub-network with fewer blocks. Its skeleton serves all choices of equally many blocks.
 
@@ -201,14 +202,11 @@ class Subnetwork:
         by_place: dict[tuple[str, str], dict[int, _Source]] = defaultdict(dict)
         for name, source in by_name.items():
             if block := find_block(name):
-                start, end = block.span(block.lastindex)
-                by_place[name[:start], name[end:]][int(name[start:end])] = source
+                by_place[block.before, block.after][block.index] = source
         sources: list[_Source | _BlockSource] = []
         for name, module in skeleton.named_modules():
             if block := find_block(name):
-                *stage, place = (int(group) for group in block.groups())
-                start, end = block.span(block.lastindex)
-                sources.append(_BlockSource(stage[0] if stage else 0, place, by_place[name[:start], name[end:]]))
+                sources.append(_BlockSource(block.stage, block.index, by_place[block.before, block.after]))
             else:
                 sources.append(replace(by_name[name], settings=_settings(module)))  # its config has fewer blocks
         return Subnetwork(skeleton, self._module_index, sources)

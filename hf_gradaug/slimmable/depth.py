@@ -6,14 +6,13 @@ The config of such a sub-network has fewer blocks. Its names are mapped to the n
 """
 
 import copy
-import re
 from collections.abc import Callable, Iterable, Sequence
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..messages import shorten
-from .registry import FAMILIES, Depth
+from .registry import FAMILIES, Block, Depth
 
 
 # For each stage, the indices of the blocks that a sub-network keeps.
@@ -38,7 +37,7 @@ def _depth_of(config: PreTrainedConfig) -> Depth | None:
     return family and family.depth
 
 
-def block_finder(config: PreTrainedConfig) -> Callable[[str], re.Match[str] | None]:
+def block_finder(config: PreTrainedConfig) -> Callable[[str], Block | None]:
     """Finds the residual block in the name of a module or parameter of a model with this config, see [`Depth`]."""
     return _depth_of(config_with_blocks(config)).find
 
@@ -173,11 +172,9 @@ def kept_names(names: Iterable[str], config: PreTrainedConfig, kept_blocks: Kept
         if block is None:
             kept[name] = name
             continue
-        *stage, index = (int(group) for group in block.groups())
-        blocks = list(kept_blocks[stage[0] if stage else 0])
-        if index in blocks:
-            start, end = block.span(block.lastindex)
-            kept[f"{name[:start]}{blocks.index(index)}{name[end:]}"] = name
+        blocks = list(kept_blocks[block.stage])
+        if block.index in blocks:
+            kept[f"{block.before}{blocks.index(block.index)}{block.after}"] = name
     return kept
 
 

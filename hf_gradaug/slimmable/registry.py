@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from transformers import PreTrainedConfig
 
@@ -69,6 +70,15 @@ Narrowing = Callable[[PreTrainedConfig, Narrow], None]
 Parts = Mapping[str, Mapping[int, int | Callable[..., Sequence[int]]]]
 
 
+class Block(NamedTuple):
+    """The residual block that a name belongs to: `before` and `after` are the name around the block's index."""
+
+    stage: int  # 0 if the model has no stages
+    index: int
+    before: str
+    after: str
+
+
 @dataclass(frozen=True)
 class Depth:
     """
@@ -87,9 +97,14 @@ class Depth:
     def has_stages(self) -> bool:
         return re.compile(self.blocks).groups > 1
 
-    def find(self, name: str) -> re.Match | None:
-        """Matches the block that a name belongs to. The groups are the stage, if there are stages, and the block."""
-        return re.search(rf"(?:^|\.){self.blocks}(?=\.|$)", name)
+    def find(self, name: str) -> Block | None:
+        """The block that the name of a module, parameter or buffer belongs to, if any."""
+        match = re.search(rf"(?:^|\.){self.blocks}(?=\.|$)", name)
+        if match is None:
+            return None
+        *stage, index = map(int, match.groups())
+        start, end = match.span(match.lastindex)
+        return Block(stage[0] if stage else 0, index, name[:start], name[end:])
 
 
 @dataclass(frozen=True)
