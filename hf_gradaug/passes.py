@@ -32,7 +32,7 @@ from .sampling import draw_blocks, draw_widths, step_generator
 from .settings import GradAugSettings
 from .slimmable.depth import KeptBlocks, depths_of
 from .slimmable.image_size import can_train_on, check_image_size
-from .slimmable.model import Build, SubnetworkSpec, make_slimmable
+from .slimmable.model import Build, make_slimmable
 from .slimmable.narrowing import check_width
 from .targets import TARGETS, SoftTargets
 from .transforms import Transform, random_transform, scaled_size
@@ -187,18 +187,24 @@ class SubnetworkPass(GradAugPass):
 
     Args:
         full ([`FullPass`]): The full network's pass of the same step.
-        spec ([`~hf_gradaug.slimmable.model.SubnetworkSpec`]): The sub-network.
+        inputs, width, kept_blocks, rows: See [`GradAugPass`].
     """
 
     is_full = False
 
-    def __init__(self, full: FullPass, inputs: dict[str, Any], spec: SubnetworkSpec, rows: Tensor | None):
+    def __init__(
+        self,
+        full: FullPass,
+        inputs: dict[str, Any],
+        width: float,
+        kept_blocks: KeptBlocks | None,
+        rows: Tensor | None,
+    ):
         gradaug = full.gradaug
         self.learns_from_labels = gradaug.target_kind.learns_from_labels
         soft_labels = full.soft_labels if self.learns_from_labels else None
         super().__init__(gradaug, inputs, soft_labels if rows is None or soft_labels is None else soft_labels[rows])
-        self._full, self._spec = full, spec
-        self.width, self.kept_blocks, self.rows = spec.width, spec.kept_blocks, rows
+        self._full, self.width, self.kept_blocks, self.rows = full, width, kept_blocks, rows
         if rows is not None:
             self.batch_fraction = len(rows) / len(full.inputs[gradaug.image_name])
 
@@ -353,7 +359,8 @@ class GradAug:
             width, self.settings.width_divisor, kept_blocks, detached=detached, compiled=self._compiled
         )
 
-    def _draw_subnetworks(self, count: int, step: int) -> list[SubnetworkSpec]:
+    def _draw_subnetworks(self, count: int, step: int) -> list[tuple[float, KeptBlocks | None]]:
+        """Width multiplier and kept blocks of each sub-network."""
         settings, generator = self.settings, step_generator(self.seed, step)
         widths, blocks = [1.0] * count, [None] * count
         if settings.draws_width:
@@ -361,9 +368,7 @@ class GradAug:
         if settings.draws_depth:
             depths = depths_of(self.model.config)
             blocks = [draw_blocks(depths, settings.min_survival, generator) for _ in range(count)]
-        return [
-            SubnetworkSpec(width, settings.width_divisor, kept) for width, kept in zip(widths, blocks, strict=True)
-        ]
+        return list(zip(widths, blocks, strict=True))
 
     def passes(self, inputs: Mapping[str, Any], step: int) -> Iterator[GradAugPass]:
         """
@@ -422,14 +427,14 @@ class GradAug:
         settings, images = self.settings, full.inputs[self.image_name]
         transform = self.transform or random_transform(settings.scales, settings.rotations)
         names = [name for name in full.inputs if self.target_kind.learns_from_labels or name not in self.label_names]
-        for index, spec in enumerate(self._draw_subnetworks(n, step), start=1):
+        for index, (width, kept_blocks) in enumerate(self._draw_subnetworks(n, step), start=1):
             inputs = {name: full.inputs[name] for name in names}
             rows = self._subnetwork_rows(images, index)
             if rows is not None:
                 inputs = {name: select_rows(value, rows, len(images)) for name, value in inputs.items()}
             inputs = transform_images(inputs, self.image_name, transform, step_generator(self.seed, step, index))
             self._check_size(images, tuple(inputs[self.image_name].shape[-2:]))
-            yield SubnetworkPass(full, inputs, spec, rows)
+            yield SubnetworkPass(full, inputs, width, kept_blocks, rows)
 
     def _get_soft_labels(self, inputs: Mapping[str, Any]) -> Tensor | None:
         """The batch's labels if they are class probabilities, else `None`."""

@@ -13,7 +13,6 @@ import inspect
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,27 +46,6 @@ _STATE = "_subnetworks"
 _NOT_OF_THE_NETWORK = ("id2label", "label2id", "architectures", "auto_map", "dtype")
 
 
-@dataclass(frozen=True)
-class SubnetworkSpec:
-    """
-    Identifies a sub-network.
-
-    Args:
-        width (`float`, *optional*, defaults to `1.0`): Width multiplier, in (0, 1].
-        width_divisor (`int`, *optional*, defaults to `1`): Channel counts are rounded to its multiples.
-        kept_blocks (`tuple[tuple[int, ...], ...]`, *optional*): For each stage, the indices of the blocks that run.
-    """
-
-    width: float = 1.0
-    width_divisor: int = 1
-    kept_blocks: KeptBlocks | None = None
-
-    def config(self, config: PreTrainedConfig) -> PreTrainedConfig:
-        """The config of the sub-network, from the full network's."""
-        config = narrow_config(config, self.width, self.width_divisor)
-        return config if self.kept_blocks is None else shallower_config(config, self.kept_blocks)
-
-
 class _SlimmableState:
     """What a slimmable model holds beside its modules: its plain class, cached sub-networks, the active ones."""
 
@@ -82,13 +60,13 @@ class _SlimmableState:
         self.cache: OrderedDict[str, Subnetwork] = OrderedDict()
         self.active: list[_Activation] = []
 
-    def get(self, model: nn.Module, spec: SubnetworkSpec) -> Subnetwork:
-        config = narrow_config(model.config, spec.width, spec.width_divisor)
-        whole = self._cached(config, lambda: self._make(model, config, spec.width))
-        if spec.kept_blocks is None:
+    def get(self, model: nn.Module, width: float, width_divisor: int, kept_blocks: KeptBlocks | None) -> Subnetwork:
+        config = narrow_config(model.config, width, width_divisor)
+        whole = self._cached(config, lambda: self._make(model, config, width))
+        if kept_blocks is None:
             return whole
-        shallower = shallower_config(config, spec.kept_blocks)
-        return self._cached(shallower, lambda: self._make_shallower(whole, shallower, spec))
+        shallower = shallower_config(config, kept_blocks)
+        return self._cached(shallower, lambda: self._make_shallower(whole, shallower, width, kept_blocks))
 
     def _cached(self, config: PreTrainedConfig, make: Callable[[], Subnetwork]) -> Subnetwork:
         key = str([config.num_labels, {k: v for k, v in vars(config).items() if k not in _NOT_OF_THE_NETWORK}])
@@ -108,13 +86,15 @@ class _SlimmableState:
         selections = {name: select(name, full[name], narrow[name], model.config, config) for name in narrow}
         return Subnetwork.narrow(skeleton, self.module_index, full, selections)
 
-    def _make_shallower(self, whole: Subnetwork, config: PreTrainedConfig, spec: SubnetworkSpec) -> Subnetwork:
+    def _make_shallower(
+        self, whole: Subnetwork, config: PreTrainedConfig, width: float, kept_blocks: KeptBlocks
+    ) -> Subnetwork:
         skeleton = build_skeleton(config, self.build or self.model_class)
         for what, found_in in (("parameter or buffer", shapes_of), ("module", module_types)):
             full = found_in(whole.skeleton)
-            names = kept_names(full, config, spec.kept_blocks)
+            names = kept_names(full, config, kept_blocks)
             kept = {name: full[full_name] for name, full_name in names.items()}
-            check_same(what, kept, found_in(skeleton), spec.width)
+            check_same(what, kept, found_in(skeleton), width)
         return whole.shallower(skeleton, block_finder(config))
 
 
@@ -204,7 +184,7 @@ class SlimmableModel:
         ```
         """
         state: _SlimmableState = self.__dict__[_STATE]
-        subnetwork = state.get(self, SubnetworkSpec(width, width_divisor, kept_blocks))
+        subnetwork = state.get(self, width, width_divisor, kept_blocks)
         return _Activation(state.active, subnetwork, kept_blocks, detached, compiled)
 
     def _apply(self, fn, recurse=True):
@@ -337,7 +317,6 @@ def subnetwork_state_dict(
     narrower.load_state_dict(state_dict)
     ```
     """
-    spec = SubnetworkSpec(width, width_divisor, kept_blocks)
     skeleton = make_slimmable(model).subnetwork(width, width_divisor, kept_blocks).skeleton
     narrow = narrow_config(model.config, width, width_divisor)
     full = model.state_dict()
@@ -347,7 +326,8 @@ def subnetwork_state_dict(
         tensor = full[full_names[name]]
         selection = select(full_names[name], tensor.shape, like.shape, model.config, narrow)
         state[name] = selection.take(tensor).clone(memory_format=torch.contiguous_format)
-    return copy.deepcopy(spec.config(model.config)), state  # the names of labels would be the model's own
+    config = narrow if kept_blocks is None else shallower_config(narrow, kept_blocks)
+    return copy.deepcopy(config), state  # the names of labels would be the model's own
 
 
 def _swap_class(model: nn.Module, build: Build | None) -> nn.Module:

@@ -76,8 +76,8 @@ def test_widths_are_those_that_width_alone_draws():
     alone, both = (GradAug(deep_model(), settings(kind)) for kind in ("width", "width_depth"))
     for step in range(5):
         expected, found = (gradaug._draw_subnetworks(3, step) for gradaug in (alone, both))
-        assert [spec.width for spec in found] == [spec.width for spec in expected]
-        assert all(spec.kept_blocks is None for spec in expected)
+        assert [width for width, _ in found] == [width for width, _ in expected]
+        assert all(kept_blocks is None for _, kept_blocks in expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
