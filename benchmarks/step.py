@@ -67,7 +67,7 @@ from hf_gradaug import (
     soft_targets,
 )
 from hf_gradaug.data import check_counts
-from hf_gradaug.transforms import scaled_size
+from hf_gradaug.transforms import scaled_count, scaled_size
 
 from .common import ROOT, describe_run, write_json
 
@@ -234,7 +234,7 @@ def build_step(args: BenchmarkArguments, arm: str, passes: list[dict[str, Any]])
         narrow = [narrow_config(config, width, args.width_divisor) for width in WIDTHS] if arm == "separate" else []
         others = [compiled(build(other)) for other in narrow]
         scales = [RandomScale([scale]) for scale in SCALES]
-        images_of_others = batch["pixel_values"][: max(1, round(args.subnetwork_batch_fraction * args.batch_size))]
+        images_of_others = batch["pixel_values"][: scaled_count(args.batch_size, args.subnetwork_batch_fraction)]
 
         def separate_step() -> None:
             with autocast():

@@ -35,7 +35,7 @@ from .slimmable.image_size import can_train_on, check_image_size
 from .slimmable.model import Build, make_slimmable
 from .slimmable.narrowing import check_width
 from .targets import TARGETS, SoftTargets
-from .transforms import Transform, random_transform, scaled_size
+from .transforms import Transform, random_transform, scaled_count, scaled_size
 
 
 logger = logging.getLogger(__name__)
@@ -412,7 +412,7 @@ class GradAug:
             self, {k: v for k, v in inputs.items() if soft_labels is None or v is not soft_labels}, soft_labels
         )
         kept = list(range(n))
-        if self._subnetwork_batch_size(images) == 1:
+        if scaled_count(len(images), settings.subnetwork_batch_fraction) == 1:
             drawn = enumerate(self._subnetwork_passes(full, n, step))
             kept = [index for index, each in drawn if self._can_train_on_one_image(each)]
         full.is_last = not kept
@@ -445,9 +445,6 @@ class GradAug:
         is_single_label = config.problem_type == "single_label_classification"
         return labels if is_single_label and not has_own_loss(self.model) else None
 
-    def _subnetwork_batch_size(self, images: Tensor) -> int:
-        return max(1, int(len(images) * self.settings.subnetwork_batch_fraction + 0.5))
-
     def _can_train_on_one_image(self, subnetwork: SubnetworkPass) -> bool:
         # BatchNorm has no statistics of a single image whose feature map became a single pixel.
         size, images = subnetwork.size, subnetwork.inputs[self.image_name]
@@ -467,7 +464,8 @@ class GradAug:
         """Indices of the images that sub-network `index` (from 1) sees; `None` for all."""
         if self.settings.subnetwork_batch_fraction == 1:
             return None
-        batch_size, count = len(images), self._subnetwork_batch_size(images)
+        batch_size = len(images)
+        count = scaled_count(batch_size, self.settings.subnetwork_batch_fraction)
         # Evenly spaced, so that micro-batches and processes together see the same images as one whole batch.
         spaced = torch.arange(count, device=images.device) * batch_size // count
         return (spaced + index - 1) % batch_size

@@ -21,10 +21,15 @@ def _choose(options: Sequence, generator: torch.Generator):
     return options[int(torch.randint(len(options), (), generator=generator))]
 
 
+def scaled_count(count: int, scale: float) -> int:
+    """A number of pixels or images times `scale`, rounded half up, at least 1."""
+    return max(1, int(count * scale + 0.5))
+
+
 def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """`(height, width)` in pixels times `scale`, rounded half up, at least 1 pixel each."""
-    height, width = (max(1, int(side * scale + 0.5)) for side in size)
-    return height, width
+    """`(height, width)` in pixels times `scale`, see [`scaled_count`]."""
+    height, width = size
+    return scaled_count(height, scale), scaled_count(width, scale)
 
 
 class RandomScale:
