@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .losses import get_logits
 from .slimmable.binding import has_hooks
 
 
@@ -209,8 +208,3 @@ class CapturedPasses:
                 torch._foreach_copy_(gradients, kept)
                 for buffer, before in buffers:
                     buffer.copy_(before)
-
-
-def loss_and_logits(loss: Tensor, outputs: Any) -> tuple[Tensor, Tensor]:
-    """What a captured forward returns."""
-    return loss, get_logits(outputs)

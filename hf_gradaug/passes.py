@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import find_labels
 
-from .captured import CapturedPasses, loss_and_logits
+from .captured import CapturedPasses
 from .checks import allow_graphs, check_logits, check_smallest, check_transform
 from .dense.inputs import check_rotations, select_rows, transform_images
 from .losses import ProblemTypeCheck, get_float_labels, get_logits, has_own_loss, soft_label_cross_entropy
@@ -167,7 +167,7 @@ class FullPass(GradAugPass):
 
         def compute(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
             outputs = model(**inputs)
-            return loss_and_logits(self._label_loss(outputs, None), outputs)
+            return self._label_loss(outputs, None), get_logits(outputs)
 
         found = self.gradaug.captured.run("full", self.inputs, compute, is_full=True)
         if found is None:
@@ -231,7 +231,7 @@ class SubnetworkPass(GradAugPass):
 
         def compute(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
             outputs = model(**{name: inputs[name]})
-            return loss_and_logits(self._target_loss(outputs, inputs["targets"]), outputs)
+            return self._target_loss(outputs, inputs["targets"]), get_logits(outputs)
 
         inputs = {**self.inputs, "targets": self._targets}
         found = self.gradaug.captured.run(self._active.subnetwork, inputs, compute, is_full=False)
