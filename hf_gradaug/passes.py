@@ -31,7 +31,7 @@ from .messages import shorten
 from .sampling import draw_blocks, draw_widths, step_generator
 from .settings import GradAugSettings
 from .slimmable.depth import KeptBlocks, depths_of
-from .slimmable.image_size import can_train_on, check_image_size
+from .slimmable.image_size import can_train_on_one_image, check_image_size
 from .slimmable.model import Build, make_slimmable
 from .slimmable.narrowing import check_width
 from .targets import TARGETS, SoftTargets
@@ -450,7 +450,7 @@ class GradAug:
         size, images = subnetwork.size, subnetwork.inputs[self.image_name]
         if size not in self._trains_one_image:
             skeleton = self.model.subnetwork(1.0).skeleton
-            can = can_train_on(skeleton, self.model, 1, size, images.shape[1])
+            can = can_train_on_one_image(skeleton, self.model, size, images.shape[1])
             self._trains_one_image[size] = can
             if not can:
                 logger.warning(

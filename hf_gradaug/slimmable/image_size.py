@@ -41,42 +41,41 @@ def can_take(network: nn.Module, size: tuple[int, int], num_channels: int = 3) -
 
 def meta_outputs(network: nn.Module, size: tuple[int, int], num_channels: int = 3) -> Any | None:
     """The outputs of a network on the meta device for images of this size in pixels; `None` if it raises."""
-    inputs = {getattr(network, "main_input_name", "pixel_values"): torch.empty(2, num_channels, *size, device="meta")}
     # A copy, because a forward may change a network: Swin's has its windows fit the images, and keeps them.
     network = copy.deepcopy(network).eval()
     try:
-        with torch.no_grad():
-            return network(**inputs, **size_arguments(network, **inputs))
+        return _run(network, (2, num_channels, *size))
     except Exception:  # any error means that it can't take this size
         return None
 
 
-def can_train_on(
-    skeleton: nn.Module, network: nn.Module, count: int, size: tuple[int, int], num_channels: int = 3
+def can_train_on_one_image(
+    skeleton: nn.Module, network: nn.Module, size: tuple[int, int], num_channels: int = 3
 ) -> bool:
     """
-    Whether BatchNorm layers can compute statistics from so few images.
+    Whether BatchNorm layers can compute statistics from a single image.
 
     Args:
         skeleton (`nn.Module`): A network on the meta device.
         network (`nn.Module`): The same network with weights; its modules have the train or eval modes.
-        count (`int`): Number of images.
-        size (`tuple[int, int]`): Their height and width in pixels.
-        num_channels (`int`, *optional*, defaults to `3`): Their channels.
+        size (`tuple[int, int]`): Height and width of the image in pixels.
+        num_channels (`int`, *optional*, defaults to `3`): Its channels.
     """
     skeleton = copy.deepcopy(skeleton)
     for module, full in zip(skeleton.modules(), network.modules(), strict=True):
         module.training = full.training
-    images = torch.empty(count, num_channels, *size, device="meta")
-    inputs = {getattr(skeleton, "main_input_name", "pixel_values"): images}
     try:
-        with torch.no_grad():
-            skeleton(**inputs, **size_arguments(skeleton, **inputs))
-    except ValueError as error:
-        return "more than 1 value per channel" not in str(error)
-    except Exception:  # no forward on the meta device, so the answer is unknown
-        return True
+        _run(skeleton, (1, num_channels, *size))
+    except Exception as error:  # any other means no forward on the meta device, so the answer is unknown
+        return not (isinstance(error, ValueError) and "more than 1 value per channel" in str(error))
     return True
+
+
+@torch.no_grad()
+def _run(network: nn.Module, shape: tuple[int, int, int, int]) -> Any:
+    """The outputs of a network on the meta device for images of this shape."""
+    inputs = {getattr(network, "main_input_name", "pixel_values"): torch.empty(shape, device="meta")}
+    return network(**inputs, **size_arguments(network, **inputs))
 
 
 def check_image_size(
