@@ -245,16 +245,16 @@ class GradAugMixin(SharedTrainerMixin):
         is_single_label = (
             getattr(getattr(self.model, "config", None), "problem_type", None) == "single_label_classification"
         )
-        if labels is None or self.compute_loss_func is not None or not is_single_label or self._takes_own_loss:
-            kwargs = _accepted(trainer_loss, {"num_items_in_batch": num_items_in_batch})
-            return trainer_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+        # A user's own loss takes all labels as they are.
+        is_own = self.compute_loss_func is not None or self._takes_own_loss
+        are_soft = labels is not None and is_single_label and not is_own
+        if are_soft and trainer_loss.__func__ is Trainer.compute_loss:
+            loss, outputs = self._soft_label_loss(model, inputs, labels)
+            return (loss, outputs) if return_outputs else loss
+        kwargs = _accepted(trainer_loss, {"num_items_in_batch": num_items_in_batch})
         # The heads take floating-point labels for multi-label ones.
-        if trainer_loss.__func__ is not Trainer.compute_loss:
-            with soft_labels_in_heads(self.model):
-                kwargs = _accepted(trainer_loss, {"num_items_in_batch": num_items_in_batch})
-                return trainer_loss(model, inputs, return_outputs=return_outputs, **kwargs)
-        loss, outputs = self._soft_label_loss(model, inputs, labels)
-        return (loss, outputs) if return_outputs else loss
+        with soft_labels_in_heads(self.model) if are_soft else contextlib.nullcontext():
+            return trainer_loss(model, inputs, return_outputs=return_outputs, **kwargs)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)

@@ -190,36 +190,34 @@ class ProblemTypeCheck:
 
 
 @contextmanager
-def soft_labels_in_heads(*models: nn.Module) -> Iterator[None]:
+def soft_labels_in_heads(model: nn.Module) -> Iterator[None]:
     """
-    Makes the models' own heads take class probabilities as labels.
+    Makes a model's own head take class probabilities as labels.
 
-    The heads treat floating-point labels as multi-label. This serves a loss that other code computes by the heads.
+    The heads treat floating-point labels as multi-label. This serves a loss that other code computes by the head.
 
     Args:
-        models (`nn.Module`): Models of transformers. Others are unchanged.
+        model (`nn.Module`): A model of transformers. Any other is unchanged.
     """
+    if not hasattr(model, "loss_function"):
+        yield
+        return
+    original, own = model.loss_function, vars(model).get("_loss_function")
 
-    def wrap(original):
-        def loss_function(labels, *args, **kwargs):
-            # Heads name the logits in one of two ways, or not at all.
-            logits = args[0] if args else kwargs.get("pooled_logits", kwargs.get("logits"))
-            is_soft = labels.is_floating_point() and labels.shape == logits.shape
-            return soft_label_cross_entropy(logits, labels) if is_soft else original(labels, *args, **kwargs)
+    def loss_function(labels, *args, **kwargs):
+        # Heads name the logits in one of two ways, or not at all.
+        logits = args[0] if args else kwargs.get("pooled_logits", kwargs.get("logits"))
+        is_soft = labels.is_floating_point() and labels.shape == logits.shape
+        return soft_label_cross_entropy(logits, labels) if is_soft else original(labels, *args, **kwargs)
 
-        return loss_function
-
-    before = [(model, vars(model).get("_loss_function")) for model in models if hasattr(model, "loss_function")]
+    model.loss_function = loss_function
     try:
-        for model, _ in before:
-            model.loss_function = wrap(model.loss_function)
         yield
     finally:
-        for model, own in before:
-            if own is None:
-                vars(model).pop("_loss_function", None)
-            else:
-                vars(model)["_loss_function"] = own
+        if own is None:
+            vars(model).pop("_loss_function", None)
+        else:
+            vars(model)["_loss_function"] = own
 
 
 def get_logits(outputs: Any) -> Tensor:
