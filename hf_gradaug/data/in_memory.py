@@ -9,8 +9,9 @@ import torch
 from datasets.fingerprint import Hasher
 
 from ..sampling import example_seed
+from .decoding import decode_image
 from .image_processors import ProcessorCrop
-from .image_transforms import check_padding, decode_image
+from .image_transforms import check_padding
 from .transformed_dataset import TransformedDataset
 
 
