@@ -181,9 +181,7 @@ def _find_images(flag: str, root: str) -> list[tuple[str, str]]:
                 deeper.add(relative)
     found.sort()
     classes = {name for _, name in found}
-    empty = sorted(
-        e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".") and e.name not in classes
-    )
+    empty = sorted(name for name in folders if not name.startswith(".") and name not in classes)
     if "" in classes and len(classes) > 1:
         stray = [os.path.basename(path) for path, name in found if not name]
         raise ValueError(
