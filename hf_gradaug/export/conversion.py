@@ -8,7 +8,8 @@ from itertools import pairwise
 import torch
 from torchvision.models import ResNet50_Weights
 from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+
+from ..data.image_processors import make_image_processor
 
 
 _DEPTHS = {"ResNet-50": (3, 4, 6, 3), "ResNet-101": (3, 4, 23, 3), "ResNet-152": (3, 8, 36, 3)}
@@ -72,14 +73,7 @@ def convert_authors_checkpoint(
     state = {**counts, **state}
     _check_tensors(state, expected, f"'{path}'")
     model.to_empty(device="cpu").load_state_dict({ours: state[theirs] for ours, theirs in names.items()})
-    image_processor = ConvNextImageProcessor(
-        size={"shortest_edge": 224},
-        crop_pct=224 / 256,
-        resample=PILImageResampling.BILINEAR,
-        image_mean=IMAGENET_DEFAULT_MEAN,
-        image_std=IMAGENET_DEFAULT_STD,
-    )
-    return model.eval(), image_processor
+    return model.eval(), make_image_processor(224, crop_pct=224 / 256)
 
 
 def to_authors_state_dict(model: ResNetForImageClassification) -> dict[str, torch.Tensor]:
