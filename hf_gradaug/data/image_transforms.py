@@ -21,14 +21,6 @@ from .image_processors import ProcessorCrop, get_image_size, get_pixel_map, proc
 logger = logging.getLogger(__name__)
 
 
-def _resample(image_processor: Any) -> v2.InterpolationMode:
-    by_code = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-    code = getattr(image_processor, "resample", None)
-    if isinstance(code, v2.InterpolationMode):
-        return code
-    return v2.InterpolationMode(by_code[2 if code is None else int(code)])
-
-
 def get_train_transform(
     image_processor: Any,
     random_resized_crop_scale: Sequence[float] = (0.08, 1.0),
@@ -68,9 +60,9 @@ def get_train_transform(
         raise ValueError(f"`color_jitter` must be 0 or more, but is {color_jitter}.")
     size = get_image_size(image_processor)
     if padding is None:
-        steps = [
-            v2.RandomResizedCrop(size, scale=tuple(scale), interpolation=_resample(image_processor), antialias=True)
-        ]
+        resample = getattr(image_processor, "resample", None)
+        interpolation = v2.InterpolationMode.BILINEAR if resample is None else resample
+        steps = [v2.RandomResizedCrop(size, scale=tuple(scale), interpolation=interpolation, antialias=True)]
     else:
         check_padding(padding, size)
         steps = [ProcessorCrop(image_processor), v2.RandomCrop(size, padding, padding_mode="reflect")]

@@ -11,7 +11,7 @@ import torch
 from helpers import images
 from helpers.hub_server import READER
 from huggingface_hub import HfApi
-from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import InterpolationMode, RandomResizedCrop
 from transformers import BitImageProcessor, ConvNextImageProcessor, TrainingArguments, ViTImageProcessor
 
 from hf_gradaug.data import (
@@ -305,7 +305,14 @@ def test_each_kind_of_interpolation_that_an_image_processor_takes(resample):
     processor = ViTImageProcessor(size={"height": 16, "width": 16}, resample=resample)
     image = images.Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 20, 3), dtype=np.uint8))
     assert get_eval_transform(processor)(image).shape == (3, 16, 16)
-    assert get_train_transform(processor).transforms[0].interpolation == InterpolationMode.BICUBIC
+    crops = []
+    for crop in (
+        get_train_transform(processor).transforms[0],
+        RandomResizedCrop(16, interpolation=InterpolationMode.BICUBIC),
+    ):
+        torch.manual_seed(0)
+        crops.append(np.asarray(crop(image)))
+    assert (crops[0] == crops[1]).all()
 
 
 def test_horizontal_flip_and_crop_scale():
