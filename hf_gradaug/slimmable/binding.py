@@ -132,6 +132,32 @@ class _SkeletonModule:
         self.is_cast = type(module) in _CAST_LAYERS
         self.keeps_statistics = type(module) in _BATCHNORM_LAYERS and module.track_running_stats
 
+    def follow(self, module: nn.Module, source: _Source, drops_blocks: bool) -> None:
+        """Takes over the mode and settings of the full network's module: another one each pass if blocks are dropped."""
+        state = self.state
+        if self.may_change or drops_blocks:
+            state.update(_copied(source.settings) if source.has_dicts else source.settings)
+            if self.checkpoints:
+                state.update({name: getattr(module, name) for name in _CHECKPOINTING if hasattr(module, name)})
+        for name, shape in self.tensors.items():
+            value = vars(module).get(name)
+            if isinstance(value, Tensor) and value.shape == shape and not value.requires_grad:
+                state[name] = value.clone()  # as of buffers, below
+        # Past `nn.Module.__setattr__`, which would take a third of a small network's pass.
+        state["training"] = module.training
+
+    def bind_buffers(self, module: nn.Module, source: _Source) -> None:
+        """Copies the selected entries of the full network's buffers. In train mode, BatchNorm gets none."""
+        buffers = self.state["_buffers"]
+        if module.training and self.keeps_statistics:
+            # It computes with the statistics of its batch. Only the full network keeps running ones (paper, section 3).
+            buffers.update(dict.fromkeys(self.buffers))
+            return
+        for entries in source.buffers:
+            # A copy, because a forward may write into it.
+            selected = entries.selection.take(entries.checked(module._buffers[entries.name]))
+            buffers[entries.name] = selected.clone()
+
 
 class _BlockSource(NamedTuple):
     """The source of a module in a residual block, if blocks are dropped: it depends on the kept block."""
@@ -229,39 +255,12 @@ class Subnetwork:
         forward again in the backward, and would then find a skeleton without weights.
         """
         modules, sources = self._module_index.modules(model), self.sources(kept_blocks)
-        # A loss that was set on the model is the sub-networks' too, where they learn from labels.
-        vars(self.skeleton).pop("_loss_function", None)
-        if "_loss_function" in vars(model):
-            self.skeleton.loss_function = model.loss_function
-        # By a hook on the embeddings. Reentrant checkpoints give no gradients to blocks whose input needs none.
-        requires = bool(vars(model).get("_require_grads_hooks"))
-        if requires != bool(vars(self.skeleton).get("_require_grads_hooks")):
-            if requires:
-                self.skeleton.enable_input_require_grads()
-            else:
-                self.skeleton.disable_input_require_grads()
+        self._follow_model(model)
         for skeleton_module, source in zip(self._modules, sources, strict=True):
-            module, state = modules[source.index], skeleton_module.state
-            if skeleton_module.may_change or kept_blocks is not None:
-                state.update(_copied(source.settings) if source.has_dicts else source.settings)
-                if skeleton_module.checkpoints:
-                    state.update({name: getattr(module, name) for name in _CHECKPOINTING if hasattr(module, name)})
-            for name, shape in skeleton_module.tensors.items():
-                value = vars(module).get(name)
-                if isinstance(value, Tensor) and value.shape == shape and not value.requires_grad:
-                    state[name] = value.clone()  # as of buffers, below
-            # Past `nn.Module.__setattr__`, which would take a third of a small network's pass.
-            state["training"] = module.training
-            if not source.buffers:
-                continue
-            if module.training and skeleton_module.keeps_statistics:
-                # It computes with the statistics of its batch. Only the full network keeps running ones (paper, section 3).
-                state["_buffers"].update(dict.fromkeys(skeleton_module.buffers))
-                continue
-            for entries in source.buffers:
-                # A copy, because a forward may write into it.
-                selected = entries.selection.take(entries.checked(module._buffers[entries.name]))
-                state["_buffers"][entries.name] = selected.clone()
+            module = modules[source.index]
+            skeleton_module.follow(module, source, drops_blocks=kept_blocks is not None)
+            if source.buffers:
+                skeleton_module.bind_buffers(module, source)
         weights = self._weights(modules, sources)
         if not detached or self._module_index.has_hooks:
             for skeleton_module, entries, parameter in weights:
@@ -274,6 +273,20 @@ class Subnetwork:
         elif (plan := plans.get(cast_dtype)) is None:
             plan = plans[cast_dtype] = _Plan(weights, cast_dtype)
         plan.bind()
+
+    def _follow_model(self, model: nn.Module) -> None:
+        """Gives the skeleton the loss and the hook that a user set on the model itself."""
+        # Where sub-networks learn from labels, the loss is theirs too.
+        vars(self.skeleton).pop("_loss_function", None)
+        if "_loss_function" in vars(model):
+            self.skeleton.loss_function = model.loss_function
+        # A hook on the embeddings. Reentrant checkpoints give no gradients to blocks whose input needs none.
+        requires = bool(vars(model).get("_require_grads_hooks"))
+        if requires != bool(vars(self.skeleton).get("_require_grads_hooks")):
+            if requires:
+                self.skeleton.enable_input_require_grads()
+            else:
+                self.skeleton.disable_input_require_grads()
 
     def _weights(
         self, modules: list[nn.Module], sources: list[_Source]
