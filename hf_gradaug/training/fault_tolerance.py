@@ -59,8 +59,9 @@ class FaultToleranceMixin(HiddenTokenMixin):
         self._skipped_images = SkippedImages()
         try:
             checkpoint = self._choose_checkpoint(resume_from_checkpoint)
-            self._check_classes(checkpoint)
-            self._warn_of_settings(checkpoint)
+            if checkpoint and checkpoint is not True:
+                self._check_classes(checkpoint)
+                self._warn_of_settings(checkpoint)
             return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             for callback in self.callback_handler.callbacks:  # after an error no event reaches them
@@ -93,9 +94,9 @@ class FaultToleranceMixin(HiddenTokenMixin):
         self._warn(f"The training {start}, because what is newer can't be used: {what}.")
         return checkpoint
 
-    def _check_classes(self, checkpoint: str | bool | None) -> None:
+    def _check_classes(self, checkpoint: str) -> None:
         """Raises an error if a number stands for another class in the checkpoint than in the model."""
-        if not checkpoint or checkpoint is True or not Path(checkpoint, "config.json").is_file():
+        if not Path(checkpoint, "config.json").is_file():
             return
         stored = json.loads(Path(checkpoint, "config.json").read_text("utf-8")).get("id2label")
         own = getattr(getattr(self.model, "config", None), "id2label", None)
@@ -108,9 +109,7 @@ class FaultToleranceMixin(HiddenTokenMixin):
                 f"'{checkpoint}' with {shorten(others)}. Leave it out, and load the checkpoint as a pretrained model."
             )
 
-    def _warn_of_settings(self, checkpoint: str | bool | None) -> None:
-        if not checkpoint or checkpoint is True:
-            return
+    def _warn_of_settings(self, checkpoint: str) -> None:
         own = getattr(self, "gradaug_settings", GradAugSettings(num_subnetworks=0))
         if changes := describe_changes(own, checkpoint):
             self._warn(
