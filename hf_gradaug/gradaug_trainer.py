@@ -21,7 +21,7 @@ from .slimmable.model import Build
 from .training.distributed import check_can_train, no_sync
 from .training.durable import DurableTrainerMixin
 from .training.nonfinite import NonFiniteLossGuard
-from .training.shared import SharedTrainerMixin
+from .training.shared import SharedTrainerMixin, is_training_line
 from .training.step_log import StepLog
 from .transforms import Transform
 
@@ -291,8 +291,7 @@ class GradAugMixin(SharedTrainerMixin):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._settle()
-        is_own_line = "loss" in logs and "learning_rate" in logs
-        if is_own_line and self._loss_guard is not None and self._loss_guard.num_skipped > 0:
+        if is_training_line(logs) and self._loss_guard is not None and self._loss_guard.num_skipped > 0:
             logs["skipped_steps"] = self._loss_guard.num_skipped
         super().log(logs, start_time)
 

@@ -13,6 +13,11 @@ from .distributed import shard_as_one_unit
 from .step_log import LossParts, StepLog
 
 
+def is_training_line(logs: dict[str, float]) -> bool:
+    """Whether a log line is the Trainer's own line of training, which every process logs."""
+    return "loss" in logs and "learning_rate" in logs
+
+
 class SharedTrainerMixin:
     """
     Settings beside the saved weights, the parts of the loss in log lines, and two corrections of the Trainer.
@@ -63,8 +68,7 @@ class SharedTrainerMixin:
         return soft_label_cross_entropy(get_logits(outputs), labels, self.args.label_smoothing_factor), outputs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        # "loss" and "learning_rate" together are the Trainer's own line, which every process logs.
-        if self._step_log and "loss" in logs and "learning_rate" in logs:
+        if self._step_log and is_training_line(logs):
             logs.update(self._step_log.means(self.accelerator))
             self._step_log = self._new_step_log()
         super().log(logs, start_time)
