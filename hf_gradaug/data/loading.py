@@ -83,8 +83,6 @@ class ImageData:
         """
         matched = self.match_classes(model, classes)
         numbers = [matched[number] for number in self.numbers or range(len(matched))]
-        if numbers != list(range(len(numbers))):
-            logger.info(f"{self.name} has another order of classes than '{model}': they are matched by name.")
         return replace(self, class_names=list(classes), numbers=numbers)
 
     def get_dataset(
