@@ -13,6 +13,7 @@ import inspect
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -98,20 +99,16 @@ class _SlimmableState:
         return whole.shallower(skeleton, block_finder(config))
 
 
+@dataclass(eq=False)
 class _Activation:
     """The context manager of [`SlimmableModel.subnetwork`]; it can be nested and entered again."""
 
-    def __init__(
-        self,
-        active: list["_Activation"],
-        subnetwork: Subnetwork,
-        kept_blocks: KeptBlocks | None,
-        detached: bool,
-        compiled: bool,
-    ):
-        self.active, self.subnetwork, self.kept_blocks = active, subnetwork, kept_blocks
-        self.detached, self.compiled = detached, compiled
-        self.has_run = False
+    active: list["_Activation"]  # of the model, the innermost last
+    subnetwork: Subnetwork
+    kept_blocks: KeptBlocks | None
+    detached: bool
+    compiled: bool
+    has_run: bool = False
 
     @property
     def skeleton(self) -> nn.Module:
