@@ -33,6 +33,7 @@ from .skeleton import (
     build_skeleton,
     changed_attributes,
     changed_forwards,
+    check_no_weight_hooks,
     check_same,
     module_settings,
     module_types,
@@ -229,7 +230,8 @@ def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTra
     Raises:
         `TypeError`: If the model has no config, or no narrowing is known for its family.
         `ValueError`: If the model differs from what its config (or `build`) describes. The error names the first
-            difference. Also if the model itself has a patched `forward`.
+            difference. Also if the model itself has a patched `forward`, or older hooks compute its weights, such as
+            those of `torch.nn.utils.weight_norm`.
 
     Example:
 
@@ -264,6 +266,7 @@ def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTra
             "the patch, or reload the model: Accelerate patches `forward` for mixed precision. To turn GradAug on later, build "
             "the trainer with sub-networks, and set `num_subnetworks` to 0 when training begins."
         )
+    check_no_weight_hooks(model)
     skeleton = build_skeleton(narrow_config(model.config, width=1.0), build or type(model))
     check_same("parameter or buffer", shapes_of(model), shapes_of(skeleton), width=1.0)
     check_same("module", module_settings(model), module_settings(skeleton), width=1.0)

@@ -7,8 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from transformers import PreTrainedConfig
 from transformers.initialization import no_init_weights
+
+from ..messages import shorten
 
 
 Build = Callable[[PreTrainedConfig], nn.Module]
@@ -39,6 +44,23 @@ def check_same(what: str, found: dict[str, str | tuple], expected: dict[str, str
             f"{what.capitalize()} {name!r} is {full} in the model, but {narrow} in a sub-network of width multiplier "
             f"{width} built from its config. If the model was changed after construction, give `make_slimmable` or "
             "the trainer `build=...`, a function from a config to a model with the same changes."
+        )
+
+
+def check_no_weight_hooks(model: nn.Module) -> None:
+    """Raises a `ValueError` if hooks of older PyTorch compute weights. They leave tensors that can't be copied."""
+    kinds = (WeightNorm, SpectralNorm, BasePruningMethod)
+    found = {
+        name: type(hook).__name__
+        for name, module in model.named_modules()
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, kinds)
+    }
+    if found:
+        raise ValueError(
+            f"`model` must compute its weights by `torch.nn.utils.parametrize`, but hooks of {shorten(sorted(set(found.values())))} "
+            f"compute those of {shorten(found)}. Use `weight_norm` and `spectral_norm` of `torch.nn.utils.parametrizations`. "
+            "After pruning, call `torch.nn.utils.prune.remove`."
         )
 
 

@@ -2,6 +2,7 @@
 """What a slimmable model shows of its sub-networks, and which models can't be slimmable."""
 
 import copy
+import functools
 import gc
 import io
 import logging
@@ -17,6 +18,7 @@ from helpers.families import FAMILIES, family_model, image_size
 from helpers.tiny import largest_difference, randomize, tiny_config, tiny_images, tiny_model, tiny_trainer
 from torch import nn
 from torch._dynamo.testing import CompileCounter
+from torch.nn.utils import prune
 from transformers import (
     AutoModelForImageClassification,
     BertConfig,
@@ -318,6 +320,34 @@ def test_a_forward_of_the_model_itself(tmp_path):
     with make_slimmable(model.eval()).subnetwork(0.5), torch.no_grad():
         expected = model(tiny_images()).logits
     assert torch.equal(exported(tiny_images()).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (nn.utils.weight_norm, "WeightNorm"),
+        (nn.utils.spectral_norm, "SpectralNorm"),
+        (lambda layer: prune.random_unstructured(layer, "weight", 0.5), "RandomUnstructured"),
+    ],
+)
+def test_older_hooks_that_compute_weights(change, kind):
+    def build(config, change=change):
+        model = ResNetForImageClassification(config)
+        change(model.classifier[1])
+        return model
+
+    model = build(tiny_config("resnet-basic"))
+    with pytest.raises(
+        ValueError, match=rf"`model` must .* hooks of \['{kind}'\] compute those of \['classifier.1'\]"
+    ):
+        make_slimmable(model, build=build)
+    assert not hasattr(model, "subnetwork")
+    build = functools.partial(build, change=nn.utils.parametrizations.weight_norm)  # as the error says
+    model = make_slimmable(build(tiny_config("resnet-basic")), build=build)
+    for _ in range(2):
+        with model.subnetwork(0.5, detached=True) as skeleton:
+            model(pixel_values=tiny_images()).logits.sum().backward()
+        copy.deepcopy(skeleton)
 
 
 def test_a_model_changed_after_make_slimmable():
