@@ -116,6 +116,12 @@ def _read_annotations(path: str) -> COCO:
                 raise ValueError(
                     f"Each of the {part} in '{path}' must have `{name}`, but those at {shorten(lacking)} in the list have none."
                 )
+    for part in ("images", "categories"):  # which are sorted by it
+        kinds = sorted({type(entry["id"]).__name__ for entry in parts[part]})
+        if kinds != ["str"] and not {*kinds} <= {"int", "float"}:
+            raise ValueError(
+                f"`id` of the {part} in '{path}' must be all numbers or all strings, but is {shorten(kinds)}."
+            )
     coco = COCO()
     coco.dataset = contents
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress

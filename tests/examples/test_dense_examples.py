@@ -197,6 +197,14 @@ def test_entries_that_nothing_can_be_read_of_are_errors(folder, change):
         ({"images": {"id": 9}}, r"`id` of the images in .* must differ, but these occur more than once: \[9\]"),
         ({"annotations": {"id": 2}}, r"`id` of the annotations in .*: \[2\]"),
         ({"categories": {"id": 3}}, r"`id` of the categories in .*: \[3\]"),
+        *(
+            (
+                {part: {"id": "a"}},
+                rf"`id` of the {part} in .* must be all numbers or all strings, but is \['int', 'str'\]",
+            )
+            for part in ("images", "categories")
+        ),
+        ({"images": {"id": [1]}}, r"`id` of the images in .* but is \['int', 'list'\]"),
         ({"categories": {"name": "dog"}}, r"`name` of the categories in .*: \['dog'\]"),
         *(
             (
