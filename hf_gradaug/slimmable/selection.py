@@ -69,7 +69,7 @@ def select(
     full_parts, narrow_parts = _parts(full_config, name), _parts(narrow_config, name)
     spans = []
     for dim, (full, narrow) in enumerate(zip(full_shape, narrow_shape, strict=True)):
-        if dim not in full_parts:
+        if dim not in full_parts or full == 1:  # such as a dimension of `weight_norm`'s magnitudes
             spans.append([slice(0, narrow)])
             continue
         sizes = _sizes(full_parts[dim], full, name, dim), _sizes(narrow_parts[dim], narrow, name, dim)
@@ -78,6 +78,8 @@ def select(
 
 
 def _parts(config: PreTrainedConfig, name: str) -> dict[int, int | Sequence[int]]:
+    # The parts of a parametrized weight are those of the weight.
+    name = re.sub(r"\.parametrizations\.(\w+)\.original\d*$", r".\1", name)
     # A detector's or segmenter's own layers, and those of its backbone, which is of another family.
     for part in filter(None, (config, getattr(config, "backbone_config", None))):
         family = FAMILIES.get(part.model_type)

@@ -5,8 +5,9 @@ import inspect
 
 import pytest
 import torch
-from helpers.families import family_model
+from helpers.families import family_model, image_size
 from helpers.tiny import FAMILIES, largest_difference, state_of, tiny_images, tiny_model
+from torch import nn
 
 from hf_gradaug import make_slimmable, narrow_config
 
@@ -195,3 +196,32 @@ def test_checkpointed_blocks_behind_frozen_embeddings(detached):
     assert count(use_reentrant=True) == expected > without
     model.disable_input_require_grads()
     assert count(use_reentrant=True) == without
+
+
+@pytest.mark.parametrize(("family", "width"), [("mobilevit", 0.9), ("hgnet_v2", 0.9), ("swin", 0.55)])
+def test_parametrized_weights_have_the_parts_of_the_weights(family, width):
+    plain = family_model(family)
+    plain_class, layers = type(plain), (nn.Linear, nn.Conv2d)
+
+    def build(config):
+        model = plain_class(config)
+        for module in list(model.modules()):
+            if isinstance(module, layers):
+                nn.utils.parametrizations.weight_norm(module)
+        return model
+
+    parametrized = build(plain.config)
+    names = [name for name, module in plain.named_modules() if isinstance(module, layers)]
+    with torch.no_grad():
+        for name in names:
+            weight = plain.get_submodule(name).weight
+            parametrized.get_submodule(name).parametrizations.weight.original1.copy_(weight)
+    make_slimmable(plain), make_slimmable(parametrized, build=build)
+    images = tiny_images(size=image_size(family))
+    with plain.subnetwork(width) as expected, parametrized.subnetwork(width) as found:
+        plain(pixel_values=images), parametrized(pixel_values=images)
+        for name in names:
+            weight = expected.get_submodule(name).weight
+            originals = found.get_submodule(name).parametrizations.weight._parameters
+            assert torch.equal(originals["original1"], weight), name
+            assert originals["original0"].numel() == len(weight)
