@@ -193,6 +193,26 @@ def test_a_given_optimizer_is_the_one_of_the_card(tmp_path, from_scratch, how):
         assert (rows["weight_decay"], rows["lr_scheduler_type"], rows["warmup_steps"]) == ("0.02", "linear", "5")
 
 
+def test_a_resumed_optimizer_is_the_one_of_the_card(tmp_path, from_scratch):
+    """It goes on with the settings of the checkpoint, whatever the arguments are now."""
+    first = {"learning_rate": 0.02, "weight_decay": 0.01, "adam_beta1": 0.8}
+    for step, arguments in ((1, first), (2, {"learning_rate": 0.05, "weight_decay": 0.0, "adam_beta1": 0.7})):
+        trainer = tiny_trainer(
+            tmp_path,
+            from_scratch,
+            **arguments,
+            optim="adamw_torch",
+            save_strategy="steps",
+            save_steps=1,
+            max_steps=step,
+        )
+        trainer.train(resume_from_checkpoint=step > 1)
+    assert trainer.optimizer.param_groups[0]["initial_lr"] == 0.02
+    trainer.create_model_card()
+    rows = rows_of((tmp_path / "README.md").read_text())
+    assert {name: float(rows[name]) for name in first} == first and float(rows["adam_beta2"]) == 0.999
+
+
 def test_transform_and_precision_are_those_of_the_run(tmp_path, from_scratch, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as `accelerate launch --mixed_precision bf16` does
     trainer = tiny_trainer(tmp_path, from_scratch, trainer_kwargs={"transform": lambda images, generator: images})
