@@ -24,7 +24,7 @@ import logging
 import statistics
 import time
 from argparse import Namespace
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +114,14 @@ def load_batches(
         return eval_batches, None, 0
     images = data.get_dataset("train", transform)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))
+    order = order[: args.calibration_samples].tolist()
+    # A split of its own, of which unreadable images are left out before they are counted, as of those to evaluate on.
+    splits, rows = {"calibration": images.dataset.select(order)}, {"calibration": [images.rows[row] for row in order]}
+    images = replace(data, splits=splits, rows=rows).get_dataset("calibration", transform)
     # Whole batches: BatchNorm can't compute statistics of a single image, which the last one could be.
-    batch_size = min(args.batch_size, args.calibration_samples, len(images))
-    count = min(args.calibration_samples, len(images)) // batch_size * batch_size
-    return eval_batches, DataLoader(Subset(images, order[:count].tolist()), batch_size, **options), count
+    batch_size = min(args.batch_size, len(images))
+    count = len(images) // batch_size * batch_size
+    return eval_batches, DataLoader(Subset(images, range(count)), batch_size, **options), count
 
 
 @torch.inference_mode()

@@ -244,6 +244,17 @@ def test_script_rounds_channels_as_the_run_did(script, flags, tmp_path, extra, w
     assert json.loads((tmp_path / "out" / "widths.json").read_text())["width_divisor"] == width_divisor
 
 
+def test_script_counts_the_images_that_it_reads(script, flags, tmp_path, caplog):
+    for name in ("cat/0.png", "dog/2.png"):
+        (tmp_path / "images" / name).write_bytes(b"no image")
+    script.main([*flags, "--widths", "0.5", "--skip_bad_images", "--batch_size", "2"])
+    report = json.loads((tmp_path / "out" / "widths.json").read_text())
+    assert (report["evaluation_images"], report["calibration_images"]) == (7, 6)  # in whole batches of 2
+    assert "on 6 images" in (tmp_path / "out" / "width-0.5" / "README.md").read_text()
+    skipped = [message for message in caplog.messages if "of calibration" in message and "It is skipped" in message]
+    assert len(skipped) == 2 and all(str(tmp_path / "images") in message for message in skipped)
+
+
 def test_script_without_calibration(script, flags, tmp_path):
     (row, _) = script.main([*flags, "--widths", "0.5", "--calibration_samples", "0"])
     assert row["accuracy_recalibrated"] is None
