@@ -27,12 +27,13 @@ def mark_unreadable(value: Mapping[str, Any] | None, message: str) -> dict[str, 
 
     Args:
         value (`Mapping`, *optional*):
-            The undecoded image. Its path identifies it, or its bytes if it has no path.
+            The undecoded image. Its path identifies it, or its bytes if it has no path, or the message if it has neither.
         message (`str`):
             Names the image and its fault.
     """
     value = value or {}
-    return {_MARK: (value.get("path") or f"crc32 {zlib.crc32(value.get('bytes') or b'')}", message)}
+    stored = value.get("bytes")
+    return {_MARK: (value.get("path") or (f"crc32 {zlib.crc32(stored)}" if stored is not None else message), message)}
 
 
 def leave_out_unreadable(examples: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -9,7 +9,8 @@ import datasets
 import pytest
 from helpers import harness, images
 
-from hf_gradaug.data.image_transforms import keep_readable
+from hf_gradaug.data.bad_images import SkippedImages
+from hf_gradaug.data.image_transforms import ExampleTransform, keep_readable
 
 
 FLAGS = ["--per_device_train_batch_size", "4", "--num_train_epochs", "2", "--save_strategy", "no"]
@@ -91,6 +92,20 @@ def test_stream(shards, workers):
     assert len(skipped(done.text)) == 2  # without a path, each is known by its bytes
     results = json.loads((shards / "out" / "all_results.json").read_text())
     assert results["skipped_images"] >= 2
+
+
+def test_each_missing_image_is_named(caplog):
+    skipped = SkippedImages()
+    transform = ExampleTransform(None, "image", None, 3, "train", skip_bad_images=True)
+    for _ in range(2):  # epochs
+        for number, value in enumerate((None, {"bytes": None, "path": None}, None)):
+            skipped.take_from(
+                {"unreadable_images": [transform({"image": value}, f"image {number}", 0)["unreadable_images"]]}
+            )
+    assert skipped.count == 6
+    assert [message.split(" of train")[0] for message in caplog.messages] == [
+        f"Unreadable image: image {number}" for number in range(3)
+    ]
 
 
 @pytest.mark.slow
