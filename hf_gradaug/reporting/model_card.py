@@ -296,14 +296,12 @@ def _training_settings(trainer: Trainer) -> dict[str, Any]:
         settings.update(dict.fromkeys(_OF_OPTIMIZER))
         values = ", ".join(f"{name} {_show(value)}" for name, value in values.items() if value)
         settings["optimizer"] = f"{kind.__name__} ({values})"
-    elif trainer.optimizer is not None:  # of a resumed run, it has the values of the checkpoint, not of the arguments
+    elif trainer.optimizer is not None:  # a resumed run has the checkpoint's values, not those of the arguments
         group = max(trainer.optimizer.param_groups, key=lambda group: group.get("weight_decay") or 0)
-        betas = group.get("betas", (args.adam_beta1, args.adam_beta2))
-        own = {"learning_rate": "initial_lr", "weight_decay": "weight_decay", "adam_epsilon": "eps"}
-        own = {name: group[key] for name, key in own.items() if key in group} | dict(
-            zip(("adam_beta1", "adam_beta2"), betas)
-        )
-        settings.update({name: value for name, value in own.items() if settings[name] is not None})
+        keys = {"learning_rate": "initial_lr", "weight_decay": "weight_decay", "adam_epsilon": "eps"}
+        found = {name: group[key] for name, key in keys.items() if key in group}
+        found |= zip(("adam_beta1", "adam_beta2"), group.get("betas", ()))
+        settings.update({name: value for name, value in found.items() if settings[name] is not None})
     if schedule := getattr(trainer, "_given_schedule", None):
         settings.update(dict.fromkeys(_OF_SCHEDULE))
         settings["learning rate schedule"] = type(schedule).__name__

@@ -12,8 +12,11 @@ _GREY = COLORS[-1]
 
 
 def _series(log_history: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    rows = [row for row in log_history if key in row]
-    return [row["step"] for row in rows], [row[key] for row in rows]
+    values: dict[float, float] = {}
+    for row in log_history:
+        if key in row:  # the first of a step: after the training, the best weights may be evaluated at its last step
+            values.setdefault(row["step"], row[key])
+    return [*values], [*values.values()]
 
 
 def plot_training_curves(log_history: list[dict[str, Any]], path: str | os.PathLike) -> None:

@@ -365,7 +365,8 @@ def test_curves_of_gradaug_and_plain_runs(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(training_curves, "new_figure", lambda *size: figures.append(new_figure(*size)) or figures[-1])
     for accuracy, shown in ((0.785, "78.5%"), (78.5, "78.5")):
-        plot_training_curves([{"step": 3, "eval_loss": 0.4, "eval_accuracy": accuracy}], tmp_path / "curves.png")
+        log = [{"step": 3, "eval_loss": 0.4, "eval_accuracy": accuracy}, {"step": 3, "eval_accuracy": 0.1}]
+        plot_training_curves(log, tmp_path / "curves.png")  # the second is of the best weights, loaded at the end
         assert [text.get_text() for text in figures[-1].subfigs[0].axes[1].texts] == [shown]
     with pytest.raises(ValueError, match="`log_history` must hold losses or evaluations"):
         plot_training_curves([{"step": 1, "train_runtime": 3.0}], tmp_path / "none.png")

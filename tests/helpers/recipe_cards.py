@@ -32,7 +32,9 @@ def settings_tables(recipe: Path) -> list[str]:
     processes = 512 // args.per_device_train_batch_size if recipe.stem.startswith("imagenet_") else 1
     with patch.object(TrainingArguments, "world_size", processes):
         accelerator = SimpleNamespace(mixed_precision="bf16" if args.bf16 else "no")
-        trainer = SimpleNamespace(args=args, accelerator=accelerator, _train_batch_size=args.train_batch_size)
+        trainer = SimpleNamespace(
+            args=args, accelerator=accelerator, optimizer=None, _train_batch_size=args.train_batch_size
+        )
         training = _training_settings(trainer) | data_args.train_augmentation | data_args.mixing
     return [
         _table("GradAug setting", _as_code(settings_as_dict(args))),
