@@ -404,9 +404,10 @@ class GradAug:
         if self.transform is None and n > 0:
             size = tuple(images.shape[-2:])
             self._check_size(images, scaled_size(size, min(settings.scales)))
-            unused = {name, *(self.label_names if settings.subnetwork_targets == "soft" else ())}
-            others = {key: value for key, value in inputs.items() if key not in unused}
-            check_rotations(settings.rotations, others, self.label_names, size)
+            if settings.rotations is not None:
+                unused = {name, *(self.label_names if settings.subnetwork_targets == "soft" else ())}
+                others = {key: value for key, value in inputs.items() if key not in unused}
+                check_rotations(settings.rotations, others, self.label_names, size)
         soft_labels = self._get_soft_labels(inputs)
         full = FullPass(
             self, {k: v for k, v in inputs.items() if soft_labels is None or v is not soft_labels}, soft_labels

@@ -53,7 +53,7 @@ def transform_images(
 
 
 def check_rotations(
-    rotations: Sequence[float] | None, inputs: Mapping[str, Any], label_names: Sequence[str], size: tuple[int, int]
+    rotations: Sequence[float], inputs: Mapping[str, Any], label_names: Sequence[str], size: tuple[int, int]
 ) -> None:
     """
     Raises a `ValueError` if rotations would turn the images alone, and not the places that other `inputs` hold. Such
@@ -64,7 +64,7 @@ def check_rotations(
         is_map = isinstance(value, Tensor) and value.ndim > 2 and tuple(value.shape[-2:]) == size
         return is_map or (name in label_names and isinstance(value, (Mapping, list, tuple)))
 
-    if rotations is not None and (dense := [name for name, value in inputs.items() if has_places(name, value)]):
+    if dense := [name for name, value in inputs.items() if has_places(name, value)]:
         raise ValueError(f"`rotations` must be None with masks, maps or boxes, such as {dense}, but is {rotations}.")
 
 
