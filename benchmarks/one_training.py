@@ -20,7 +20,7 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
-from hf_gradaug.reporting import new_figure, style_axes
+from hf_gradaug.reporting.figures import COLORS, new_figure, style_axes
 
 from .common import describe_run, run_example, write_json
 from .grid import Cell, Grid
@@ -113,16 +113,18 @@ def make_table(rows: Sequence[Mapping[str, Any]], curves: Mapping[str, Sequence[
 def plot(
     rows: Sequence[Mapping[str, Any]], curves: Mapping[str, Sequence[Sequence[float]]], title: str, path: Path
 ) -> None:
-    """Accuracy against FLOPs, with 95 % intervals."""
+    """Accuracy against FLOPs, with 95 % intervals. The first curve, which has GradAug, has its colour in all studies."""
     figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
     style_axes(axes)
     flops = [row["flops"] / 1e6 for row in rows]
+    colors = (COLORS[1], COLORS[0], *COLORS[2:])
     for number, (name, values) in enumerate(curves.items()):
         means = [Mean.of(of_width) for of_width in values]
         places = [place * 1.03 ** (number - 1) for place in flops]  # so that no interval hides another
         halves = [100 * mean.half if len(values[0]) > 1 else 0 for mean in means]
-        axes.errorbar(places, [100 * mean.mean for mean in means], halves, marker="o", capsize=3, label=name)
+        style = {"color": colors[number], "marker": "o", "capsize": 3, "label": name}
+        axes.errorbar(places, [100 * mean.mean for mean in means], halves, **style)
     axes.set_xscale("log")
     axes.set_xticks(flops, [f"{value:.3g}" for value in flops])
     axes.minorticks_off()
