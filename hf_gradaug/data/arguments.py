@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..messages import check_counts
+from .folders import name_data
 
 
 @dataclass
@@ -156,9 +157,9 @@ class DataArguments:
             return "handwritten digits (scikit-learn)"
         if self.dataset_name:  # of a local path, the last part is enough: the rest is about the machine
             is_local = os.path.exists(self.dataset_name)
-            return Path(self.dataset_name).resolve().name if is_local else self.dataset_name
+            return name_data(self.dataset_name) if is_local else self.dataset_name
         folder = Path(self.train_dir or self.validation_dir or self.test_dir)
         facts = folder.parent / "data.json"
         about = json.loads(facts.read_text("utf-8")) if facts.is_file() else None
         is_prepared = isinstance(about, dict) and {"name", "splits", "sha256"} <= about.keys()
-        return about["name"] if is_prepared else folder.resolve().name
+        return about["name"] if is_prepared else name_data(folder)

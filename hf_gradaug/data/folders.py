@@ -8,6 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -28,6 +29,13 @@ _SPLITS = {
     "validation": r"(val(id(ation)?)?|dev|eval(uation)?)(?![a-z])",
     "test": r"test(ing)?(?![a-z])",
 }
+
+
+def name_data(folder: str | os.PathLike) -> str:
+    """The folder's name. If that is the name of a split, such as `train`, the name of the folder around it."""
+    path = Path(folder).resolve()  # `.` has a name too
+    is_split = any(re.fullmatch(rf"{pattern}[\W\d_]*", path.name.lower()) for pattern in _SPLITS.values())
+    return (is_split and path.parent.name) or path.name
 
 
 def is_image(file: str) -> bool:

@@ -278,6 +278,15 @@ def test_a_local_data_set_has_the_name_of_its_folder(tmp_path):
     assert DataArguments(dataset_name="org/photos").display_name == "org/photos"
 
 
+@pytest.mark.parametrize("folder", ["photos", "photos/train", "photos/Training", "photos/val", "photos/train2017/"])
+def test_data_has_no_name_of_a_split(tmp_path, folder):
+    assert DataArguments(train_dir=str(tmp_path / folder)).display_name == "photos"
+    (tmp_path / folder).mkdir(parents=True)
+    assert DataArguments(dataset_name=str(tmp_path / folder)).display_name == "photos"
+    assert DataArguments(train_dir=str(tmp_path / "train tickets")).display_name == "train tickets"
+    assert DataArguments(train_dir="/train").display_name == "train"
+
+
 @pytest.mark.parametrize(
     ("processor", "size"),
     [
