@@ -9,10 +9,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from accelerate.optimizer import AcceleratedOptimizer
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as LOCAL_BUILDERS
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, model_info
 from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer
 from transformers.modelcard import TASK_TAG_TO_NAME_MAPPING, TrainingSummary
 
@@ -56,8 +59,8 @@ _TRAINING_SETTINGS = [
     "fp16",
     "bf16",
 ]
-# Of these, what the optimizer or the schedule has instead if the Trainer was given one.
-_OF_OPTIMIZER = ["learning_rate", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"]
+# Of these, what the optimizer itself knows better, and what a schedule of the user's own replaces.
+_OF_OPTIMIZER = ["learning_rate", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"]
 _OF_SCHEDULE = ["lr_scheduler_type", "lr_scheduler_kwargs", "lr_milestones", "warmup_steps"]
 # What an evaluation logs beside its metrics.
 _NO_METRICS = re.compile(r"(\w+_)?(loss|runtime|\w+_per_second|model_preparation_time|\w*compilation_time|mem_\w+)")
@@ -71,13 +74,24 @@ class ModelCardMixin:
 
     def __init__(self, *args, **kwargs):
         self._licences: dict[str | None, str | None] = {}  # of base models
+        self._first_step = 0  # of the last start
         super().__init__(*args, **kwargs)
-        self._given_optimizer, self._given_schedule = self.optimizer, self.lr_scheduler
 
     def init_hf_repo(self, *args, **kwargs) -> None:
         super().init_hf_repo(*args, **kwargs)
         if self.is_world_process_zero():
             self._licence_of(self._base_model())
+
+    def _init_training_state(self, *args, **kwargs) -> tuple[int, int]:
+        started = super()._init_training_state(*args, **kwargs)
+        self._first_step = self.state.global_step
+        return started
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        # For the card. Most schedules do so themselves, but `ReduceLROnPlateau` doesn't.
+        for group in (self.optimizer if optimizer is None else optimizer).param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _base_model(self) -> str | None:
         return getattr(getattr(self.model, "config", None), "_name_or_path", None)
@@ -288,23 +302,12 @@ def _training_settings(trainer: Trainer) -> dict[str, Any]:
     if "adam" not in args.optim:
         settings.update(adam_beta1=None, adam_beta2=None, adam_epsilon=None)
     settings["max_steps" if args.max_steps <= 0 else "num_train_epochs"] = None  # the other one counts
-    kind, values = getattr(trainer, "optimizer_cls_and_kwargs", None) or (None, {})
-    if optimizer := getattr(trainer, "_given_optimizer", None):
-        kind, values = type(optimizer), optimizer.defaults
-        settings["weight_decay"] = None
-    if kind is not None:
-        settings.update(dict.fromkeys(_OF_OPTIMIZER))
-        values = ", ".join(f"{name} {_show(value)}" for name, value in values.items() if value)
-        settings["optimizer"] = f"{kind.__name__} ({values})"
-    elif trainer.optimizer is not None:  # a resumed run has the checkpoint's values, not those of the arguments
-        group = max(trainer.optimizer.param_groups, key=lambda group: group.get("weight_decay") or 0)
-        keys = {"learning_rate": "initial_lr", "weight_decay": "weight_decay", "adam_epsilon": "eps"}
-        found = {name: group[key] for name, key in keys.items() if key in group}
-        found |= zip(("adam_beta1", "adam_beta2"), group.get("betas", ()))
-        settings.update({name: value for name, value in found.items() if settings[name] is not None})
-    if schedule := getattr(trainer, "_given_schedule", None):
+    if optimizer := _describe_optimizer(trainer):
+        settings.update(dict.fromkeys(_OF_OPTIMIZER), optimizer=optimizer)
+    schedule = getattr(trainer, "lr_scheduler", None)
+    if schedule is not None and not trainer._created_lr_scheduler:  # the user's own
         settings.update(dict.fromkeys(_OF_SCHEDULE))
-        settings["learning rate schedule"] = type(schedule).__name__
+        settings["learning rate schedule"] = type(getattr(schedule, "scheduler", schedule)).__name__
     # The configuration of Accelerate may set it too.
     precision = trainer.accelerator.mixed_precision
     settings.update(fp16=precision == "fp16", bf16=precision == "bf16")
@@ -316,15 +319,46 @@ def _training_settings(trainer: Trainer) -> dict[str, Any]:
     return settings
 
 
+def _describe_optimizer(trainer: Trainer) -> str | None:
+    """
+    The optimizer, with the settings that it starts with. If it doesn't exist yet, `None` or what it was given as.
+
+    They may differ from the arguments: after a resume they are the checkpoint's. Groups of parameters may differ too:
+    each of their values is shown once.
+    """
+    kind, values = getattr(trainer, "optimizer_cls_and_kwargs", None) or (None, {})
+    groups, optimizer = [values], trainer.optimizer
+    if optimizer is not None:
+        groups = optimizer.param_groups
+        if isinstance(optimizer, AcceleratedOptimizer):
+            optimizer = optimizer.optimizer
+        if trainer.is_deepspeed_enabled:
+            optimizer = getattr(optimizer, "optimizer", optimizer)
+        kind = type(optimizer)
+    if kind is None:
+        return None
+    shown: dict[str, dict[str, None]] = {}
+    for group in groups:
+        for name, value in {**group, "lr": group.get("initial_lr", group.get("lr"))}.items():
+            if value and name not in ("params", "param_names", "initial_lr"):
+                shown.setdefault(name, {})[_show(value)] = None
+    described = ", ".join(f"{name} {' and '.join(values)}" for name, values in shown.items())
+    return f"{kind.__name__} ({described})"
+
+
 def _describe_run(trainer: Trainer) -> dict[str, Any]:
     args, machine = trainer.args, describe_machine(trainer.args.device.type)
     cpu = f"{machine['cpu']}, {machine['cores']} cores"
     hardware = machine["gpu"] or (cpu if machine["device"] == "cpu" else f"{machine['device']}, beside {cpu}")
     times = [row["train_runtime"] for row in trainer.state.log_history if "train_runtime" in row]
     versions = describe_versions("accelerate", "datasets")
+    start = getattr(trainer, "_first_step", 0)
+    # Settings before the start are not known: a resumed run may have others.
+    resumed = f"after optimizer step {start}; settings, hardware and versions are those since then" if start else None
     return {
         "hardware": hardware,
         "processes": args.world_size if args.world_size > 1 else None,
+        "resumed": resumed,
         "training time since the last start": f"{times[-1]:.0f} s" if times else None,
         "training images": _count(trainer.train_dataset),
         "evaluation images": _count(trainer.eval_dataset),

@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-The settings in the cards of `model_cards/`, as a run of the recipe would write them.
+The settings in the cards of `model_cards/`, as the card of a trainer of the recipe has them before it trains.
 
 `python -m helpers.recipe_cards`, in tests/, writes them into the cards again.
 """

@@ -17,7 +17,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import ConvNextForImageClassification, ConvNextImageProcessor, TrainerCallback
 
-from hf_gradaug.reporting.model_card import TEMPLATE, _show, _table, find_licence
+from hf_gradaug import GradAugTrainer
+from hf_gradaug.reporting.model_card import _OF_OPTIMIZER, TEMPLATE, _show, _table, find_licence
 
 
 CARDS = sorted((ROOT / "model_cards").glob("*.md"))
@@ -70,8 +71,8 @@ def test_card_of_a_gradaug_run(tmp_path, from_scratch):
     )
     rows = rows_of(card.text)
     assert rows["min_width"] == "0.8" and rows["scales"] == "1, 0.8571, 0.7143, 0.5714" and rows["rotations"] == "none"
-    assert (rows["learning_rate"], rows["weight_decay"]) == ("0.05", "0.01")
-    assert (rows["optim"], rows["optim_args"]) == ("sgd", "momentum=0.9,nesterov=True")
+    assert rows["optimizer"] == "SGD (weight_decay 0.01, lr 0.05, momentum 0.9, nesterov True)"
+    assert rows["lr_scheduler_type"] == "linear" and not rows.keys() & set(_OF_OPTIMIZER)
     assert rows["max_steps"] == "2" and "num_train_epochs" not in rows
     assert rows["global batch size"] == "8" and rows["optimizer steps"] == "2" and rows["seed"] == "0"
     assert (rows["training images"], rows["evaluation images"]) == ("32", "12")
@@ -184,33 +185,86 @@ def test_a_given_optimizer_is_the_one_of_the_card(tmp_path, from_scratch, how):
     trainer.train()
     trainer.create_model_card()
     rows = rows_of((tmp_path / "README.md").read_text())
-    assert not rows.keys() & {"learning_rate", "optim", "adam_beta1", "adam_beta2", "adam_epsilon"}
+    assert not rows.keys() & set(_OF_OPTIMIZER)
     if how == "optimizers":
         assert rows["optimizer"] == "SGD (lr 0.3, momentum 0.7, weight_decay 0.01)"
-        assert rows["learning rate schedule"] == "StepLR" and not rows.keys() & {"weight_decay", "warmup_steps"}
+        assert rows["learning rate schedule"] == "StepLR" and "warmup_steps" not in rows
     else:
-        assert rows["optimizer"] == "SGD (lr 0.3, momentum 0.7)"
-        assert (rows["weight_decay"], rows["lr_scheduler_type"], rows["warmup_steps"]) == ("0.02", "linear", "5")
+        assert rows["optimizer"] == "SGD (weight_decay 0.02, lr 0.3, momentum 0.7)"
+        assert (rows["lr_scheduler_type"], rows["warmup_steps"]) == ("linear", "5")
 
 
-def test_a_resumed_optimizer_is_the_one_of_the_card(tmp_path, from_scratch):
+class OwnOptimizer(GradAugTrainer):
+    def create_optimizer(self, *args):
+        head = {"params": self.model.classifier.parameters(), "lr": 0.3}
+        self.optimizer = torch.optim.SGD([{"params": self.model.convnext.parameters()}, head], lr=0.03)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        self.lr_scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 1)
+        return self.lr_scheduler
+
+
+def test_an_overridden_optimizer_is_the_one_of_the_card(tmp_path, from_scratch):
+    """With a learning rate for each of its groups, at the start of the schedule."""
+    trainer = tiny_trainer(tmp_path, from_scratch, cls=OwnOptimizer, optim="adamw_torch", weight_decay=0.02)
+    trainer.train()
+    trainer.create_model_card()
+    rows = rows_of((tmp_path / "README.md").read_text())
+    assert rows["optimizer"] == "SGD (lr 0.03 and 0.3)" and not rows.keys() & {"optim", "weight_decay"}
+    assert rows["learning rate schedule"] == "StepLR" and "lr_scheduler_type" not in rows
+
+
+def test_a_learning_rate_is_the_first_one(tmp_path, from_scratch):
+    trainer = tiny_trainer(
+        tmp_path,
+        from_scratch,
+        lr_scheduler_type="reduce_lr_on_plateau",
+        lr_scheduler_kwargs={"patience": 0, "threshold": 1e6},  # no evaluation is better than the first
+        metric_for_best_model="loss",
+        eval_strategy="steps",
+        eval_steps=1,
+    )
+    trainer.train()
+    assert trainer.optimizer.param_groups[0]["lr"] < 0.05
+    trainer.create_model_card()
+    assert rows_of((tmp_path / "README.md").read_text())["optimizer"] == "SGD (lr 0.05)"
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_resumed_optimizer_is_the_one_of_the_card(tmp_path, from_scratch, given):
     """It goes on with the settings of the checkpoint, whatever the arguments are now."""
-    first = {"learning_rate": 0.02, "weight_decay": 0.01, "adam_beta1": 0.8}
-    for step, arguments in ((1, first), (2, {"learning_rate": 0.05, "weight_decay": 0.0, "adam_beta1": 0.7})):
+    for steps, rate, decay, momentum in ((1, 0.02, 0.01, 0.9), (2, 0.05, 0.0, 0.5)):
+        values = {"lr": rate, "momentum": momentum, "weight_decay": decay}
+        optimizers = (torch.optim.SGD(from_scratch.parameters(), **values) if given else None, None)
         trainer = tiny_trainer(
             tmp_path,
             from_scratch,
-            **arguments,
-            optim="adamw_torch",
+            trainer_kwargs={"optimizers": optimizers},
+            learning_rate=rate,
+            weight_decay=decay,
+            optim_args=f"momentum={momentum}",
             save_strategy="steps",
             save_steps=1,
-            max_steps=step,
+            max_steps=steps,
         )
-        trainer.train(resume_from_checkpoint=step > 1)
-    assert trainer.optimizer.param_groups[0]["initial_lr"] == 0.02
+        trainer.train(resume_from_checkpoint=steps > 1)
+    group = trainer.optimizer.param_groups[0]
+    assert (group["initial_lr"], group["momentum"], group["weight_decay"]) == (0.02, 0.9, 0.01)
     trainer.create_model_card()
-    rows = rows_of((tmp_path / "README.md").read_text())
-    assert {name: float(rows[name]) for name in first} == first and float(rows["adam_beta2"]) == 0.999
+    optimizer = rows_of((tmp_path / "README.md").read_text())["optimizer"]
+    assert sorted(optimizer[5:-1].split(", ")) == ["lr 0.02", "momentum 0.9", "weight_decay 0.01"]
+
+
+def test_settings_of_a_resumed_run_are_those_since_the_last_start(tmp_path, from_scratch):
+    for steps, width in ((2, 0.6), (3, 0.8)):
+        arguments = {"max_steps": steps, "min_width": width, "save_strategy": "steps", "save_steps": 2}
+        trainer = tiny_trainer(tmp_path, from_scratch, **arguments)
+        trainer.train(resume_from_checkpoint=steps > 2)
+        trainer.create_model_card()
+        rows = rows_of((tmp_path / "README.md").read_text())
+        assert rows["min_width"] == str(width) and ("resumed" in rows) == (steps > 2)
+    assert rows["resumed"] == "after optimizer step 2; settings, hardware and versions are those since then"
 
 
 def test_transform_and_precision_are_those_of_the_run(tmp_path, from_scratch, monkeypatch):
@@ -357,7 +411,7 @@ def test_links_of_a_card_resolve(path):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_has_a_card_that_agrees(path):
     card = card_of(path).read_text()
-    # As a run would write them now; `python -m helpers.recipe_cards` in tests/ renews them.
+    # As a trainer would write them now, before it trains; `python -m helpers.recipe_cards` in tests/ renews them.
     assert [table.strip() for table in tables_of(card)] == settings_tables(path)
     # And read from the recipe itself, what it says.
     recipe, rows = yaml.safe_load(path.read_text()), rows_of(card)
