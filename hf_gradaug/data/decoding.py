@@ -4,16 +4,17 @@
 import io
 from typing import Any
 
-import datasets
 import numpy as np
-from PIL import ExifTags, Image
+from datasets.utils.file_utils import xopen
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 
 def decode_image(value: dict[str, Any], name: str, size: tuple[int, int] | None = None) -> Image.Image:
     """
     Opens a stored image as RGB.
 
-    Images of 16 bits are scaled to 8 by the range of the type, and floating-point ones from [0, 1].
+    Images of 16 bits are scaled to 8 by the range that their format states, and floating-point ones from [0, 1]. TIFF
+    and PNG state the whole range for 12-bit levels that are stored in 16 bits: multiply such levels by 16 first.
 
     Args:
         value (`dict`):
@@ -34,25 +35,37 @@ def decode_image(value: dict[str, Any], name: str, size: tuple[int, int] | None 
     try:
         if value is None:
             raise ValueError("its value must be an image, but is None.")
-        image = datasets.Image().decode_example(value)
+        stored = read_stored(value)
+        image = _open(stored)
+        # In place: a copy would have none of a TIFF's tags.
+        ImageOps.exif_transpose(image, in_place=True)
         if size is not None and image.size != size:
-            image = _open_unturned(value, size)
+            image = _open(stored)
+            if image.size != size:
+                raise ValueError(
+                    f"its width and height must be {size[0]} x {size[1]}, as its annotations say, but are {image.width} x "
+                    f"{image.height}."
+                )
         return to_rgb(image)
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more
         path = (value or {}).get("path")
         raise ValueError(f"Unreadable image: {f'{name} ({path})' if path else name}: {error}") from error
 
 
-def _open_unturned(value: dict[str, Any], size: tuple[int, int]) -> Image.Image:
-    stored = value.get("bytes")
-    with Image.open(value["path"] if stored is None else io.BytesIO(stored)) as file:
-        file.load()
-        if file.size != size:
-            raise ValueError(
-                f"its width and height must be {size[0]} x {size[1]}, as its annotations say, but are {file.size[0]} x "
-                f"{file.size[1]}."
-            )
-        return file
+def read_stored(value: dict[str, Any]) -> bytes:
+    """The file of a stored image, whose path may lead into an archive or to the Hub."""
+    if value.get("bytes") is not None:
+        return value["bytes"]
+    if value["path"] is None:
+        raise ValueError("its value must have `bytes` or a `path`, but has neither.")
+    with xopen(value["path"], "rb") as file:
+        return file.read()
+
+
+def _open(stored: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(stored))
+    image.load()
+    return image
 
 
 def is_turn_ambiguous(path: str, size: tuple[int, int] | None) -> bool:
@@ -83,7 +96,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     # Pillow opens a portable pixmap of 16 bits as 32.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-        pixels = np.asarray(image).astype(np.float32) / 65535
+        tags = getattr(image, "tag_v2", {})  # of a TIFF file, whose 12 bits Pillow opens as 16
+        (bits,) = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))
+        pixels = np.asarray(image).astype(np.float32) / (2**bits - 1)
+        if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white, which Pillow knows of 8 bits alone
+            pixels = 1 - pixels
     elif image.mode == "I":
         raise ValueError("its pixels are integers of 32 bits, whose range isn't known: store 8 or 16 bits.")
     elif image.mode == "F":

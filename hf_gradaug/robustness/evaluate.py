@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import fsspec
 import numpy as np
 import torch
 from PIL import Image
@@ -16,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers.utils import logging as transformers_logging
 
+from ..data.decoding import read_stored
 from ..data.image_processors import ProcessorCrop
 from ..data.image_transforms import ImageCollator
 from ..data.loading import ImageData
@@ -101,11 +101,7 @@ def _hash_images(images: Iterable[Mapping[str, Any]]) -> str:
     for image in images:
         if image is None:
             continue  # an error that names it when it is read
-        stored = image["bytes"]
-        if stored is None:
-            with fsspec.open(image["path"], "rb") as file:  # `datasets` has paths into archives, too
-                stored = file.read()
-        digest.update(hashlib.sha256(stored).digest())
+        digest.update(hashlib.sha256(read_stored(image)).digest())
     return digest.hexdigest()
 
 

@@ -2,6 +2,7 @@
 """Deep images keep their greys, and turned ones fit their annotations, wherever an image is read."""
 
 import json
+import struct
 from pathlib import Path
 
 import datasets
@@ -44,6 +45,27 @@ def test_deep_pixels_are_scaled_by_their_range(tmp_path, name):
     assert image.mode == "RGB" and (greys(image) - GREYS).abs().max() <= 1
     image = decode_image({"path": None, "bytes": (tmp_path / name).read_bytes()}, "image 0")
     assert (greys(image) - GREYS).abs().max() <= 1
+
+
+@pytest.mark.parametrize("orientation", [None, 1, 3])
+@pytest.mark.parametrize(("bits", "white"), [(12, 1), (16, 0)])
+def test_tags_of_a_tiff_file(bits, white, orientation):
+    """They state 12 bits, of which Pillow makes 16 without scaling them, and that 0 is white."""
+    levels = (RAMP if white else 1 - RAMP) * (2**bits - 1)
+    pixels = levels.round().astype("<u2").tobytes()
+    if bits == 12:
+        first, second = levels.round().astype(int).reshape(-1, 2).T
+        packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1)
+        pixels = packed.astype(np.uint8).tobytes()
+    tags = {256: 20, 257: 12, 258: bits, 259: 1, 262: white, 273: 0, 277: 1, 278: 12, 279: len(pixels)}
+    if orientation:
+        tags[274] = orientation
+    tags[273] = 14 + 12 * len(tags)  # where the pixels begin
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    stored = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + pixels
+    image = decode_image({"path": None, "bytes": stored}, "image 0")
+    expected = GREYS[::-1, ::-1].copy() if orientation == 3 else GREYS
+    assert (greys(image) - expected).abs().max() <= 1
 
 
 @pytest.mark.parametrize("name", REFUSED)
