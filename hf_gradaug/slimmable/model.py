@@ -33,6 +33,7 @@ from .skeleton import (
     build_skeleton,
     changed_attributes,
     changed_forwards,
+    check_no_spectral_norm,
     check_no_weight_hooks,
     check_same,
     module_settings,
@@ -81,6 +82,8 @@ class _SlimmableState:
 
     def _make(self, model: nn.Module, config: PreTrainedConfig, width: float) -> Subnetwork:
         skeleton = build_skeleton(config, self.build or self.model_class)
+        if width < 1:
+            check_no_spectral_norm(skeleton)
         full, narrow = shapes_of(model), shapes_of(skeleton)
         check_same("parameter or buffer", full, narrow, width)
         if self.module_index is None:
@@ -171,7 +174,8 @@ class SlimmableModel:
             A context manager. It yields the sub-network's skeleton: a model of the narrower config without weights.
 
         Raises:
-            `ValueError`: If `width` is outside (0, 1], `width_divisor` below 1, or `kept_blocks` don't fit.
+            `ValueError`: If `width` is outside (0, 1], `width_divisor` below 1, or `kept_blocks` don't fit. Also if
+                `width` is below 1 and weights have a `spectral_norm`.
             `TypeError`: If `kept_blocks` are given and the family's blocks aren't registered (see [`register_depth`]).
 
         Example:

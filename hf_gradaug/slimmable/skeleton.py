@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -59,8 +60,17 @@ def check_no_weight_hooks(model: nn.Module) -> None:
     if found:
         raise ValueError(
             f"`model` must compute its weights by `torch.nn.utils.parametrize`, but hooks of {shorten(sorted(set(found.values())))} "
-            f"compute those of {shorten(found)}. Use `weight_norm` and `spectral_norm` of `torch.nn.utils.parametrizations`. "
-            "After pruning, call `torch.nn.utils.prune.remove`."
+            f"compute those of {shorten(found)}. Use `weight_norm` of `torch.nn.utils.parametrizations`. After pruning, call "
+            "`torch.nn.utils.prune.remove`."
+        )
+
+
+def check_no_spectral_norm(model: nn.Module) -> None:
+    """Raises a `ValueError` for spectral norms: they divide by the norm of the whole weight, not of a sub-network's."""
+    if found := [name for name, module in model.named_modules() if isinstance(module, _SpectralNorm)]:
+        raise ValueError(
+            "`model` must have no `spectral_norm` with sub-networks of a width below 1, but it computes those weights: "
+            f"{shorten(found)}. Use `weight_norm` of `torch.nn.utils.parametrizations`, or sub-networks that drop blocks alone."
         )
 
 

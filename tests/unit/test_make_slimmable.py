@@ -350,6 +350,26 @@ def test_older_hooks_that_compute_weights(change, kind):
         copy.deepcopy(skeleton)
 
 
+def test_spectral_norm_has_sub_networks_of_full_width_alone(tmp_path):
+    """Its vectors are of the whole weight: a slice of them gave weights of several times the norm."""
+
+    def build(config):
+        model = ResNetForImageClassification(config)
+        nn.utils.parametrizations.spectral_norm(model.classifier[1])
+        return model
+
+    model = build(tiny_config("resnet-basic"))
+    images = tiny_images()
+    with make_slimmable(model.eval(), build=build).subnetwork(1.0), torch.no_grad():
+        found = model(pixel_values=images).logits
+    assert torch.equal(found, model(pixel_values=images).logits)
+    message = r"no `spectral_norm` .* it computes those weights: \['classifier.1.parametrizations.weight.0'\]"
+    with pytest.raises(ValueError, match=message):
+        model.subnetwork(0.5)
+    with pytest.raises(ValueError, match=message):
+        tiny_trainer(tmp_path, model)
+
+
 def test_a_model_changed_after_make_slimmable():
     model = make_slimmable(tiny_model("resnet-basic"))
     known = model.subnetwork(1.0)
