@@ -353,7 +353,7 @@ def _hold_out(
     dataset: datasets.Dataset, label_column: str, class_names: list[str], share: float
 ) -> dict[str, datasets.Dataset]:
     """Holds out the same share of each class for validation. Runs with any seed have the same validation images."""
-    counts = np.bincount(_get_labels(dataset, label_column, "train"))
+    counts = np.bincount(_get_labels(dataset, label_column, "train"), minlength=len(class_names))
     if single := [class_names[label] for label in np.flatnonzero(counts == 1)]:
         raise ValueError(
             f"The classes {shorten(single)} have one image each, so none can be held out: give validation images, or more "
@@ -366,9 +366,7 @@ def _hold_out(
     except ValueError as error:
         raise ValueError(f"`train_val_split` must fit the training images, but is {share}: {error}") from error
     held_out = set(parts["test"][label_column])
-    if small := [
-        name for label, name in enumerate(class_names) if counts[label : label + 1] > 0 and label not in held_out
-    ]:
+    if small := [name for label, name in enumerate(class_names) if counts[label] and label not in held_out]:
         raise ValueError(
             f"`train_val_split` must hold out an image of each class, but is {share}, and {shorten(small)} have too few images: "
             "raise it, or give validation images."

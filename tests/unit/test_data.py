@@ -124,6 +124,9 @@ def test_held_out_images_have_every_class_though_labels_have_no_names(tmp_path):
     single = write_parquet(tmp_path / "single", [0, 0, 0, 1])
     with pytest.raises(ValueError, match=r"The classes \['1'\] have one image each, so none can be held out"):
         load_image_data(DataArguments(train_dir=single))
+    other = write_parquet(tmp_path / "other", [0, 1, 2])  # was an error of NumPy about empty arrays
+    data = load_image_data(DataArguments(train_dir=write_parquet(tmp_path / "two", [0, 1] * 8), test_dir=other))
+    assert data.class_names == ["0", "1", "2"] and set(data.splits["validation"]["label"]) == {0, 1}
 
 
 @pytest.mark.parametrize("as_dataset", [False, True])
