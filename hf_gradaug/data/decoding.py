@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from datasets.utils.file_utils import xopen
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 
 def decode_image(value: dict[str, Any], name: str, size: tuple[int, int] | None = None) -> Image.Image:
@@ -63,7 +63,10 @@ def read_stored(value: dict[str, Any]) -> bytes:
 
 
 def _open(stored: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(stored))
+    try:
+        image = Image.open(io.BytesIO(stored))
+    except UnidentifiedImageError:  # whose message has the buffer's address
+        raise ValueError(f"its {len(stored)} bytes must be an image that Pillow can read, but are none.") from None
     image.load()
     return image
 

@@ -76,6 +76,12 @@ def test_pixels_of_no_known_range_are_an_error_that_names_the_file(tmp_path, nam
         decode_image({"path": str(tmp_path / name), "bytes": None}, "image 0")
 
 
+def test_an_empty_file_is_named(tmp_path):
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(ValueError, match=r"image 0 \(.*empty.png\): its 0 bytes must be an image"):
+        decode_image({"path": str(tmp_path / "empty.png"), "bytes": None}, "image 0")
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("kind", ["folder", "parquet"])
 def test_deep_pixels_in_data_and_streams(tmp_path, kind, streaming):
