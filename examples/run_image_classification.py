@@ -272,7 +272,6 @@ def build_model(args: ModelArguments, data: str, class_names: list[str], by_numb
         )
     else:
         logger.info(f"A new {config.model_type} is trained from scratch.")
-        config._name_or_path = ""  # the weights are new, so the model has no origin
         model = AutoModelForImageClassification.from_config(config, trust_remote_code=args.trust_remote_code)
     if args.image_processor_name or source:
         processor = AutoImageProcessor.from_pretrained(args.image_processor_name or source, **hub)

@@ -76,6 +76,7 @@ class ModelCardMixin:
         self._licences: dict[str | None, str | None] = {}  # of base models
         self._first_step = 0  # of the last start
         super().__init__(*args, **kwargs)
+        self._origin = self._base_model()  # FSDP's parameters don't tell it any more
 
     def init_hf_repo(self, *args, **kwargs) -> None:
         super().init_hf_repo(*args, **kwargs)
@@ -94,6 +95,9 @@ class ModelCardMixin:
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _base_model(self) -> str | None:
+        """Where the weights were loaded from. A new model may have a config of the Hub, which has that name too."""
+        if not any(getattr(parameter, "_is_hf_initialized", False) for parameter in self.model.parameters()):
+            return None
         return getattr(getattr(self.model, "config", None), "_name_or_path", None)
 
     def _licence_of(self, base_model: str | None) -> str | None:
@@ -134,7 +138,7 @@ class ModelCardMixin:
             curves = None
         except ValueError:  # nothing was logged yet
             curves = None
-        base = self._base_model() if finetuned_from is None else finetuned_from
+        base = self._origin if finetuned_from is None else finetuned_from
         base = base if base and is_hub_name(base) else None  # else built from a config, or loaded from a folder
         summary = TrainingSummary.from_trainer(
             self,
@@ -204,7 +208,7 @@ def write_model_card(
         step=step,
         curves=curves,
         load=_how_to_load(trainer, tasks),
-        learns_from_labels=settings.subnetwork_targets == "labels",
+        **_describe_method(trainer, settings),
         has_own_code=bool(getattr(trainer.model, "_auto_class", None)),
         gradaug_settings=_table("GradAug setting", _as_code(_gradaug_settings(trainer, settings)))
         if is_gradaug
@@ -234,7 +238,7 @@ def _how_to_load(trainer: Trainer, tasks: list[str]) -> str:
     code = ", trust_remote_code=True" if auto_class else ""
     if trainer.hub_model_id and trainer.args.hub_revision:
         code = f', revision="{trainer.args.hub_revision}"{code}'
-    if tasks:
+    if tasks and trainer.processing_class is not None:  # without the image processor, a pipeline can't be made
         return f'from transformers import pipeline\n\npipe = pipeline("{tasks[0]}", model="{repository}"{code})'
     name = auto_class or type(trainer.model).__name__
     return f'from transformers import {name}\n\nmodel = {name}.from_pretrained("{repository}"{code})'
@@ -287,6 +291,18 @@ def _eval_results(
         for name, value in metrics.items()
         if not _NO_METRICS.fullmatch(name)
     ]
+
+
+def _describe_method(trainer: Trainer, settings: GradAugSettings) -> dict[str, bool]:
+    """What settings change in the template's words about the method."""
+    has_transform = getattr(trainer, "_gradaug_transform", None) is not None
+    return {
+        "are_whole": settings.smallest_width == 1 and not settings.draws_depth,
+        "skips_steps": settings.subnetwork_every > 1,
+        "is_untransformed": not has_transform and not settings.rotations and {*settings.scales} == {1.0},
+        "sees_part": settings.subnetwork_batch_fraction < 1,
+        "learns_from_labels": settings.subnetwork_targets == "labels",
+    }
 
 
 def _gradaug_settings(trainer: Trainer, settings: GradAugSettings) -> dict[str, Any]:

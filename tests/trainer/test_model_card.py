@@ -18,6 +18,7 @@ from PIL import Image
 from transformers import ConvNextForImageClassification, ConvNextImageProcessor, TrainerCallback
 
 from hf_gradaug import GradAugTrainer
+from hf_gradaug.data import make_image_processor
 from hf_gradaug.reporting.model_card import _OF_OPTIMIZER, TEMPLATE, _show, _table, find_licence
 
 
@@ -41,9 +42,8 @@ def from_scratch():
 
 def test_card_of_a_gradaug_run(tmp_path, from_scratch):
     arguments = {"min_width": 0.8, "weight_decay": 0.01, "optim_args": "momentum=0.9,nesterov=True", "seed": 0}
-    trainer = tiny_trainer(
-        tmp_path, from_scratch, trainer_kwargs={"compute_metrics": compute_metrics}, **arguments, max_steps=2
-    )
+    kwargs = {"compute_metrics": compute_metrics, "processing_class": make_image_processor(32, 1.0)}
+    trainer = tiny_trainer(tmp_path, from_scratch, trainer_kwargs=kwargs, **arguments, max_steps=2)
     trainer.train()
     metrics = trainer.evaluate()
     tags = ["vision"]
@@ -124,6 +124,10 @@ def test_origin(tmp_path, from_scratch):
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.base_model == "org/base" and card.data.datasets == ["food101", "org/pets"]
     assert "was fine-tuned from [org/base](https://huggingface.co/org/base) on food101 and pets, with" in card.text
+
+    from_scratch.config._name_or_path = "org/base"  # as of a config that was loaded from the Hub
+    tiny_trainer(tmp_path / "out", from_scratch).create_model_card()
+    assert "org/base" not in (tmp_path / "out" / "README.md").read_text()
 
     tiny_model().save_pretrained(tmp_path / "base")
     model = ConvNextForImageClassification.from_pretrained(tmp_path / "base")
@@ -267,6 +271,24 @@ def test_settings_of_a_resumed_run_are_those_since_the_last_start(tmp_path, from
     assert rows["resumed"] == "after optimizer step 2; settings, hardware and versions are those since then"
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"min_width": 1.0}, "trains sub-networks in each step|see randomly transformed copies of the batch and"),
+        (
+            {"subnetwork_every": 2},
+            "trains smaller sub-networks in some steps|see randomly transformed copies of the batch and",
+        ),
+        ({"scales": [1.0]}, "trains smaller sub-networks in each step|see the batch and"),
+        ({"subnetwork_batch_fraction": 0.5}, "each step|see randomly transformed copies of a part of the batch and"),
+    ],
+)
+def test_method_is_the_one_of_the_settings(tmp_path, from_scratch, settings, words):
+    tiny_trainer(tmp_path, from_scratch, **settings).create_model_card()
+    text = (tmp_path / "README.md").read_text()
+    assert all(part in text for part in words.split("|"))
+
+
 def test_transform_and_precision_are_those_of_the_run(tmp_path, from_scratch, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as `accelerate launch --mixed_precision bf16` does
     trainer = tiny_trainer(tmp_path, from_scratch, trainer_kwargs={"transform": lambda images, generator: images})
@@ -277,9 +299,14 @@ def test_transform_and_precision_are_those_of_the_run(tmp_path, from_scratch, mo
 
 def test_a_branch_of_the_hub_is_loaded(tmp_path, hub):
     arguments = {"push_to_hub": True, "hub_model_id": "me/tuned", "hub_revision": "new-data", "max_steps": 1}
-    tiny_trainer(tmp_path, **arguments).create_model_card()
-    text = (tmp_path / "README.md").read_text()
-    assert 'pipeline("image-classification", model="me/tuned", revision="new-data")' in text
+    for processor, code in (
+        (make_image_processor(32, 1.0), 'pipeline("image-classification", model="me/tuned", revision="new-data")'),
+        # A pipeline would need it.
+        (None, 'ConvNextForImageClassification.from_pretrained("me/tuned", revision="new-data")'),
+    ):
+        tiny_trainer(tmp_path, trainer_kwargs={"processing_class": processor}, **arguments).create_model_card()
+        text = (tmp_path / "README.md").read_text()
+        assert code in text and ("pipeline(" in text) == (processor is not None)
 
 
 def test_timings_are_no_metrics_and_every_data_set_counts(tmp_path, from_scratch):
@@ -338,7 +365,9 @@ def test_fine_tuned_from_the_hub(tmp_path, hub):
     ConvNextForImageClassification(tiny_config("convnext")).push_to_hub("me/base")
     ModelCard("---\nlicense: apache-2.0\n---\n# Base").push_to_hub("me/base")
     model = ConvNextForImageClassification.from_pretrained("me/base", cache_dir=tmp_path / "cache")
-    trainer = tiny_trainer(tmp_path, model, push_to_hub=True, hub_model_id="me/tuned", max_steps=1)
+    kwargs = {"processing_class": make_image_processor(32, 1.0)}
+    arguments = {"push_to_hub": True, "hub_model_id": "me/tuned", "max_steps": 1}
+    trainer = tiny_trainer(tmp_path, model, trainer_kwargs=kwargs, **arguments)
     trainer.train()
     # The licence is known already, so that the card is on disk before the first request of a push.
     hub.is_down = True
