@@ -209,7 +209,8 @@ class SlimmableModel:
 
 
 def _plain_state(model: nn.Module) -> dict:
-    return {name: value for name, value in vars(model).items() if name != _STATE}
+    # PyTorch's own leaves out what `model.compile()` made, which runs this model and not its copy.
+    return {name: value for name, value in model.__getstate__().items() if name != _STATE}
 
 
 def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTrainedModel:

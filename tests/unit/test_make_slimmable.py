@@ -114,6 +114,18 @@ def test_skeletons_show_nowhere(tmp_path):
     assert torch.equal(loaded.eval()(pixel_values=images).logits, logits)
 
 
+def test_copies_of_a_model_that_is_compiled_in_place_are_their_own():
+    model = make_slimmable(tiny_model("resnet-basic").eval())
+    images = tiny_images()
+    logits = model(pixel_values=images).logits
+    model.compile(backend="eager")
+    assert torch.equal(model(pixel_values=images).logits, logits)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        copied.classifier[1].bias.data.add_(1)  # as an average of weights differs from the model
+        assert torch.allclose(copied(pixel_values=images).logits, logits + 1)
+    assert torch.equal(model(pixel_values=images).logits, logits)
+
+
 def test_model_is_freed():
     model = make_slimmable(tiny_model())
     with model.subnetwork(0.5):
