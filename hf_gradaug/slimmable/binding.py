@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from .depth import KeptBlocks
 from .registry import Block
 from .selection import Selection
+from .skeleton import module_types
 
 
 # Layers whose weights autocast casts. Subclasses and other modules may differ.
@@ -53,7 +54,8 @@ class ModuleIndex:
     """
 
     def __init__(self, model: nn.Module):
-        self.names = [name for name, _ in model.named_modules()]
+        self._types = module_types(model)
+        self.names = list(self._types)
         # Plans that sub-networks use for many passes. They hold views of the weights, so they are cleared when a weight moves.
         self.plans: WeakKeyDictionary[Subnetwork, dict[Any, _Plan]] = WeakKeyDictionary()
         self.has_hooks = False  # on parameters, which a pass on detached weights would leave out
@@ -61,18 +63,21 @@ class ModuleIndex:
         self._read(model)
 
     def _read(self, model: nn.Module) -> None:
-        modules = dict(model.named_modules())
-        if missing := [name for name in self.names if name not in modules]:
-            raise ValueError(f"The model was changed after `make_slimmable`: {missing[0]!r} is gone.")
+        modules, types = dict(model.named_modules()), module_types(model)
+        for name in {**self._types, **types}:
+            before, now = self._types.get(name, "absent"), types.get(name, "absent")
+            if name and now != before:  # the model itself is of another class under FSDP2
+                raise ValueError(
+                    f"The model was changed after `make_slimmable`: {name!r} is {now} in the model, but {before} in its "
+                    "sub-networks. Change the model first."
+                )
         self._inner = [modules[name] for name in self.names[1:]]
-        self._links = [
-            (module._modules, name, child) for module in modules.values() for name, child in module._modules.items()
-        ]
+        self._links = [(module._modules, dict(module._modules)) for module in modules.values()]
         self._parameters = [module._parameters for module in modules.values() if module._parameters]
 
     def modules(self, model: nn.Module) -> list[nn.Module]:
         """The current modules, in the order of `names`. Drops all plans if modules or weights have changed."""
-        if not all(children.get(name) is child for children, name, child in self._links):
+        if not all(children == before for children, before in self._links):
             self._read(model)
         parameters = [each for found in self._parameters for each in found.values() if each is not None]
         self.has_hooks = any(map(has_hooks, parameters))

@@ -392,6 +392,26 @@ def test_a_model_changed_after_make_slimmable():
         model.subnetwork(0.5)
 
 
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (nn.SyncBatchNorm.convert_sync_batchnorm, r"normalization' is SyncBatchNorm in the model, but BatchNorm2d in"),
+        (
+            lambda model: setattr(model.resnet, "pooler", nn.Identity()),
+            r"'resnet.pooler' is Identity in the model, but Ada",
+        ),
+        (lambda model: model.classifier.append(nn.Tanh()), r"'classifier.2' is Tanh in the model, but absent in"),
+    ],
+)
+def test_a_module_replaced_after_make_slimmable(change, words):
+    model = make_slimmable(tiny_model("resnet-basic"))
+    known = model.subnetwork(0.5)
+    change(model)
+    for subnetwork in (known, model.subnetwork(0.75)):
+        with pytest.raises(ValueError, match=words), subnetwork:
+            model(pixel_values=tiny_images())
+
+
 def test_models_that_cannot_be_slimmable():
     with pytest.raises(TypeError, match="`model` must have a `config` of transformers.*Linear"):
         make_slimmable(nn.Linear(2, 2))
