@@ -131,8 +131,10 @@ class _SkeletonModule:
         self.buffers = dict(module._buffers)
         # Neither parameters nor buffers: such as a mean of pixels that `__init__` makes, on the meta device here.
         self.tensors = {name: value.shape for name, value in self.state.items() if isinstance(value, Tensor)}
-        # A forward may change its module: Swin's has the windows fit the images, LeViT's keeps biases. PyTorch's don't.
+        # A forward may change its module: Swin's has the windows fit the images, a user's keeps features. PyTorch's don't.
         self.may_change = not type(module).__module__.startswith("torch.nn.")
+        self.names = set(self.state)
+        self.settings = _settings(module)
         self.checkpoints = hasattr(module, "gradient_checkpointing")
         self.is_cast = type(module) in _CAST_LAYERS
         self.keeps_statistics = type(module) in _BATCHNORM_LAYERS and module.track_running_stats
@@ -150,6 +152,16 @@ class _SkeletonModule:
                 state[name] = value.clone()  # as of buffers, below
         # Past `nn.Module.__setattr__`, which would take a third of a small network's pass.
         state["training"] = module.training
+
+    def unbind(self) -> None:
+        """Removes the weights, and what the forward left, such as features: they would stay in memory."""
+        self.state["_parameters"].update(self.parameters)
+        self.state["_buffers"].update(self.buffers)
+        if self.may_change:
+            for name in self.state.keys() - self.names:
+                if not name.startswith("_"):
+                    del self.state[name]
+            self.state.update(self.settings)
 
     def bind_buffers(self, module: nn.Module, source: _Source) -> None:
         """Copies the selected entries of the full network's buffers. In train mode, BatchNorm gets none."""
@@ -304,10 +316,7 @@ class Subnetwork:
     def unbind(self) -> None:
         """Removes the weights from the skeleton. A later computation with it raises an error."""
         for module in self._modules:
-            if module.parameters:
-                module.state["_parameters"].update(module.parameters)
-            if module.buffers:
-                module.state["_buffers"].update(module.buffers)
+            module.unbind()
 
 
 class _Use(NamedTuple):

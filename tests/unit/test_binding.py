@@ -266,6 +266,33 @@ class NormalizingResNet(ResNetForImageClassification):
         return super().forward(pixel_values - self.resnet.mean.to(pixel_values), labels)
 
 
+class KeepsFeatures(ResNetForImageClassification):
+    """Keeps what a user wants to look at later."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.logits = None
+
+    def forward(self, pixel_values, labels=None):
+        outputs = super().forward(pixel_values, labels)
+        self.logits, self.features = outputs.logits, [outputs.logits]
+        return outputs
+
+
+@pytest.mark.parametrize("kept_blocks", [None, ((0,), (0,), (0,))])
+def test_what_a_forward_keeps_is_freed_with_the_pass(kept_blocks):
+    model = make_slimmable(KeepsFeatures(tiny_config("resnet-basic")))
+    full = model(tiny_images()).logits
+    for _ in range(2):
+        with model.subnetwork(1.0, 1, kept_blocks) as skeleton:
+            assert not hasattr(skeleton, "features")
+            logits = model(tiny_images()).logits
+            assert torch.equal(skeleton.logits, logits)
+        assert skeleton.logits is None and not hasattr(skeleton, "features")
+        copy.deepcopy(skeleton)  # as the checks of an image size do
+    assert model.logits is full
+
+
 @pytest.mark.parametrize("kept_blocks", [None, ((0,), (0,), (0,))])
 def test_tensors_that_are_attributes_are_the_models_of_the_moment(kept_blocks):
     plain, model = (
