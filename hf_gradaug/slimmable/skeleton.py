@@ -24,8 +24,14 @@ _NOT_COMPARED = ("training", "name_or_path", "model_tags")
 
 def build_skeleton(config: PreTrainedConfig, build: Build) -> nn.Module:
     """Builds a model of the config on the meta device."""
-    with torch.device("meta"), no_init_weights():
-        skeleton = build(config)
+    try:
+        with torch.device("meta"), no_init_weights():
+            skeleton = build(config)
+    except TypeError as error:
+        raise TypeError(
+            f"`build` must make a model from a config alone, but {getattr(build, '__name__', build)} doesn't: {error} Give "
+            "`make_slimmable` or the trainer `build=...`, a function from a config to a model."
+        ) from error
     if not any(parameter.is_meta for parameter in skeleton.parameters()):
         raise ValueError(
             "`build` must return a model on the meta device, but its parameters are elsewhere. Build it from the config "

@@ -412,6 +412,18 @@ def test_a_module_replaced_after_make_slimmable(change, words):
             model(pixel_values=tiny_images())
 
 
+class WithWeightsForImageClassification(ResNetForImageClassification):
+    def __init__(self, config, class_weights):
+        super().__init__(config)
+
+
+def test_a_class_with_further_arguments():
+    model = WithWeightsForImageClassification(tiny_config("resnet-basic"), torch.ones(3))
+    with pytest.raises(TypeError, match=r"but WithWeights.* doesn't: .*'class_weights' Give .* `build=...`"):
+        make_slimmable(model)
+    make_slimmable(model, build=lambda config: WithWeightsForImageClassification(config, torch.ones(3)))
+
+
 def test_models_that_cannot_be_slimmable():
     with pytest.raises(TypeError, match="`model` must have a `config` of transformers.*Linear"):
         make_slimmable(nn.Linear(2, 2))
