@@ -433,6 +433,8 @@ class GradAug:
             rows = self._subnetwork_rows(images, index)
             if rows is not None:
                 inputs = {name: select_rows(value, rows, len(images)) for name, value in inputs.items()}
+            elif self.transform is not None:  # it may write into the images, which the other passes see too
+                inputs[self.image_name] = images.clone()
             inputs = transform_images(inputs, self.image_name, transform, step_generator(self.seed, step, index))
             self._check_size(images, tuple(inputs[self.image_name].shape[-2:]))
             yield SubnetworkPass(full, inputs, width, kept_blocks, rows)

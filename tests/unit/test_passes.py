@@ -171,6 +171,15 @@ def test_own_transform_and_rotations():
     assert torch.equal(last.inputs["pixel_values"], RandomRotation([90])(tiny_images(), torch.Generator()))
 
 
+def test_a_transform_may_write_into_its_images():
+    inputs = batch()
+    gradaug = GradAug(tiny_model("resnet-basic"), transform=lambda images, generator: images.add_(1))
+    full, *subnetworks = (gradaug_pass.inputs["pixel_values"] for gradaug_pass, _, _ in run(gradaug, inputs))
+    for images in (inputs["pixel_values"], full):
+        assert torch.equal(images, tiny_images())
+    assert all(torch.equal(images, tiny_images() + 1) for images in subnetworks)
+
+
 def test_other_inputs_reach_every_pass():
     class WithNamesForImageClassification(ResNetForImageClassification):
         seen = []
