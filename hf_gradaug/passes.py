@@ -125,6 +125,11 @@ class GradAugPass:
             return label_loss
         if self.soft_labels is not None:
             return soft_label_cross_entropy(get_logits(outputs), self.soft_labels)
+        if isinstance(outputs, Mapping) and "loss" not in outputs:
+            raise ValueError(
+                f"The model must return a loss, but returned {[*outputs]} for the inputs {shorten(self.inputs)}. Add the labels to "
+                "the batch, or give `loss` your own `label_loss`."
+            )
         return outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]
 
     def __repr__(self) -> str:
@@ -191,6 +196,7 @@ class SubnetworkPass(GradAugPass):
     """
 
     is_full = False
+    _active: Any = None  # of the `with` block
 
     def __init__(
         self,
@@ -246,10 +252,10 @@ class SubnetworkPass(GradAugPass):
         self._active.__exit__(*exception)
 
     def _loss(self, outputs: Any, label_loss: Tensor | None) -> Tensor:
-        if not self._active.has_run:
+        if self._active is None or not self._active.has_run:
             raise ValueError(
-                "`outputs` must come from the model that `GradAug` was given, but its sub-network was not run. Call that model, "
-                "and don't replace its `forward`."
+                "`outputs` must come from the model that `GradAug` was given, but its sub-network was not run. Call that model "
+                "in the `with` block of the pass, and don't replace its `forward`."
             )
         if self.learns_from_labels:
             return self.gradaug.settings.subnetwork_loss_weight * self._label_loss(outputs, label_loss)

@@ -180,6 +180,21 @@ def test_a_transform_may_write_into_its_images():
     assert all(torch.equal(images, tiny_images() + 1) for images in subnetworks)
 
 
+def test_a_pass_outside_of_its_block_is_an_error():
+    gradaug = GradAug(tiny_model("resnet-basic"))
+    full, subnetwork, *_ = gradaug.passes(batch(), step=0)
+    full.compute(gradaug.model)
+    with pytest.raises(ValueError, match="its sub-network was not run. .* in the `with` block of the pass"):
+        subnetwork.compute(gradaug.model)
+
+
+@pytest.mark.parametrize("targets", ["soft", "labels"])
+def test_a_batch_without_labels_is_an_error(targets):
+    gradaug = GradAug(tiny_model("resnet-basic"), GradAugSettings(subnetwork_targets=targets))
+    with pytest.raises(ValueError, match=r"must return a loss, but returned \['logits'\] for .*\['pixel_values'\]"):
+        run(gradaug, {"pixel_values": tiny_images()})
+
+
 def test_other_inputs_reach_every_pass():
     class WithNamesForImageClassification(ResNetForImageClassification):
         seen = []
