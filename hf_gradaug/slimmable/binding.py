@@ -158,10 +158,11 @@ class _SkeletonModule:
         self.state["_parameters"].update(self.parameters)
         self.state["_buffers"].update(self.buffers)
         if self.may_change:
-            for name in self.state.keys() - self.names:
-                if not name.startswith("_"):
-                    del self.state[name]
             self.state.update(self.settings)
+            if len(self.state) > len(self.names):
+                for name in self.state.keys() - self.names:
+                    if not name.startswith("_"):
+                        del self.state[name]
 
     def bind_buffers(self, module: nn.Module, source: _Source) -> None:
         """Copies the selected entries of the full network's buffers. In train mode, BatchNorm gets none."""
