@@ -258,11 +258,11 @@ def test_other_images_in_a_folder_of_the_same_name_are_another_measurement(class
     clean, path = RobustnessSettings(epsilons=[], corruptions=[]), tmp_path / "robustness.json"
     for seed in (0, 1):
         for label in DIGITS:
-            folder = tmp_path / str(seed) / "val" / label
+            folder = tmp_path / str(seed) / "photos" / label
             folder.mkdir(parents=True)
             pixels = np.random.default_rng([seed, int(label)]).integers(0, 256, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / "a.png")
-    first, second = (load_image_data(DataArguments(validation_dir=str(tmp_path / name / "val"))) for name in "01")
+    first, second = (load_image_data(DataArguments(validation_dir=str(tmp_path / name / "photos"))) for name in "01")
     evaluate_robustness({"a": classifier}, first, clean, path=path)
     evaluate_robustness({"a": classifier}, first, clean, path=path)
     with pytest.raises(ValueError, match="holds results with images_sha256 '.*', not '.*'. Name another folder"):
