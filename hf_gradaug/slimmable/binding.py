@@ -133,8 +133,8 @@ class _SkeletonModule:
         self.tensors = {name: value.shape for name, value in self.state.items() if isinstance(value, Tensor)}
         # A forward may change its module: Swin's has the windows fit the images, a user's keeps features. PyTorch's don't.
         self.may_change = not type(module).__module__.startswith("torch.nn.")
-        self.names = set(self.state)
-        self.settings = _settings(module)
+        self.settings = _settings(module) if self.may_change else {}
+        self.size = len(self.state)
         self.checkpoints = hasattr(module, "gradient_checkpointing")
         self.is_cast = type(module) in _CAST_LAYERS
         self.keeps_statistics = type(module) in _BATCHNORM_LAYERS and module.track_running_stats
@@ -159,10 +159,9 @@ class _SkeletonModule:
         self.state["_buffers"].update(self.buffers)
         if self.may_change:
             self.state.update(self.settings)
-            if len(self.state) > len(self.names):
-                for name in self.state.keys() - self.names:
-                    if not name.startswith("_"):
-                        del self.state[name]
+            if len(self.state) > self.size:
+                for name in [each for each in self.state if not each.startswith("_") and each not in self.settings]:
+                    del self.state[name]
 
     def bind_buffers(self, module: nn.Module, source: _Source) -> None:
         """Copies the selected entries of the full network's buffers. In train mode, BatchNorm gets none."""
