@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
 from .data.class_names import get_class_names, match_classes
-from .losses import check_has_soft_targets, get_float_labels, get_logits, soft_label_cross_entropy, soft_targets
+from .losses import check_has_soft_targets, get_label_rows, get_logits, soft_label_cross_entropy, soft_targets
 from .reporting.model_card import ModelCardMixin
 from .settings import GradAugSettings
 from .training.durable import DurableTrainerMixin
@@ -90,7 +90,7 @@ class DistillationTrainer(SharedTrainerMixin, ModelCardMixin, DurableTrainerMixi
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         images = {name: value for name, value in inputs.items() if name not in self.label_names}
-        if (labels := get_float_labels(inputs)) is None or self._takes_own_loss:
+        if (labels := get_label_rows(inputs, self.model.config.num_labels)) is None or self._takes_own_loss:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         else:
             loss, outputs = self._soft_label_loss(model, inputs, labels)

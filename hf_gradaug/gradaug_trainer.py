@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
-from .losses import get_float_labels, soft_labels_in_heads
+from .losses import get_label_rows, soft_labels_in_heads
 from .passes import GradAug, GradAugPass
 from .reporting.model_card import ModelCardMixin
 from .settings import GradAugSettings
@@ -39,8 +39,8 @@ class GradAugMixin(SharedTrainerMixin):
 
     - The size of the loss doesn't depend on gradient accumulation or the number of processes (transformers issue
       47688). With `subnetwork_targets="labels"` this holds for every model.
-    - Floating-point labels of shape `(batch_size, num_labels)` are class probabilities if the model's
-      `config.problem_type` is `"single_label_classification"`.
+    - Labels of shape `(batch_size, num_labels)` are class probabilities if the model's `config.problem_type` is
+      `"single_label_classification"`.
 
     The settings are saved beside the model: see [`~hf_gradaug.settings.save_settings`]. Model cards, durable runs and
     `lr_milestones` are separate mixins: see [`GradAugTrainer`].
@@ -241,10 +241,9 @@ class GradAugMixin(SharedTrainerMixin):
         A subclass may override this method. In training, the full network then uses the overridden loss. Sub-networks
         use it too if they learn from labels.
         """
-        labels, trainer_loss = get_float_labels(inputs), super().compute_loss
-        is_single_label = (
-            getattr(getattr(self.model, "config", None), "problem_type", None) == "single_label_classification"
-        )
+        config, trainer_loss = getattr(self.model, "config", None), super().compute_loss
+        labels = get_label_rows(inputs, getattr(config, "num_labels", None))
+        is_single_label = getattr(config, "problem_type", None) == "single_label_classification"
         # A user's own loss takes all labels as they are.
         is_own = self.compute_loss_func is not None or self._takes_own_loss
         are_soft = labels is not None and is_single_label and not is_own

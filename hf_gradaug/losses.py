@@ -126,11 +126,16 @@ def soft_label_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: fl
     return F.cross_entropy(logits, labels.to(logits.dtype), label_smoothing=label_smoothing)
 
 
-def get_float_labels(inputs: Any) -> Tensor | None:
-    """The labels of a batch if they are floating-point numbers of shape `(batch_size, num_labels)`, else `None`."""
+def get_label_rows(inputs: Any, num_labels: int | None) -> Tensor | None:
+    """
+    The labels of a batch if they are a row of numbers per image, one for each label, else `None`.
+
+    Rows of floating-point numbers may have another length, which is an error later, or a loss of one's own takes them.
+    """
     labels = inputs.get("labels") if isinstance(inputs, Mapping) else None
-    is_float = isinstance(labels, Tensor) and labels.ndim == 2 and labels.is_floating_point()
-    return labels if is_float else None
+    if not isinstance(labels, Tensor) or labels.ndim != 2:
+        return None
+    return labels if labels.is_floating_point() or labels.shape[1] == num_labels > 1 else None
 
 
 def has_own_loss(model: nn.Module) -> bool:
@@ -146,26 +151,26 @@ def are_probabilities(labels: Tensor) -> bool:
 
 def settle_problem_type(config: PreTrainedConfig, labels: Tensor) -> None:
     """
-    Sets `config.problem_type` for floating-point labels if it is unset, as the model's head would, or raises.
+    Sets `config.problem_type` for rows of labels if it is unset, as the model's head would, or raises.
 
     Args:
         config (`PreTrainedConfig`): Its `problem_type` becomes `"multi_label_classification"` if it is `None`.
-        labels (`torch.Tensor`): Floating-point labels of shape `(batch_size, num_labels)`.
+        labels (`torch.Tensor`): Labels of shape `(batch_size, num_labels)`. Rows of another length change nothing.
 
     Raises:
         `ValueError`: If `config.problem_type` is unset and the labels may be of either kind. Also if it is
             `"single_label_classification"` and the labels are not class probabilities.
     """
     problem_type = getattr(config, "problem_type", None)
-    if problem_type not in (None, "single_label_classification"):
+    if problem_type not in (None, "single_label_classification") or labels.shape[1] != config.num_labels:
         return
     is_single_label = are_probabilities(labels)
     if problem_type is None and is_single_label:
         # A head takes all floating-point labels for multi-label ones. One label in each row may mean either.
         raise ValueError(
-            "`config.problem_type` must be set for floating-point labels whose rows sum to 1, but is None. "
-            "Set it to 'single_label_classification' for class probabilities, such as those of CutMix and MixUp, or to "
-            "'multi_label_classification' for one probability per label."
+            "`config.problem_type` must be set for labels of shape (batch_size, num_labels) whose rows sum to 1, but is "
+            "None. Set it to 'single_label_classification' for class probabilities, such as those of CutMix and MixUp, or "
+            "to 'multi_label_classification' for one probability per label."
         )
     if problem_type is None:
         config.problem_type = "multi_label_classification"  # a loss of one's own would pass the head by
@@ -207,7 +212,7 @@ def soft_labels_in_heads(model: nn.Module) -> Iterator[None]:
     def loss_function(labels, *args, **kwargs):
         # Heads name the logits in one of two ways, or not at all.
         logits = args[0] if args else kwargs.get("pooled_logits", kwargs.get("logits"))
-        is_soft = labels.is_floating_point() and labels.shape == logits.shape
+        is_soft = labels.shape == logits.shape
         return soft_label_cross_entropy(logits, labels) if is_soft else original(labels, *args, **kwargs)
 
     model.loss_function = loss_function

@@ -26,7 +26,7 @@ from transformers.utils.generic import find_labels
 from .captured import CapturedPasses
 from .checks import allow_graphs, check_logits, check_smallest, check_transform
 from .dense.inputs import check_rotations, select_rows, transform_images
-from .losses import ProblemTypeCheck, get_float_labels, get_logits, has_own_loss, soft_label_cross_entropy
+from .losses import ProblemTypeCheck, get_label_rows, get_logits, has_own_loss, soft_label_cross_entropy
 from .messages import shorten
 from .sampling import draw_blocks, draw_widths, step_generator
 from .settings import GradAugSettings
@@ -447,7 +447,8 @@ class GradAug:
 
     def _get_soft_labels(self, inputs: Mapping[str, Any]) -> Tensor | None:
         """The batch's labels if they are class probabilities, else `None`."""
-        labels, config = get_float_labels(inputs), self.model.config
+        config = self.model.config
+        labels = get_label_rows(inputs, config.num_labels)
         if labels is None or (self.target_kind.learns_from_labels and getattr(config, "problem_type", None) is None):
             return None
         self._settle_problem_type(config, labels)

@@ -96,6 +96,41 @@ def test_a_multi_label_loss_of_ones_own(tmp_path):
     assert targets.tolist() == [[0.5, 0.5, 0.5]]
 
 
+def sigmoid_loss(outputs, labels, num_items_in_batch=None):
+    return F.binary_cross_entropy_with_logits(outputs.logits, labels.float())
+
+
+def packed_loss(outputs, labels, num_items_in_batch=None):
+    """Of labels that MixUp packed: a class, another one, and the share of the first."""
+    losses = [F.cross_entropy(outputs.logits, labels[:, column].long(), reduction="none") for column in (0, 1)]
+    return torch.lerp(losses[1], losses[0], labels[:, 2]).mean()
+
+
+PACKED = torch.tensor([[1, 2, 0.3], [0, 1, 0.5], [3, 0, 0.9]])
+
+
+@pytest.mark.parametrize(
+    "rows, num_labels, given, loss, problem_type",
+    [
+        (SEVERAL.long(), 3, None, sigmoid_loss, "multi_label_classification"),
+        (SEVERAL.bool(), 3, None, sigmoid_loss, "multi_label_classification"),
+        (ONE_EACH.long(), 3, "single_label_classification", None, "single_label_classification"),
+        (PACKED, 4, None, packed_loss, None),
+        (PACKED, 4, "single_label_classification", packed_loss, "single_label_classification"),
+    ],
+)
+def test_rows_of_labels_of_any_type_and_length(tmp_path, rows, num_labels, given, loss, problem_type):
+    """Rows of the length `num_labels` say what the classes are, whatever their type; others say nothing about them."""
+    model = tiny_model(num_labels=num_labels, problem_type=given)
+    kwargs = {"train_dataset": FloatLabels(rows), "eval_dataset": None, "compute_loss_func": loss}
+    trainer = tiny_trainer(tmp_path, model, trainer_kwargs=kwargs, max_steps=1)
+    trainer.train()
+    assert model.config.problem_type == problem_type
+    targets = trainer.gradaug.target_kind.from_outputs({"logits": torch.zeros(1, num_labels)})
+    multi_label = problem_type == "multi_label_classification"
+    torch.testing.assert_close(targets, torch.full_like(targets, 0.5 if multi_label else 1 / num_labels))
+
+
 def test_soft_targets_of_a_multi_label_model():
     logits, other = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)).double()
     other.requires_grad_()
