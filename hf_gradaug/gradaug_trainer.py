@@ -111,7 +111,8 @@ class GradAugMixin(SharedTrainerMixin):
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         model = super().call_model_init(trial)
-        if self.gradaug_settings.num_subnetworks > 0:
+        # A search's trial sets its settings after this, and then the Trainer makes its accelerator anew.
+        if trial is None and self.gradaug_settings.num_subnetworks > 0:
             self._make_gradaug(model)
         return model
 

@@ -33,7 +33,6 @@ from .settings import GradAugSettings
 from .slimmable.depth import KeptBlocks, depths_of
 from .slimmable.image_size import can_train_on_one_image, check_image_size
 from .slimmable.model import Build, make_slimmable
-from .slimmable.narrowing import check_width
 from .targets import TARGETS, SoftTargets
 from .transforms import Transform, random_transform, scaled_count, scaled_size
 
@@ -338,7 +337,7 @@ class GradAug:
     ):
         self.model = make_slimmable(model, build=build)
         self.settings = GradAugSettings() if settings is None else settings
-        check_width(self.settings.min_width, "min_width")  # a search of settings may have changed it
+        GradAugSettings.__post_init__(self.settings)  # a search of settings may have changed them
         self.seed = seed
         self.transform = transform
         self.image_name = getattr(model, "main_input_name", "pixel_values")

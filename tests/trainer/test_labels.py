@@ -424,10 +424,19 @@ def test_the_filter_of_logged_losses_does_not_wait(tmp_path):
     assert GradAugSettings().nonfinite_loss == "stop"
 
 
-def test_a_width_that_a_search_set():
+@pytest.mark.parametrize(
+    "chosen, message",
+    [
+        ({"min_width": 1.5}, "`min_width`.*1.5"),
+        ({"min_width": 0.9, "width_choices": [0.5, 1.0]}, "`width_choices` must be .* in \\[min_width, 1\\].*0.5"),
+        ({"subnetwork_batch_fraction": 1.5}, "`subnetwork_batch_fraction` must be in .*1.5"),
+    ],
+)
+def test_settings_that_a_search_set(chosen, message):
     settings = GradAugSettings()
-    settings.min_width = 1.5
-    with pytest.raises(ValueError, match="`min_width`.*1.5"):
+    for name, value in chosen.items():
+        setattr(settings, name, value)
+    with pytest.raises(ValueError, match=message):
         GradAug(tiny_model(), settings)
 
 

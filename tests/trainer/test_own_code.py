@@ -2,6 +2,7 @@
 """What a user's own code does to a trainer, its model, and its batches."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from helpers.tiny import (
 )
 from torch.nn.functional import cross_entropy
 from transformers import BatchFeature, ResNetForImageClassification, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import HPSearchBackend
 
 from hf_gradaug import DistillationTrainer, GradAug, GradAugConfig, GradAugSettings, GradAugTrainer, make_slimmable
 
@@ -231,6 +233,26 @@ def test_a_model_init_without_sub_networks_makes_a_plain_model(tmp_path):
     trainer.args.num_subnetworks = 0
     trainer.train()
     assert type(trainer.model) is type(tiny_model()) and not subnetwork_losses(trainer)
+
+
+def test_each_trial_of_a_search_has_its_model_and_settings(tmp_path, monkeypatch):
+    """The second model has no block to drop, as the first trial's settings do."""
+    monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial.params)
+    depths = {0: [2, 1, 1], 1: [1, 1, 1], None: [2, 1, 1]}
+    trainer = tiny_trainer(
+        tmp_path,
+        trainer_kwargs={
+            "model_init": lambda trial: tiny_model("resnet-basic", depths=depths[getattr(trial, "number", None)])
+        },
+        max_steps=1,
+    )
+    trainer.hp_search_backend, trainer.hp_space = HPSearchBackend.OPTUNA, lambda trial: trial.params
+    for number, params in enumerate([{"subnetwork_kind": "depth"}, {"subnetwork_kind": "width", "min_width": 0.5}]):
+        trainer.train(trial=SimpleNamespace(number=number, params=params))
+        assert trainer.gradaug.model is trainer.model and trainer.gradaug.settings is trainer.args
+        (line,) = [row for row in trainer.state.log_history if "loss" in row]
+        assert line["loss_subnetworks"] > 1e-3 and ("subnetwork_depth" in line) == (number == 0)
+    assert line["subnetwork_width"] < 0.9
 
 
 def test_temperature_follows_the_settings():
