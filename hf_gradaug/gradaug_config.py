@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
-from .settings import GradAugSettings
+from .settings import GradAugSettings, as_numbers
 
 
 @dataclass
@@ -33,7 +33,7 @@ class GradAugConfig(GradAugSettings, TrainingArguments):
             See `TrainingArguments`.
 
     Raises:
-        `ValueError`: If a setting is out of range.
+        `ValueError`: If a setting is out of range, or `lr_milestones` are given with another scheduler.
     """
 
     lr_milestones: list[float] | None = field(
@@ -64,6 +64,7 @@ class GradAugConfig(GradAugSettings, TrainingArguments):
             raise ValueError(f"`label_smoothing_factor` must be in [0, 1], but is {self.label_smoothing_factor}.")
         if self.lr_milestones is None:
             return
+        self.lr_milestones = as_numbers("lr_milestones", self.lr_milestones)
         if not (self.lr_milestones and all(0 < share < 1 for share in self.lr_milestones)):
             raise ValueError(
                 f"`lr_milestones` must be one or more fractions of the run in (0, 1), but is {self.lr_milestones}."

@@ -191,7 +191,7 @@ class GradAugSettings:
         for name, low in (("num_subnetworks", 0), ("width_divisor", 1), ("subnetwork_every", 1)):
             value = getattr(self, name)
             if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
-                raise ValueError(f"`{name}` must be a whole number, {low} or more, but is {value}.")
+                raise ValueError(f"`{name}` must be a whole number, {low} or more, but is {value!r}.")
             setattr(self, name, int(value))
         for name in _NUMBERS:
             value = _as_number(getattr(self, name))
@@ -200,11 +200,7 @@ class GradAugSettings:
             setattr(self, name, value)
         for name in _LISTS:
             if (values := getattr(self, name)) is not None:
-                is_list = hasattr(values, "__len__") and not isinstance(values, str)
-                numbers = [_as_number(value) for value in values] if is_list else [None]
-                if None in numbers:
-                    raise ValueError(f"`{name}` must be a list of finite numbers, but is {values!r}.")
-                setattr(self, name, numbers)
+                setattr(self, name, as_numbers(name, values))
         check_width(self.min_width, "min_width")
         for name, options in _OPTIONS.items():
             value = getattr(self, name)
@@ -262,6 +258,15 @@ def _as_number(value: Any) -> int | float | None:
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         return None
     return int(value) if isinstance(value, Integral) else float(value)
+
+
+def as_numbers(name: str, values: Any) -> list[int | float]:
+    """The list, as Python's own numbers. Raises a `ValueError` if it is not a list of finite numbers."""
+    is_list = hasattr(values, "__len__") and not isinstance(values, str)
+    numbers = [_as_number(value) for value in values] if is_list else [None]
+    if None in numbers:
+        raise ValueError(f"`{name}` must be a list of finite numbers, but is {values!r}.")
+    return numbers
 
 
 def settings_as_dict(settings: GradAugSettings) -> dict[str, Any]:

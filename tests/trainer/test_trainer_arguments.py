@@ -132,6 +132,11 @@ def test_settings_outside_their_range(tmp_path, name, value):
     assert str(value[0] if isinstance(value, list) and value else value) in str(error.value)
 
 
+def test_a_number_as_text_is_quoted():
+    with pytest.raises(ValueError, match="`num_subnetworks` must be a whole number, 0 or more, but is '3'"):
+        GradAugSettings(num_subnetworks="3")
+
+
 def test_settings_of_numpy_are_saved_with_the_model(tmp_path):
     given = {"num_subnetworks": np.int64(2), "min_width": np.float32(0.5), "temperature": np.float64(2)}
     given |= {"scales": np.array([1.0, 0.5]), "width_choices": np.float32([1, 0.5]), "rotations": (0, np.int32(90))}
