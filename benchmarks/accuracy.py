@@ -61,21 +61,21 @@ class AccuracyArguments:
     )
     arms: list[str] | None = field(
         default=None,
-        metadata={"help": "Run only these arms, and those that they build on; a later run does the rest."},
+        metadata={"help": "Run only these arms and the arms that they depend on; a later run does the rest."},
     )
     results_dir: str = field(
-        default="docs/results", metadata={"help": "Folder of the lines of results, tables and pictures."}
+        default="docs/results", metadata={"help": "Folder for the results (.jsonl), tables and plots."}
     )
-    work_dir: str = field(default="outputs/accuracy", metadata={"help": "Folder of the models and logs."})
+    work_dir: str = field(default="outputs/accuracy", metadata={"help": "Folder for the models and logs."})
     smoke: bool = field(
-        default=False, metadata={"help": "Two cells of one step, in a temporary folder, to see that the study runs."}
+        default=False, metadata={"help": "Run two cells of one step in a temporary folder, as a quick check."}
     )
 
     def __post_init__(self):
         for name in ("jobs", "max_cells"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, but it must be 1 or more.")
+                raise ValueError(f"`{name}` must be 1 or more, but is {value}.")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"`minutes` must be above 0, but is {self.minutes}.")
 

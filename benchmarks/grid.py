@@ -236,8 +236,8 @@ class Grid:
                 times = (times - 1) / (1 + TEACHER_FORWARD)
             if times <= 0:
                 raise ValueError(
-                    f"compute_of of the arm '{cell.arm}' in {self.study.path} is '{target}', but that takes no more FLOPs "
-                    "than the teacher's training alone."
+                    f"`compute_of` of the arm '{cell.arm}' in {self.study.path} must take more FLOPs than the teacher's run, "
+                    f"but is '{target}', which doesn't."
                 )
             if "max_steps" in flags:
                 flags["max_steps"] = max(1, round(flags["max_steps"] * times))

@@ -54,16 +54,20 @@ class RobustnessBenchmarkArguments:
     )
     study: str | None = field(
         default=None,
-        metadata={"help": "A study whose models are measured on its images. None is trained."},
+        metadata={"help": "YAML file of a study. Its saved models are measured on its images; nothing is trained."},
     )
     work_dir: str = field(default="outputs/accuracy", metadata={"help": "Folder of the study's models."})
     arms: list[str] | None = field(
         default=None,
-        metadata={"help": "What is compared, with the first of them. Defaults to the baseline and all other arms."},
+        metadata={
+            "help": "Arms to measure. The others are compared with the first. Defaults to the baseline and all other arms."
+        },
     )
-    train_flags: str = field(default="", metadata={"help": "More flags for every training, in one string."})
-    eval_flags: str = field(default="", metadata={"help": "More flags for the measurement, likewise."})
-    smoke: bool = field(default=False, metadata={"help": "The smallest settings, to see that it runs."})
+    train_flags: str = field(
+        default="", metadata={"help": "Further flags of run_image_classification.py for every run, in one string."}
+    )
+    eval_flags: str = field(default="", metadata={"help": "Further flags of evaluate_robustness.py, in one string."})
+    smoke: bool = field(default=False, metadata={"help": "Run the smallest settings as a quick check."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
     plot: str | None = field(
         default=None, metadata={"help": "PNG file for the plot. The plot of a study is written beside the output."}
@@ -81,11 +85,11 @@ class RobustnessBenchmarkArguments:
             raise ValueError(f"`arms` must be of {', '.join(known)}, but is {', '.join(self.arms)}.")
         self.baseline = self.arms[0]
         if self.study and self.output is None:
-            raise ValueError("`output` is not given, but with `study` a table and a picture are written beside it.")
+            raise ValueError("`output` must be given with `study`, for the table and the plot, but is None.")
         if self.study and (self.train_flags or self.plot):
             raise ValueError(
-                "`train_flags` and `plot` must not be given with `study`, whose models are trained already, and whose picture "
-                "lies beside the output."
+                "`train_flags` and `plot` must not be given with `study`, but one is. The models of a study are trained already, "
+                "and its plot is written beside the output."
             )
         seeds = self.read_study.seeds if self.study else [1, 2, 3, 4, 5]
         self.seeds = self.seeds or seeds

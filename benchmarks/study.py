@@ -97,10 +97,12 @@ class Study:
     def _check(self) -> None:
         for name, allowed in (("split", SPLITS), ("metric", METRICS)):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is '{getattr(self, name)}' in {self.path}, but must be one of {[*allowed]}.")
+                raise ValueError(
+                    f"`{name}` in {self.path} must be one of {[*allowed]}, but is '{getattr(self, name)}'."
+                )
         seeds = self.seeds
         if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds) or len({*seeds}) < len(seeds):
-            raise ValueError(f"seeds is {seeds} in {self.path}, but must be a list of whole numbers, each once.")
+            raise ValueError(f"`seeds` in {self.path} must be a list of whole numbers, each once, but is {seeds}.")
         if self.enough is not None and (self.split != "validation" or not self.enough > 0):
             raise ValueError(
                 f"`enough` must be above 0, of a study of the validation split, but is {self.enough} in {self.path}, whose split "
@@ -127,11 +129,11 @@ class Study:
                 for name, other in [(key, value) for key in named for value in as_list(settings.get(key, []))]:
                     if other not in named[name]:
                         raise ValueError(
-                            f"{name} of the arm '{arm}' in {self.path} is '{other}', but must be one of {named[name]}."
+                            f"`{name}` of the arm '{arm}' in {self.path} must be one of {named[name]}, but is '{other}'."
                         )
             earlier.append(arm)
         if self.baseline not in earlier:
-            raise ValueError(f"baseline is '{self.baseline}' in {self.path}, but must be an arm, of {earlier}.")
+            raise ValueError(f"`baseline` in {self.path} must be one of the arms {earlier}, but is '{self.baseline}'.")
 
     def _check_search(self) -> None:
         search = self.tuned_by
@@ -139,13 +141,13 @@ class Study:
             return
         if search.split != "validation" or {*search.seeds} & {*self.seeds}:
             raise ValueError(
-                f"tuned_by is {search.path} in {self.path}, but must be a study of the validation split, with other seeds "
-                f"than {self.seeds}: it has the split '{search.split}' and the seeds {search.seeds}."
+                f"`tuned_by` in {self.path} must be a study of the validation split, with other seeds than {self.seeds}, but is "
+                f"{search.path}, with the split '{search.split}' and the seeds {search.seeds}."
             )
         if len(search.datasets) > 1 and {*self.datasets} - {*search.datasets}:
             raise ValueError(
-                f"tuned_by is {search.path} in {self.path}, but has the data sets {[*search.datasets]}, and must have one "
-                f"alone, or all of {[*self.datasets]}."
+                f"`tuned_by` in {self.path} must have a single data set, or all of {[*self.datasets]}, but is {search.path}, with "
+                f"{[*search.datasets]}."
             )
 
     def smallest(self) -> "Study":
@@ -184,7 +186,8 @@ class Study:
             return {dataset: float(dataset.split()[0]) for dataset in self.datasets}
         except ValueError as error:
             raise ValueError(
-                f"axis is '{self.axis}' in {self.path}, but the data sets don't begin with a number: {[*self.datasets]}."
+                f"`axis` in {self.path} must be left out unless each data set begins with a number, but is '{self.axis}' for "
+                f"{[*self.datasets]}."
             ) from error
 
 

@@ -137,8 +137,8 @@ def run(args: LoopArguments, data_args: DataArguments, settings: GradAugSettings
     accelerator = Accelerator()
     if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
         raise ValueError(
-            f"This script trains with DistributedDataParallel, but the configuration of Accelerate says "
-            f"{accelerator.distributed_type.value}: use run_image_classification.py, whose trainer knows how."
+            "This script supports only a single process or DistributedDataParallel, but Accelerate is configured for "
+            f"{accelerator.distributed_type.value}. Use run_image_classification.py."
         )
     set_seed(args.seed)
 

@@ -101,7 +101,7 @@ class CapturedPasses:
             numbers (`tuple[float, ...]`, *optional*): What the passes compute with. Captures hold these: others are new.
         """
         if device.type != "cuda":
-            raise ValueError(f"`cuda_graphs` must be False on other devices than GPUs, but is True on {device}.")
+            raise ValueError(f"`cuda_graphs` must be False on devices other than CUDA GPUs, but is True on {device}.")
         self._is_open = False
         if numbers != self._numbers:
             self._numbers = numbers

@@ -294,7 +294,7 @@ class CocoDataset(Dataset):
             ) from error
         if (height, width) != (entry["height"], entry["width"]):
             raise ValueError(
-                f"The mask of annotation {item['id']} must have the size of picture {entry['file_name']}, {entry['height']} x "
+                f"The mask of annotation {item['id']} must have the size of its image '{entry['file_name']}', {entry['height']} x "
                 f"{entry['width']}, but has {height} x {width}."
             )
         if isinstance(counts, list) and sum(counts) != height * width:

@@ -78,7 +78,7 @@ class DenseModelArguments(CommonModelArguments):
         if len(given) > 1:
             values = {name: getattr(self, name) for name in given}
             raise ValueError(
-                f"Of `model_name_or_path`, `config_name` and `backbone` one can be given, but are {values}."
+                f"Only one of `model_name_or_path`, `config_name` and `backbone` can be given, but several are: {values}."
             )
 
 

@@ -54,7 +54,7 @@ def get_train_transform(
     scale, padding = random_resized_crop_scale, random_crop_padding
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
         raise ValueError(
-            f"`random_resized_crop_scale` must be two shares of the area in (0, 1], least first, but is {list(scale)}."
+            f"`random_resized_crop_scale` must be two fractions of the area in (0, 1], the smaller one first, but is {list(scale)}."
         )
     if not color_jitter >= 0:
         raise ValueError(f"`color_jitter` must be 0 or more, but is {color_jitter}.")

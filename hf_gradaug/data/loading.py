@@ -109,7 +109,10 @@ class ImageData:
             `ValueError`: If the split is missing.
         """
         if split not in self.splits:
-            raise ValueError(f"There is no {split} split; the splits of {self.name} are {shorten(self.splits)}.")
+            raise ValueError(
+                f"There is no {split} split; the splits of {self.name} are {shorten(self.splits)}. Give `{split}_dir` or "
+                f"`{split}_split_name`."
+            )
         dataset = self.splits[split]
         label_column = self.label_column if self.label_column in dataset.column_names else None
         if split == "test" and label_column and (_get_labels(dataset, label_column) == -1).all():

@@ -91,7 +91,7 @@ def get_streaming_arguments(
         values["dataloader_num_workers"] = shards
         logger.warning(
             f"dataloader_num_workers is {args.dataloader_num_workers}, but there are {stream.num_shards} shards for "
-            f"{args.world_size} process(es): {shards} worker(s) a process are used."
+            f"{args.world_size} process(es), so {shards} worker(s) per process are used."
         )
     if stream.num_shards < args.world_size:
         logger.warning(

@@ -78,7 +78,7 @@ class TrainingStream(IterableDataset):
         world_size: int = 1,
     ):
         if buffer_size < 1:
-            raise ValueError(f"`buffer_size` must be 1 (no shuffling but by shards) or more, but is {buffer_size}.")
+            raise ValueError(f"`buffer_size` must be 1 (only the shards are shuffled) or more, but is {buffer_size}.")
         if not 0 <= rank < world_size:
             raise ValueError(f"`rank` must be in 0..{world_size - 1} (world_size is {world_size}), but is {rank}.")
         self.stream = stream
@@ -217,7 +217,7 @@ class _Rows:
             # A reader can go without for some epochs, if there are hardly more examples than readers.
             empty_epochs = empty_epochs + 1 if is_empty else 0
             if empty_epochs > num_shards + self.num_readers:
-                raise ValueError("The training stream has no images.")
+                raise ValueError("The training stream has no images. Check the files that it reads.")
             yield None
 
     def _read_shard(self, index: int) -> Iterator[dict[str, Any]]:

@@ -103,7 +103,7 @@ def leading_blocks(
             spare -= numbers[stage] - 1
     if len(numbers) != len(depths) or not all(1 <= number <= depth for number, depth in zip(numbers, depths)):
         raise ValueError(
-            f"`num_blocks` must have a number for each of the stages, in 1 to {depths}, or be a single one in "
+            f"`num_blocks` must be a number per stage, from 1 to {depths}, or one number for the whole model, from "
             f"{len(depths)} to {sum(depths)}, but is {num_blocks}."
         )
     return tuple(tuple(range(number)) for number in numbers)
@@ -133,8 +133,8 @@ def shallower_config(config: PreTrainedConfig, kept_blocks: KeptBlocks) -> PreTr
     )
     if not fits:
         raise ValueError(
-            "`kept_blocks` must have indices of blocks, ascending from 0, for each of the stages, which have "
-            f"{depths} blocks, but is {kept}."
+            "`kept_blocks` must list the indices of the kept blocks per stage, ascending from 0, but is "
+            f"{kept}. The stages have {depths} blocks."
         )
     if (backbone := config_with_blocks(config)) is not config:
         config = copy.copy(config)

@@ -57,7 +57,7 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     groups, sizes = config.num_groups, list(config.hidden_sizes)
     if config.width_factor != 1 or any(size % 32 for size in sizes):
         raise ValueError(
-            f"bit narrows where `width_factor` is 1 and `hidden_sizes` are multiples of 32, but they are "
+            "`width_factor` and `hidden_sizes` must be 1 and multiples of 32 for sub-networks of bit, but are "
             f"{config.width_factor} and {sizes}."
         )
     step = math.lcm(*(32 * groups // math.gcd(32 * groups, size) for size in sizes))
@@ -87,8 +87,8 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     config.depth_multiplier *= narrow.width
     if len(set(joined_counts())) != len(set(full)):
         raise ValueError(
-            f"`width` must be larger for mobilenet_v2, but is {narrow.width}. Rounding would make some of its counts "
-            f"{full} equal, and blocks would become residual."
+            f"`width` must be larger for mobilenet_v2, but is {narrow.width}. Rounding would make some of the channel "
+            f"counts {full} equal, which adds shortcuts that the full network doesn't have."
         )
 
 

@@ -93,15 +93,18 @@ def _parts(config: PreTrainedConfig, name: str) -> dict[int, int | Sequence[int]
 def _sizes(parts: int | Sequence[int], length: int, name: str, dim: int) -> list[int]:
     sizes = [length // parts] * parts if isinstance(parts, int) else list(parts)
     if sum(sizes) != length:
-        raise ValueError(f"Dimension {dim} of {name!r} has length {length}, but is registered to divide into {parts}.")
+        raise ValueError(
+            f"`parts` of {name!r} must divide dimension {dim}, of length {length}, but is {parts}. Correct it in "
+            "`register_narrowing`."
+        )
     return sizes
 
 
 def _leading_of_parts(full: list[int], narrow: list[int], name: str, dim: int) -> list[slice]:
     if len(full) != len(narrow) or any(n > f for f, n in zip(full, narrow)):
         raise ValueError(
-            f"Dimension {dim} of {name!r} divides into {full} in the full network, which a sub-network's {narrow} "
-            "don't fit."
+            f"`parts` of {name!r} must be as many and no larger in a sub-network, but dimension {dim} has parts {full} in the "
+            f"full network and {narrow} in a sub-network. Correct it in `register_narrowing`."
         )
     spans: list[slice] = []
     for start, length in zip(itertools.accumulate(full, initial=0), narrow):

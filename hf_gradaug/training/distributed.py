@@ -100,7 +100,7 @@ def shard_as_one_unit(model: nn.Module, plugin: FullyShardedDataParallelPlugin) 
         ("ignored_modules", None),
     ):
         if value := getattr(plugin, name):
-            raise ValueError(f"GradAug needs `{name}` of FSDP to be {default}, but it is {value}.")
+            raise ValueError(f"`{name}` of FSDP must be {default} with GradAug, but is {value}.")
     num_processes = torch.distributed.get_world_size()
     for name, parameter in model.named_parameters():
         if len(parameter) < num_processes:  # Accelerate identifies parameters by the addresses of their parts

@@ -90,8 +90,8 @@ class FaultToleranceMixin(HiddenTokenMixin):
                 f"`resume_from_checkpoint` must not be set without a complete checkpoint in '{self.args.output_dir}', but is "
                 f"set: {what}. Leave it out to start from the beginning."
             )
-        start = "starts from the beginning" if checkpoint is None else f"goes on from '{checkpoint}'"
-        self._warn(f"The training {start}, because what is newer can't be used: {what}.")
+        start = "starts from the beginning" if checkpoint is None else f"resumes from '{checkpoint}'"
+        self._warn(f"The run {start}, because newer checkpoints can't be used: {what}.")
         return checkpoint
 
     def _check_classes(self, checkpoint: str) -> None:
@@ -113,7 +113,7 @@ class FaultToleranceMixin(HiddenTokenMixin):
         own = getattr(self, "gradaug_settings", GradAugSettings(num_subnetworks=0))
         if changes := describe_changes(own, checkpoint):
             self._warn(
-                f"The run goes on from '{checkpoint}' with changed GradAug settings: {'; '.join(changes)}. To avoid "
+                f"The run resumes from '{checkpoint}' with changed GradAug settings: {'; '.join(changes)}. To avoid "
                 "that, resume with the checkpoint's settings. With 0 sub-networks, it is plain training."
             )
 

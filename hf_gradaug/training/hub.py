@@ -111,7 +111,8 @@ class HubMixin(HiddenTokenMixin):
       are pushed and `save_total_limit` deletes some, training waits for the running push instead.
 
     Raises:
-        [`HubPushError`]: If the repository can't be written to, or a push fails for good.
+        [`HubPushError`]: If the repository can't be written to, or files are still missing after the retries.
+        `ValueError`: If `hub_private_repo` is on and the repository is public, or FSDP doesn't save the full state dict.
     """
 
     def __init__(self, *args, **kwargs):
@@ -311,7 +312,9 @@ class HubMixin(HiddenTokenMixin):
             for upload, reason in self._missing_uploads.items():
                 parts.append(f"Pushing '{upload.folder}' to '{upload.repo_id}' failed. {reason}")
                 if os.path.isdir(upload.folder):
-                    parts.append(f"Its files are there, whole. This pushes what is missing:\n    {upload.command}")
+                    parts.append(
+                        f"The folder is complete. This command uploads what is missing:\n    {upload.command}"
+                    )
             raise HubPushError("\n".join(parts))
 
     @contextlib.contextmanager
@@ -337,7 +340,7 @@ def _persist(attempt: Callable[[], T], then: Callable[[], T] | None = None) -> T
         except Exception as error:
             if not _may_pass(error):
                 raise
-            logger.warning(f"A request to the Hub failed and is tried again in {wait} s: {type(error).__name__}.")
+            logger.warning(f"A request to the Hub failed and is retried in {wait} s: {type(error).__name__}.")
         time.sleep(wait)
         attempt = then or attempt
     return attempt()

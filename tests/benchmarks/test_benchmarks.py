@@ -291,7 +291,7 @@ def test_robustness_of_the_models_of_a_study(tmp_path):
     ]
     with pytest.raises(ValueError, match="`arms` must be of plain, CutMix, but is GradAug"):
         robustness.main([*flags, "--arms", "GradAug"])
-    with pytest.raises(ValueError, match="`output` is not given"):
+    with pytest.raises(ValueError, match="`output` must be given with `study`"):
         robustness.main(flags[:2])
     with pytest.raises(ValueError, match="must not be given with `study`"):
         robustness.main([*flags, "--train_flags", "--max_steps 1"])

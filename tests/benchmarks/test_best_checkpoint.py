@@ -46,15 +46,15 @@ def test_best_model_on_the_validation_images_is_trained_again(tmp_path):
     accuracy = json.loads((tmp_path / "out" / "eval_results.json").read_text())["eval_accuracy"]
     assert {result.metric_type: result.metric_value for result in card.data.eval_results}["accuracy"] == accuracy
     assert AutoModelForImageClassification.from_pretrained(tmp_path / "out").config.hidden_sizes == [8, 16]
-    with pytest.raises(ValueError, match="output_dir is .* but must be a new folder"):
+    with pytest.raises(ValueError, match="`output_dir` must be a new folder, but is"):
         best_checkpoint.main([str(path), *folders])
 
 
 def test_studies_without_a_choice_are_refused(tmp_path):
     _, grid = make_study(tmp_path)
     grid.lines.popitem()
-    with pytest.raises(ValueError, match="but 1 of its cells have not run"):
+    with pytest.raises(ValueError, match="but is .*, and 1 of its cells have not run"):
         best_checkpoint.find_best(grid)
     grid.study.split = "validation"
-    with pytest.raises(ValueError, match="study is .*shapes.yaml"):
+    with pytest.raises(ValueError, match="`study` must .*shapes.yaml"):
         best_checkpoint.find_best(grid)

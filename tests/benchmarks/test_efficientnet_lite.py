@@ -36,7 +36,7 @@ def test_gates_stay_open():
 
 
 def test_errors_name_what_is_wrong(tmp_path):
-    with pytest.raises(ValueError, match="output_dir is .* but must be a new folder"):
+    with pytest.raises(ValueError, match="`output_dir` must be a new folder, but is"):
         efficientnet_lite.main(["--output_dir", str(tmp_path)])
     with pytest.raises(ValueError, match="'head.weight' is no weight of EfficientNet-Lite0"):
         efficientnet_lite.convert({"head.weight": torch.zeros(1)})

@@ -9,6 +9,7 @@ from helpers.images import ROOT
 
 
 FILES = sorted(file for folder in ("hf_gradaug", "examples") for file in (ROOT / folder).rglob("*.py"))
+BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
 # A message about an argument begins with its name, which is in backticks, or a placeholder for such a name.
 ARGUMENT = re.compile(r"`|[a-z]\w*_\w+ |([a-z]\w*|\{\w+\}) (is|are|has) ")
 GRAMMAR = re.compile(r"`[^`]+`(( and|, with|, of| of|, in| in) [^,]*)? must .*?\bbut\b ", re.S)
@@ -74,6 +75,6 @@ def test_there_are_messages():
     assert sum(len(messages(file)) for file in FILES) > 100
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+@pytest.mark.parametrize("file", [*FILES, *BENCHMARKS], ids=lambda file: str(file.relative_to(ROOT)))
 def test_errors_keep_the_grammar(file):
     assert not [message for message in messages(file) if breaks_grammar(message)]

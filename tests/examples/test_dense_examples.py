@@ -379,7 +379,7 @@ def test_errors_name_the_argument(tasks, folder, tmp_path):
         main(task, [*QUIET, *out, "--do_train", "--train_dir", "x"])
     with pytest.raises(ValueError, match="`validation_dir` and `validation_annotations`"):
         main(task, [*QUIET, *out, "--do_eval", "--train_dir", folder[0], "--train_annotations", folder[1]])
-    with pytest.raises(ValueError, match="`backbone` one can be given.*'model_name_or_path': 'a', 'backbone': 'b'"):
+    with pytest.raises(ValueError, match="but several are: .*'model_name_or_path': 'a', 'backbone': 'b'"):
         main(task, [*QUIET, *out, "--do_train", "--model_name_or_path", "a", "--backbone", "b"])
     with pytest.raises(ValueError, match="`do_train`, `do_eval` or both"):
         main(task, [*QUIET, *out])

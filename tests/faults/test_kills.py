@@ -51,7 +51,7 @@ def test_kills_in_a_save_at_each_of_its_files(examples, uninterrupted, weights, 
         assert killed.code == -9, killed.text
         assert (folder / name).exists()
         if number:
-            assert "goes on from" in killed.text and f"{folder}/" in killed.text
+            assert "resumes from" in killed.text and f"{folder}/" in killed.text
         checkpoint, damages = find_checkpoint(out)
         assert checkpoint == str(out / "checkpoint-4") and [damage.is_unfinished for damage in damages] == [True]
     finished = examples("folder").run(out, *RESUME)

@@ -88,7 +88,7 @@ def test_truncated_checkpoint_is_passed_over(trained, tmp_path, caplog, name):
         trainer.train(resume_from_checkpoint=True)
     warnings = [record.getMessage() for record in caplog.records if record.name.startswith("hf_gradaug")]
     assert len(warnings) == 1
-    assert str(out / "checkpoint-4" / name) in warnings[0] and f"goes on from '{out / 'checkpoint-2'}'" in warnings[0]
+    assert str(out / "checkpoint-4" / name) in warnings[0] and f"resumes from '{out / 'checkpoint-2'}'" in warnings[0]
     assert largest_difference(state_of(trainer.model), trained[1]) == 0
     assert find_damage(out / "checkpoint-4") is None  # saved again
 

@@ -199,7 +199,7 @@ def test_missing_areas_boxes_and_wrong_masks(tmp_path):
     with pytest.raises(ValueError, match="Annotation 1 must have `bbox` or `segmentation`"):
         make_dataset(edit(files, segmentation=None))[0]
     assert make_dataset(edit(files, bbox=[6, 4, 10, 5]))[0]["targets"]["area"].tolist() == [50]
-    with pytest.raises(ValueError, match="mask of annotation 1 must have the size of picture photo.png, 24 x 40"):
+    with pytest.raises(ValueError, match="mask of annotation 1 must have the size of its image 'photo.png', 24 x 40"):
         make_dataset(edit(files, segmentation={"size": [40, 24], "counts": [960]}))[0]
     with pytest.raises(
         ValueError, match=r"`category_id` of annotation 1 must be one of the categories \[1\], but is 9"

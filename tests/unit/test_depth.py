@@ -192,7 +192,7 @@ def test_kept_blocks_that_do_not_fit(wrong):
     with pytest.raises(ValueError) as error:
         model.subnetwork(1.0, kept_blocks=wrong)
     assert "`kept_blocks`" in str(error.value)
-    assert f"[3, 1, 1] blocks, but is {wrong}" in str(error.value)
+    assert f"but is {wrong}. The stages have [3, 1, 1] blocks." in str(error.value)
 
 
 def test_families_without_depth():

@@ -94,8 +94,8 @@ def test_what_a_forward_writes_does_not_outlive_it():
             r"swin narrows by whole heads, in all stages alike \(\[2, 3\]\)",
         ),
         (ViTConfig(num_attention_heads=1), 0.5, 1, "vit narrows by whole heads.*its 768 channels can't be divided"),
-        (BitConfig(hidden_sizes=[64, 40], depths=[1, 1]), 0.5, 1, r"multiples of 32, but they are 1 and \[64, 40\]"),
-        (BitConfig(width_factor=2), 0.5, 1, "`width_factor` is 1 .* but they are 2 and"),
+        (BitConfig(hidden_sizes=[64, 40], depths=[1, 1]), 0.5, 1, r"multiples of 32 .* but are 1 and \[64, 40\]"),
+        (BitConfig(width_factor=2), 0.5, 1, "`width_factor` and .* must be 1 and .* but are 2 and"),
         (BitConfig(num_groups=2, hidden_sizes=[32, 32], depths=[1, 1]), 0.5, 1, r"whole groups \(2 of 2\)"),
         (MobileNetV2Config(), 0.05, 1, "`width` must be larger for mobilenet_v2, but is 0.05"),
         (MobileNetV2Config(), 0.9, 16, "`width_divisor` must divide 8,.*mobilenet_v2.*but is 16"),
@@ -166,13 +166,11 @@ def test_parts_of_a_users_own_family(monkeypatch):
         view = select(name, (6, 7), narrow_shape, *same).take(tensor)
         assert view.shape == narrow_shape and view.data_ptr() == tensor.data_ptr(), name
 
-    with pytest.raises(ValueError, match=r"Dimension 1 of '1.fusion.weight' has length 8, but.*\[3, 3, 1\]"):
+    with pytest.raises(ValueError, match=r"`parts` of '1.fusion.weight' must .* 1, of length 8, but is \[3, 3, 1\]"):
         select("1.fusion.weight", (6, 8), (4, 5), *configs)
-    with pytest.raises(ValueError, match="Dimension 0 of '1.fusion.weight' has length 5, but.* 2"):
+    with pytest.raises(ValueError, match="`parts` of '1.fusion.weight' must .* 0, of length 5, but is 2"):
         select("1.fusion.weight", (5, 7), (4, 5), *configs)
-    with pytest.raises(
-        ValueError, match=r"Dimension 1 of '1.fusion.weight' divides into \[3, 3, 1\].*\[4, 4, 1\] don't"
-    ):
+    with pytest.raises(ValueError, match=r"dimension 1 has parts \[3, 3, 1\] in .* and \[4, 4, 1\] in"):
         select("1.fusion.weight", (6, 7), (4, 9), *_configs(3, 4))
 
 
