@@ -190,11 +190,13 @@ def get_rows(args: argparse.Namespace, part: str, log: Path) -> Iterator[str]:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=9.0, help="Time for all parts together.")
-    parser.add_argument("--output", type=Path, required=True, help="Folder of the results and logs.")
-    parser.add_argument("--only", nargs="+", choices=[*SHARES], help="These parts alone.")
-    parser.add_argument("--study", help="Name of a file in benchmarks/studies, or a path.")
-    parser.add_argument("--jobs", type=int, default=4, help="Cells of the study at a time.")
+    parser.add_argument("--minutes", type=float, default=9.0, help="Time limit of all parts together, in minutes.")
+    parser.add_argument("--output", type=Path, required=True, help="Folder for the results and logs.")
+    parser.add_argument("--only", nargs="+", choices=[*SHARES], help="Run only these parts.")
+    parser.add_argument(
+        "--study", help="Study for the part study: the name of a file in benchmarks/studies, or a path."
+    )
+    parser.add_argument("--jobs", type=int, default=4, help="Number of the study's cells that run at a time.")
     parser.add_argument("--smoke", action="store_true", help="A dry run with the smallest settings, without a GPU.")
     args = parser.parse_args(argv)
     if args.minutes <= 0:

@@ -78,7 +78,9 @@ BATCH_SIZE = 2  # with one image, BatchNorm would see a single value per channel
 class HostTimeArguments:
     """Options of the benchmark."""
 
-    models: list[str] = field(default_factory=lambda: [*MODELS], metadata={"help": "Of: " + ", ".join(MODELS)})
+    models: list[str] = field(
+        default_factory=lambda: [*MODELS], metadata={"help": "Networks to measure: " + ", ".join(MODELS)}
+    )
     repetitions: int = field(default=30, metadata={"help": "Measured rounds."})
     warmup: int = field(default=3, metadata={"help": "Unmeasured first rounds, 1 or more."})
     processes: int = field(default=1, metadata={"help": "Processes; 2 or more use DistributedDataParallel."})
@@ -88,7 +90,8 @@ class HostTimeArguments:
     )
     device: str = field(default="cpu", metadata={"help": "Device of the networks."})
     clock: Literal["wall", "cpu"] = field(
-        default="wall", metadata={"help": "cpu counts only the CPU time of the process, for busy machines."}
+        default="wall",
+        metadata={"help": "wall measures elapsed time. cpu measures the CPU time of the process, for busy machines."},
     )
     smoke: bool = field(default=False, metadata={"help": "Run the smallest settings as a quick check."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})

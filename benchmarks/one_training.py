@@ -37,11 +37,11 @@ ALONE = {"": "each by itself", ", shared compute": "each by itself, the same com
 class OneTrainingArguments:
     """Options of the benchmark."""
 
-    device: str = field(default="cpu", metadata={"help": "Where the sub-networks are measured."})
+    device: str = field(default="cpu", metadata={"help": "Device to measure the sub-networks on: cpu, cuda, ..."})
     results_dir: str = field(
-        default="docs/results", metadata={"help": "Folder of the study's lines, and of the results."}
+        default="docs/results", metadata={"help": "Folder with the study's results (.jsonl), and for the new ones."}
     )
-    work_dir: str = field(default="outputs/accuracy", metadata={"help": "Folder of the study's models."})
+    work_dir: str = field(default="outputs/accuracy", metadata={"help": "Folder with the study's models."})
 
 
 def find_alone(study: Study) -> dict[str, str]:
@@ -137,7 +137,7 @@ def plot(
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser(OneTrainingArguments)
-    parser.add_argument("study", help="The study's YAML file, whose cells have run.")
+    parser.add_argument("study", help="The study's YAML file. All of its cells must have run.")
     args, rest = parser.parse_args_into_dataclasses(argv)
     study = Study.read(rest.study)
     grid, dataset = Grid(study, args.results_dir, args.work_dir), next(iter(study.datasets))

@@ -106,7 +106,7 @@ class BenchmarkArguments:
     """Options of the benchmark."""
 
     model: Literal["resnet-50", "convnext-tiny", "wrn-16-4"] = field(
-        default="resnet-50", metadata={"help": "Which network."}
+        default="resnet-50", metadata={"help": "Network to measure."}
     )
     batch_size: int = field(default=16, metadata={"help": "Images in a batch."})
     image_size: int | None = field(
@@ -116,19 +116,25 @@ class BenchmarkArguments:
         default="float32", metadata={"help": "Autocast dtype; float32 is without autocast, float16 with a GradScaler."}
     )
     channels_last: bool = field(default=False, metadata={"help": "Use channels_last for weights and images."})
-    width_divisor: int = field(default=1, metadata={"help": "See GradAugSettings."})
-    subnetwork_batch_fraction: float = field(default=1.0, metadata={"help": "See GradAugSettings."})
+    width_divisor: int = field(default=1, metadata={"help": "Rounds channel counts to multiples of this number."})
+    subnetwork_batch_fraction: float = field(
+        default=1.0, metadata={"help": "Fraction of the batch that each sub-network sees."}
+    )
     torch_compile: bool = field(
         default=False, metadata={"help": "Compile the network and its sub-networks with torch.compile."}
     )
-    cuda_graphs: bool = field(default=False, metadata={"help": "See GradAugSettings. Only for the arm gradaug."})
+    cuda_graphs: bool = field(
+        default=False, metadata={"help": "Capture the passes of the arm gradaug as CUDA graphs."}
+    )
     repetitions: int = field(default=5, metadata={"help": "Measured steps of each arm."})
     warmup: int = field(default=1, metadata={"help": "Unmeasured first steps of each arm, 1 or more."})
     arms: list[str] = field(
         default_factory=lambda: list(ARMS), metadata={"help": "Arms to measure: " + ", ".join(ARMS)}
     )
-    memory: bool = field(default=True, metadata={"help": "Also measure the peak memory."})
-    device: str = field(default="auto", metadata={"help": "auto: a GPU if available, else the CPU."})
+    memory: bool = field(default=True, metadata={"help": "Also measure the peak memory of each arm."})
+    device: str = field(
+        default="auto", metadata={"help": "Device: cpu, cuda, cuda:1, ...; auto uses a GPU if there is one."}
+    )
     smoke: bool = field(default=False, metadata={"help": "Run the smallest settings as a quick check."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
     memory_of: str | None = field(

@@ -86,16 +86,19 @@ class GridArguments:
     batch_size: int = field(default=8, metadata={"help": "Images in a batch."})
     image_size: int | None = field(
         default=None,
-        metadata={"help": "Height and width of the images in pixels. Not given: the network's usual size."},
+        metadata={"help": "Height and width of the images in pixels. Defaults to the network's usual size."},
     )
     repetitions: int = field(default=3, metadata={"help": "Measured steps of each arm."})
     warmup: int = field(default=1, metadata={"help": "Unmeasured first steps of each arm."})
     overhead_batch_size: int = field(
-        default=32, metadata={"help": "Batch size for the measurement of the overhead; 0 skips it."}
+        default=32,
+        metadata={
+            "help": "Batch size to measure the overhead with; 0 skips this. The overhead is the time of a ResNet-50 step beyond its arithmetic."
+        },
     )
     smoke: bool = field(default=False, metadata={"help": "Run the smallest settings as a quick check."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
-    plot: str | None = field(default=None, metadata={"help": "File for the plot."})
+    plot: str | None = field(default=None, metadata={"help": "File for the plot. Its extension sets the format."})
 
     def __post_init__(self):
         if self.smoke:

@@ -66,19 +66,21 @@ DECODING_BAR = 0.90  # of the raw decoding speed, where it is
 class BenchmarkArguments:
     """Options of the benchmark."""
 
-    models: list[str] = field(default_factory=lambda: [*MODELS], metadata={"help": "Of: " + ", ".join(MODELS)})
+    models: list[str] = field(
+        default_factory=lambda: [*MODELS], metadata={"help": "Networks to train: " + ", ".join(MODELS)}
+    )
     workers: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "Numbers of data-loading workers."})
     batch_size: int = field(default=16, metadata={"help": "Images in a batch; the tiny model takes 4 times as many."})
     image_size: int = field(default=224, metadata={"help": "Height and width of the batch in pixels."})
     num_images: int = field(default=512, metadata={"help": "Images in the shards. Training repeats them."})
     num_shards: int = field(default=4, metadata={"help": "Shards of each kind."})
-    num_subnetworks: int = field(default=0, metadata={"help": "Of GradAug; 0 is plain training."})
+    num_subnetworks: int = field(default=0, metadata={"help": "Sub-networks per optimizer step; 0 is plain training."})
     steps: int = field(default=8, metadata={"help": "Measured steps; the tiny model takes twice as many."})
-    warmup: int = field(default=4, metadata={"help": "Steps before those. More than the workers read ahead."})
+    warmup: int = field(default=4, metadata={"help": "Unmeasured first steps. Give more than the workers read ahead."})
     repetitions: int = field(default=3, metadata={"help": "Runs of each arm."})
-    smoke: bool = field(default=False, metadata={"help": "The smallest settings, to see that it runs."})
+    smoke: bool = field(default=False, metadata={"help": "Run the smallest settings as a quick check."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
-    plot: str | None = field(default=None, metadata={"help": "Picture of the results; its ending is the format."})
+    plot: str | None = field(default=None, metadata={"help": "File for the plot. Its extension sets the format."})
 
     def __post_init__(self):
         if self.smoke:

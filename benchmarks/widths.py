@@ -38,15 +38,15 @@ _AVERAGED = ("accuracy", "accuracy_recalibrated")
 class WidthsArguments:
     """Options of the benchmark."""
 
-    arms: list[str] = field(default_factory=lambda: [*ARMS], metadata={"help": "Of: " + ", ".join(ARMS)})
+    arms: list[str] = field(default_factory=lambda: [*ARMS], metadata={"help": "Arms to train: " + ", ".join(ARMS)})
     seeds: list[int] = field(default_factory=lambda: [42, 43, 44], metadata={"help": "Seeds of each arm."})
     widths: list[float] = field(
         default_factory=lambda: [0.5, 0.6, 0.7, 0.8, 0.9, 0.95], metadata={"help": "Width multipliers below 1."}
     )
     epochs: float = field(default=10, metadata={"help": "Epochs of each run."})
-    smoke: bool = field(default=False, metadata={"help": "The smallest settings, to see that it runs."})
+    smoke: bool = field(default=False, metadata={"help": "Run the smallest settings as a quick check."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
-    plot: str | None = field(default=None, metadata={"help": "File for the picture."})
+    plot: str | None = field(default=None, metadata={"help": "File for the plot. Its extension sets the format."})
 
     def __post_init__(self):
         if self.smoke:
