@@ -391,8 +391,9 @@ class GradAugTrainer(GradAugMixin, ModelCardMixin, DurableTrainerMixin, Trainer)
     """
     The Trainer of transformers with GradAug (Yang, Zhu and Chen, NeurIPS 2020, arXiv 2006.07989).
 
-    Takes the arguments of `Trainer`. The training data may also be a [`TrainingStream`]. [`GradAugMixin`] implements
-    the method. [`~hf_gradaug.training.DurableTrainerMixin`] adds checkpoints, streams and Hub pushes.
+    Takes the arguments of `Trainer`, and `transform` and `build` of [`GradAugMixin`], which implements the method and
+    lists its errors. The training data may also be a [`TrainingStream`].
+    [`~hf_gradaug.training.DurableTrainerMixin`] adds checkpoints, streams and Hub pushes.
     [`~hf_gradaug.reporting.ModelCardMixin`] writes the model card.
 
     Example:

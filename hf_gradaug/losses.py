@@ -110,7 +110,7 @@ def soft_label_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: fl
         labels (`torch.Tensor` of shape `(batch_size, num_labels)`):
             Class probabilities; each row sums to 1.
         label_smoothing (`float`, *optional*, defaults to `0.0`):
-            Share of each label that is spread evenly over all labels.
+            Fraction of each label that is spread evenly over all labels.
 
     Returns:
         `torch.Tensor`: A scalar in nats, the mean over the batch, float32 or wider under autocast too.

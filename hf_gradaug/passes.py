@@ -102,6 +102,10 @@ class GradAugPass:
         Returns:
             `torch.Tensor`: A scalar. For the full network this is `outputs.loss`, or cross-entropy with soft labels.
             For a sub-network it is the weighted loss on the labels or on the full network's targets.
+
+        Raises:
+            `ValueError`: If the outputs have no loss where one is needed, the sub-network was not run in the `with`
+                block, or the full network's pass has not computed its loss.
         """
         return self._loss(outputs, label_loss)
 

@@ -35,7 +35,8 @@ def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
 class RandomScale:
     """
     Resizes the batch to a size drawn from a list (paper, section 3). Bilinear with aligned corners, as in the authors'
-    code. Integers, such as uint8 pixels that the model normalizes, are resized in float32 and rounded.
+    code. Takes images of shape `(batch_size, num_channels, height, width)` and a generator. Integers, such as uint8
+    pixels that the model normalizes, are resized in float32 and rounded.
 
     Args:
         scales (`Sequence[float]`):
@@ -66,7 +67,8 @@ class RandomScale:
 
 class RandomRotation:
     """
-    Rotates the batch, counter-clockwise, by an angle drawn from a list (the paper's random rotation).
+    Rotates the batch, counter-clockwise, by an angle drawn from a list (the paper's random rotation). Takes images of
+    shape `(batch_size, num_channels, height, width)` and a generator.
 
     Multiples of 90 degrees move pixels without changing them. At 90 and 270 degrees, height and width swap. Other
     angles keep the size, interpolate bilinearly and fill the corners with 0.

@@ -31,7 +31,7 @@ def mean_corruption_error(
 
     Args:
         errors (`Mapping[str, Sequence[float]]`):
-            By corruption, the share of misclassified images at each severity.
+            By corruption, the fraction of misclassified images at each severity.
         baseline_errors (`Mapping[str, Sequence[float]]`, *optional*):
             The same for the baseline.
 

@@ -235,8 +235,8 @@ def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTra
     Raises:
         `TypeError`: If the model has no config, or no narrowing is known for its family.
         `ValueError`: If the model differs from what its config (or `build`) describes. The error names the first
-            difference. Also if the model itself has a patched `forward`, or older hooks compute its weights, such as
-            those of `torch.nn.utils.weight_norm`.
+            difference. Also if the model itself has a patched `forward`, older hooks compute its weights, such as those
+            of `torch.nn.utils.weight_norm`, or a slimmable model is given another `build`.
 
     Example:
 

@@ -10,7 +10,7 @@ from .registry import FAMILIES, Narrow
 
 
 def supported_model_types() -> list[str]:
-    """The `model_type` of every family with a registered narrowing."""
+    """The `model_type` of every family with a registered narrowing, in alphabetical order."""
     return sorted(name for name, family in FAMILIES.items() if family.narrowing)
 
 

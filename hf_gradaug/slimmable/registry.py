@@ -158,6 +158,9 @@ def register_narrowing(*model_types: str, parts: Parts | None = None) -> Callabl
             sizes that a function returns. The function gets a config, once the full network's and once the
             sub-network's, and the numbers that the pattern's groups matched.
 
+    Returns:
+        `Callable`: The decorator. It returns the function unchanged.
+
     Example:
 
     ```python
