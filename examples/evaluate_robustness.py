@@ -37,7 +37,7 @@ class RobustnessArguments(MeasuringArguments):
     models: list[str] = field(metadata={"help": "Image classifiers: Hub names or folders."})
     output_dir: str = field(metadata={"help": "Folder for robustness.json and robustness.png."})
     baseline: str | None = field(
-        default=None, metadata={"help": "The model whose errors divide all errors: one of `models`."}
+        default=None, metadata={"help": "One of `models`. The mCE is relative to its errors."}
     )
     split: str = field(default="validation", metadata={"help": "Images to measure on: validation or test."})
     max_samples: int | None = field(

@@ -107,7 +107,7 @@ class ModelArguments(CommonModelArguments):
     )
     config_overrides: str | None = field(
         default=None,
-        metadata={"help": "Config fields, such as hidden_sizes=[32,64],depths=[1,1],layer_type=basic"},
+        metadata={"help": "Config fields to set, such as hidden_sizes=[32,64],depths=[1,1],layer_type=basic"},
     )
     image_processor_name: str | None = field(
         default=None, metadata={"help": "Image processor: a Hub name or a folder. Defaults to the model's own."}
@@ -118,7 +118,7 @@ class ModelArguments(CommonModelArguments):
     crop_pct: float = field(
         default=0.875,
         metadata={
-            "help": "Fraction of the resized image's side that the evaluation's crop keeps, without an image processor."
+            "help": "Side of the crop in evaluation, as a fraction of the resized image's, for a model without an image processor."
         },
     )
     image_mean: list[float] | None = field(

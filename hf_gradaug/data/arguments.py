@@ -103,10 +103,16 @@ class DataArguments:
     )
     color_jitter: float = field(
         default=0.0,
-        metadata={"help": "Strength of random brightness, contrast and saturation. The authors use 0.4 for ImageNet."},
+        metadata={
+            "help": "Strength of random brightness, contrast and saturation; 0 is off. The authors use 0.4 for ImageNet."
+        },
     )
-    cutmix_alpha: float = field(default=0.0, metadata={"help": "Alpha of CutMix; 0 turns it off."})
-    mixup_alpha: float = field(default=0.0, metadata={"help": "Alpha of MixUp; 0 turns it off."})
+    cutmix_alpha: float = field(
+        default=0.0, metadata={"help": "Parameter of CutMix's Beta distribution; 0 turns CutMix off."}
+    )
+    mixup_alpha: float = field(
+        default=0.0, metadata={"help": "Parameter of MixUp's Beta distribution; 0 turns MixUp off."}
+    )
     skip_bad_images: bool = field(
         default=False,
         metadata={"help": "Skip unreadable images and name each in a warning, instead of stopping at the first."},
