@@ -7,9 +7,9 @@ Runs a study (see study.py) cell by cell and writes its table and plot: accuracy
     python -m benchmarks.accuracy benchmarks/studies/digits.yaml --jobs 2
 
 Each cell is one run of `examples/run_image_classification.py`, on a GPU if there is one, and one line of
-docs/results/STUDY.jsonl with its command. The same command after a stop, or
-after the time of `--minutes`, runs the missing cells. A cell is run again if its settings, teacher or data have
-changed. Models and logs are kept in outputs/accuracy/STUDY. Run it in the repository's root.
+docs/results/STUDY.jsonl with its command. After a stop, or after the time of `--minutes`, the same command runs the
+missing cells. A cell is run again if its settings, teacher or data have changed. Models and logs are kept in
+outputs/accuracy/STUDY. Run the command in the repository's root.
 """
 
 import datetime

@@ -1,14 +1,14 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """
-One training, many models: sub-networks of one network, beside networks of their sizes that were trained by themselves.
+One run, many models: the sub-networks of one run, compared with separately trained networks of the same widths.
 
     python -m benchmarks.accuracy benchmarks/studies/digits-one-training.yaml --jobs 2
     python -m benchmarks.one_training benchmarks/studies/digits-one-training.yaml
 
-The study has the arms `one training`, of GradAug, and `width W`, of a network of that width. It may also have
-`width W, shared compute`, the same, where all widths together have the compute of the one training. Sub-networks are
-exported from the study's models, their BatchNorm is recalibrated on training images, and they are measured on the
-study's split. The results are docs/results/STUDY-widths.json, with a table and a picture beside it.
+The study has the arm `one training`, a run with GradAug, and arms `width W`, each a network of that width. It may also
+have arms `width W, shared compute`, which together have the compute of the one run. Sub-networks are exported from the
+study's models, their BatchNorm is recalibrated on training images, and they are measured on the study's split. The
+results are docs/results/STUDY-widths.json, with a table and a plot beside it.
 """
 
 import re

@@ -10,7 +10,7 @@ Command:
     python -m benchmarks.robustness --seeds 1 2 3 4 5 --eval_flags "--epsilons 0 1 2 4 8 16 32" \
         --output docs/results/robustness-digits.json --plot docs/robustness.png
 
-Or of the models that a study (see accuracy.py) has trained on its first data set, with a table and a picture of the
+Or of the models that a study (see accuracy.py) has trained on its first data set, with a table and a plot of the
 arms beside the output (see robustness_report.py):
 
     python -m benchmarks.robustness --study benchmarks/studies/digits.yaml --eval_flags "--epsilons 4 8 16" \

@@ -5,7 +5,7 @@ Runs `benchmarks.step` for a list of settings that affect speed, and plots the r
 It also measures the overhead of a ResNet-50 step: the time beyond the step's arithmetic. This compares GradAug with
 separate models of the same widths.
 
-    python -m benchmarks.step_grid --output docs/results/step-grid.json --plot docs/step-grid.png
+    python -m benchmarks.step_grid --output outputs/step-grid.json --plot outputs/step-grid.png
 
 Compare only times of the same entry: its arms take turns. Entries run one after the other, so load on the machine may
 differ between them.

@@ -20,7 +20,7 @@ is.
 
 Command:
 
-    python -m benchmarks.streaming --output docs/results/streaming.json --plot docs/results/streaming.png
+    python -m benchmarks.streaming --output outputs/streaming.json --plot outputs/streaming.png
 """
 
 import contextlib
