@@ -132,8 +132,8 @@ def parse_training_arguments(parser: HfArgumentParser, args: Sequence[str]) -> t
         )
     if training_args.push_to_hub and not training_args.do_train:
         raise ValueError(
-            "`push_to_hub` must be off without `do_train`, but is on. The model card that is pushed would describe a "
-            "training that didn't happen: its settings, and no GradAug. To push a trained model, run `hf upload`."
+            "`push_to_hub` must be off without `do_train`, but is on. The pushed model card would describe "
+            "this command instead of the run that trained the model. To push a trained model, run `hf upload`."
         )
     training_args.remove_unused_columns = False  # transforms and collators know which columns they need
     if training_args.device.type == "cpu":
