@@ -247,9 +247,9 @@ def _how_to_load(trainer: Trainer, tasks: list[str]) -> str:
 def _last_evaluation(trainer: Trainer) -> tuple[dict[str, float], int]:
     """The metrics of the current model, each loss before its metrics, and their optimizer step; 0 if unknown."""
     state = trainer.state
-    rows = [row for row in state.log_history if "train_runtime" in row or any(map(_is_of_evaluation, row))]
-    ends = [number for number, row in enumerate(rows) if "train_runtime" in row]
-    evaluations = [row for row in rows if "train_runtime" not in row]
+    rows = [row for row in state.log_history if "train_loss" in row or any(map(_is_of_evaluation, row))]
+    ends = [number for number, row in enumerate(rows) if "train_loss" in row]
+    evaluations = [row for row in rows if "train_loss" not in row]
     step = evaluations[-1]["step"] if evaluations else 0
     if ends:
         after = rows[ends[-1] + 1 :]

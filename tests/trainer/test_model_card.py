@@ -158,6 +158,35 @@ def test_metrics_are_those_of_the_weights(tmp_path, from_scratch, save_steps, st
     assert rows_of(text)["accuracy"] == accuracy and f"after optimizer step {step}:" in text
 
 
+class CardAtLog(TrainerCallback):
+    """Writes the card whenever the loss of training is logged, as a push during training does."""
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        if "loss" in logs:
+            self.trainer.create_model_card()
+
+
+def test_during_training_metrics_are_the_last_ones(tmp_path, from_scratch):
+    """Not those of the best checkpoint, even if each logged line has a runtime, as with counted tokens."""
+    accuracies = iter([0.9, 0.4, 0.3])
+    card = CardAtLog()
+    trainer = tiny_trainer(
+        tmp_path,
+        from_scratch,
+        trainer_kwargs={"compute_metrics": lambda result: {"accuracy": next(accuracies)}, "callbacks": [card]},
+        **{"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1},
+        max_steps=3,
+        load_best_model_at_end=True,
+        metric_for_best_model="accuracy",
+        include_num_input_tokens_seen="all",
+    )
+    card.trainer = trainer
+    trainer.train()
+    assert "train_runtime" in trainer.state.log_history[0]
+    text = (tmp_path / "README.md").read_text()  # before the third evaluation
+    assert rows_of(text)["accuracy"] == "0.4" and "after optimizer step 2:" in text
+
+
 class NoMemory(TrainerCallback):
     """Fails like a GPU where a micro-batch has more than four images."""
 
