@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from helpers import images
+from helpers.families import family_model
 from helpers.tiny import TinyImages, largest_difference, state_of, tiny_images, tiny_model
 from huggingface_hub import ModelCard, create_repo, upload_folder
 from torch.utils.data import DataLoader
@@ -221,6 +222,15 @@ def test_script(script, flags, tmp_path, capsys):
             assert card.data.tags == ["sub-network"] and card.data.datasets is None
             assert f"| {row['parameters']:,} |" in card.content and "on 8 images" in card.content
             assert f"| {rows[-1]['accuracy']:.2%} | {row['accuracy_recalibrated']:.2%} |" in card.content
+
+
+def test_flops_of_attention_are_counted(script):
+    images, flops = torch.zeros(2, 3, 32, 32), []
+    for implementation in ("eager", "sdpa"):
+        model = family_model("vit").eval()
+        model.set_attn_implementation(implementation)
+        flops.append(script.count_flops(model, images))
+    assert flops[0] == flops[1]
 
 
 def test_script_of_a_model_on_the_hub(script, flags, tmp_path, hub):
