@@ -98,7 +98,7 @@ def copy_subnetwork(
     exported_class = type(subnetwork.skeleton)
     # Built as `from_pretrained` builds it, so that what no checkpoint holds is what it will be when loaded.
     with no_init_weights():
-        exported = exported_class(config)
+        exported = exported_class(config).to(model.dtype)  # the buffers that no checkpoint holds, too
     try:
         exported.load_state_dict(state, assign=True)
     except RuntimeError as error:
@@ -106,6 +106,7 @@ def copy_subnetwork(
             f"`model` must be what its class and config describe, but was changed after construction: the exported "
             f"{exported_class.__name__} could not be loaded by its config: {error}"
         ) from error
+    exported.tie_weights()  # which were assigned one by one
     _check_settings(exported, subnetwork.skeleton)
     if kept_blocks is not None:
         _check_places(exported, model, subnetwork, kept_blocks)
@@ -175,11 +176,15 @@ def narrowed_fields(parent: PreTrainedConfig, config: PreTrainedConfig) -> dict[
     """The fields in which the config of a sub-network differs from its parent's, with both values."""
     before, after = parent.to_dict(), config.to_dict()
     written_by_saving = ("architectures", "auto_map", "dtype", "transformers_version")
-    return {
+    fields = {
         name: (before.get(name), value)
         for name, value in after.items()
         if value != before.get(name) and name not in written_by_saving and not name.startswith("_")
     }
+    if fields.pop("backbone_config", None):  # of a detector or segmenter
+        of_backbone = narrowed_fields(parent.backbone_config, config.backbone_config)
+        fields |= {f"backbone_config.{name}": values for name, values in of_backbone.items()}
+    return fields
 
 
 def create_subnetwork_card(

@@ -5,6 +5,8 @@ import logging
 
 import pytest
 import torch
+from helpers.dense import dense_class, dense_model
+from helpers.families import family_model
 from helpers.tiny import FAMILIES, largest_difference, state_of, tiny_images, tiny_model
 from torch import nn
 from transformers import (
@@ -98,6 +100,23 @@ def test_dtype_and_memory_format():
     assert exported.dtype == torch.bfloat16
     # As a checkpoint is when it is loaded, whatever the parent was made ready for.
     assert all(parameter.requires_grad and parameter.is_contiguous() for parameter in exported.parameters())
+
+
+def test_buffers_that_no_checkpoint_holds_have_the_models_dtype():
+    model = family_model("swinv2").to(torch.bfloat16).eval()
+    images = tiny_images().to(torch.bfloat16)
+    with make_slimmable(model).subnetwork(0.5):
+        expected = logits(model, images)
+    torch.testing.assert_close(logits(export_subnetwork(model, 0.5), images), expected)
+
+
+@pytest.mark.parametrize("name", ["deformable_detr", "d_fine"])
+def test_tied_weights_stay_tied(name, tmp_path):
+    exported = export_subnetwork(dense_model(name), 0.5)
+    exported.save_pretrained(tmp_path)
+    loaded = dense_class(name).from_pretrained(tmp_path)
+    assert exported.num_parameters() == loaded.num_parameters()
+    assert [key for key, _ in exported.named_parameters()] == [key for key, _ in loaded.named_parameters()]
 
 
 def test_inside_of_a_block():
@@ -248,3 +267,14 @@ def test_card_takes_tags_of_the_caller():
     parent = tiny_model("convnext")
     card = create_subnetwork_card(export_subnetwork(parent, 0.5), parent, 0.5, tags=["vision"])
     assert card.data.tags == ["sub-network", "vision"]
+
+
+def test_card_shows_the_narrower_fields_of_a_backbone(tmp_path):
+    parent = dense_model("detr-resnet")
+    parent.config.backbone_config._name_or_path = str(tmp_path)
+    lines = create_subnetwork_card(export_subnetwork(parent, 0.5), parent, 0.5).content.splitlines()
+    assert "| `backbone_config.hidden_sizes` | [8, 12, 16, 20] | [4, 6, 8, 10] |" in lines
+    assert [line.split("`")[1] for line in lines if line.startswith("| `")] == [
+        "backbone_config.embedding_size",
+        "backbone_config.hidden_sizes",
+    ]
