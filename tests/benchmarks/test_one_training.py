@@ -56,7 +56,7 @@ def test_networks_by_themselves_share_the_compute_of_the_one_training(path, tmp_
     ("settings", "words"),
     [
         ({"together": ["width 1"]}, "`together` must be given with `compute_of`"),
-        ({"compute_of": "one training", "together": ["width 2"]}, "together of the arm .* is 'width 2'"),
+        ({"compute_of": "one training", "together": ["width 2"]}, "`together` of the arm .* is 'width 2'"),
     ],
 )
 def test_mistakes_are_named(path, settings, words):

@@ -106,7 +106,9 @@ def test_leading_blocks():
     for wrong in (2, 9, [2, 1], [2, 2, 1], [0, 1, 1], []):
         with pytest.raises(ValueError) as error:
             leading_blocks(config, wrong)
-        assert f"in 1 to [3, 1, 4], or be a single one in 3 to 8, but is {wrong}." in str(error.value)
+        assert f"from 1 to [3, 1, 4], or one number for the whole model, from 3 to 8, but is {wrong}." in str(
+            error.value
+        )
     with pytest.raises(TypeError, match="register_depth"):
         leading_blocks(family_model("pyramidnet").config, [1, 1, 1])
 
@@ -174,7 +176,7 @@ def test_script_names_a_models_hooks_once(flags, caplog, monkeypatch):
     ("depths", "message"),
     [
         ("2,x", "`depths` must be numbers with commas .*, but one is '2,x'"),
-        ("9,1,1", r"in 1 to \[2, 1, 2\].*\[9, 1, 1\]"),
+        ("9,1,1", r"from 1 to \[2, 1, 2\].*\[9, 1, 1\]"),
     ],
 )
 def test_depths_that_do_not_fit_leave_nothing_behind(flags, tmp_path, depths, message):
