@@ -109,13 +109,6 @@ class GradAugMixin(SharedTrainerMixin):
             if self.model is not None:
                 self._make_gradaug(self.model)
 
-    def call_model_init(self, trial: Any = None) -> nn.Module:
-        model = super().call_model_init(trial)
-        # A search's trial sets its settings after this, and then the Trainer makes its accelerator anew.
-        if trial is None and self.gradaug_settings.num_subnetworks > 0:
-            self._make_gradaug(model)
-        return model
-
     def _make_gradaug(self, model: nn.Module) -> None:
         self.gradaug = GradAug(
             model,
