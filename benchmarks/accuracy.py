@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from hf_gradaug.data import shorten
+from hf_gradaug.data import check_counts, shorten
 from hf_gradaug.reporting import describe_machine, describe_versions
 
 from .cell import get_context, train
@@ -72,10 +72,7 @@ class AccuracyArguments:
     )
 
     def __post_init__(self):
-        for name in ("jobs", "max_cells"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be 1 or more, but is {value}.")
+        check_counts(self, "jobs", "max_cells")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"`minutes` must be above 0, but is {self.minutes}.")
 
