@@ -23,7 +23,7 @@ from transformers import HfArgumentParser
 from hf_gradaug.reporting.figures import COLORS, new_figure, style_axes
 
 from .common import describe_run, run_example, write_json
-from .grid import Cell, Grid
+from .grid import Cell, Grid, as_argv
 from .study import Study
 from .study_report import Mean, format_table
 
@@ -59,19 +59,16 @@ def export(grid: Grid, dataset: str, seed: int, args: OneTrainingArguments) -> l
     """A row for each width of the network that was trained once; the last is the network itself."""
     cell = Cell(dataset, ONE, 0, seed)
     folder, flags = grid.models / cell.folder, grid.flags(cell)
-    images = ["--train_dir", flags["train_dir"], "--validation_dir", flags[f"{grid.study.split}_dir"]]
-    widths = [str(width) for width in find_widths(grid.study) if width < 1]
-    options = [
-        "--output_dir",
-        str(folder / "widths"),
-        "--device",
-        args.device,
-        "--seed",
-        str(seed),
-        "--repetitions",
-        "1",
-    ]
-    return run_example("export_subnetworks", [str(folder), "--widths", *widths, *images, *options])
+    options = {
+        "widths": [width for width in find_widths(grid.study) if width < 1],
+        "train_dir": flags["train_dir"],
+        "validation_dir": flags[f"{grid.study.split}_dir"],
+        "output_dir": folder / "widths",
+        "device": args.device,
+        "seed": seed,
+        "repetitions": 1,
+    }
+    return run_example("export_subnetworks", [str(folder), *as_argv(options)])
 
 
 def get_accuracy(row: Mapping[str, Any]) -> float:
@@ -81,7 +78,7 @@ def get_accuracy(row: Mapping[str, Any]) -> float:
 def make_curves(
     grid: Grid, dataset: str, runs: Mapping[int, Sequence[Mapping[str, Any]]]
 ) -> dict[str, list[list[float]]]:
-    """By the name of a method, the compute of all its widths, relative to one run of the full width."""
+    """By the name of a method, the accuracies of each width, one per seed."""
     widths, seeds = find_widths(grid.study), list(runs)
     curves = {ONE: [[get_accuracy(runs[seed][i]) for seed in seeds] for i in range(len(widths))]}
     for ending, name in find_alone(grid.study).items():

@@ -184,14 +184,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             (models, runs), images = train(args, folder), []
         else:
             (models, images), runs = find_models(args.read_study, args), []
-        flags = [
-            "--models",
-            *models.values(),
-            "--output_dir",
-            f"{folder}/robustness",
-            *images,
-            *args.eval_flags.split(),
-        ]
+        flags = as_argv({"models": [*models.values()], "output_dir": f"{folder}/robustness"})
+        flags += [*images, *args.eval_flags.split()]
         runs.append(("evaluate_robustness", flags))
         for name, flags in runs:
             measured = run_example(name, flags)

@@ -26,6 +26,7 @@ from hf_gradaug.reporting.figures import COLORS, new_figure, style_axes
 
 from . import step
 from .common import describe_run, write_json
+from .grid import as_argv
 
 
 # The words of an entry and the flags that each adds. A number replaces the braces.
@@ -151,14 +152,8 @@ def plot(results: dict[str, Any], path: str) -> None:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     argv = list(sys.argv[1:] if argv is None else argv)
     (args,) = HfArgumentParser(GridArguments).parse_args_into_dataclasses(argv)
-    shared = [
-        "--repetitions",
-        str(args.repetitions),
-        "--warmup",
-        str(args.warmup),
-        *(["--smoke"] if args.smoke else []),
-    ]
-    shared += [] if args.image_size is None else ["--image_size", str(args.image_size)]
+    shared = as_argv({"repetitions": args.repetitions, "warmup": args.warmup}) + ["--smoke"] * args.smoke
+    shared += as_argv({"image_size": args.image_size})
     results: dict[str, Any] = {
         **describe_run("step_grid", argv, "cuda" if torch.cuda.is_available() else "cpu"),
         "entries": {},
