@@ -61,10 +61,8 @@ class Study:
     split: str = "test"
     metric: str = "accuracy"
     baseline: str = "plain"
-    # Of a search whose candidates get dearer: the first is chosen that the next one is not ahead of by so much.
     enough: float | None = None
     tuned_by: "Study | None" = None
-    # Where the data sets are numbers, such as shares of labels: the name of the axis on which they lie.
     axis: str | None = None
 
     @classmethod
