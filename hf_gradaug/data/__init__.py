@@ -8,11 +8,7 @@ from .decoding import decode_image, is_turn_ambiguous, to_rgb
 from .digits import load_digits_dataset
 from .folders import check_no_splits, is_hidden, is_image, walk_visible
 from .image_processors import get_image_size, get_pixel_map, make_image_processor
-from .image_transforms import (
-    ImageCollator,
-    get_eval_transform,
-    get_train_transform,
-)
+from .image_transforms import ImageCollator, get_eval_transform, get_train_transform
 from .in_memory import InMemoryDataset
 from .loading import ImageData, load_image_data
 from .streaming import get_streaming_arguments
