@@ -15,8 +15,15 @@ from .registry import FAMILIES, STAGES, Narrow, register_family
 
 
 @register_family("detr", "conditional_detr", "deformable_detr", "maskformer", "mask2former")
-def _(config: PreTrainedConfig, narrow: Narrow) -> None:
-    _narrow_backbone(config, narrow)
+def _narrow_backbone(config: PreTrainedConfig, narrow: Narrow) -> None:
+    backbone = config.backbone_config
+    if backbone.model_type not in FAMILIES:
+        raise TypeError(
+            f"The backbone of this {config.model_type} can't be narrowed: `config.backbone_config` is of model type "
+            f"{backbone.model_type!r}, but must be of one with a narrowing, {shorten(sorted(FAMILIES))}; docs/models.md has "
+            "the list. Replace a timm backbone by a `backbone_config` of transformers, such as `ResNetConfig`."
+        )
+    FAMILIES[backbone.model_type].narrowing(backbone, narrow)
 
 
 @register_family("rt_detr", "d_fine")
@@ -58,17 +65,6 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     config.embedding_size, *config.hidden_sizes = narrow(
         [config.embedding_size, *config.hidden_sizes], minimum=minimum
     )
-
-
-def _narrow_backbone(config: PreTrainedConfig, narrow: Narrow) -> None:
-    backbone = config.backbone_config
-    if backbone.model_type not in FAMILIES:
-        raise TypeError(
-            f"The backbone of this {config.model_type} can't be narrowed: `config.backbone_config` is of model type "
-            f"{backbone.model_type!r}, but must be of one with a narrowing, {shorten(sorted(FAMILIES))}; docs/models.md has "
-            "the list. Replace a timm backbone by a `backbone_config` of transformers, such as `ResNetConfig`."
-        )
-    FAMILIES[backbone.model_type].narrowing(backbone, narrow)
 
 
 def _feature_channels(backbone: PreTrainedConfig) -> Sequence[int]:

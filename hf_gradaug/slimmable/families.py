@@ -62,7 +62,8 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
         )
     step = math.lcm(*(32 * groups // math.gcd(32 * groups, size) for size in sizes))
     step = math.lcm(step, groups // math.gcd(groups, config.embedding_size))
-    kept, units = _kept_units(config, narrow, sizes[0], groups // step, f"groups ({step} of {groups})")
+    units = groups // step
+    kept = _kept_units(config, narrow, sizes[0], units, f"groups ({step} of {groups})")
     config.num_groups = groups * kept // units
     config.embedding_size = config.embedding_size * kept // units
     config.hidden_sizes = [size * kept // units for size in sizes]
@@ -175,8 +176,10 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     parts={r"classifier\.weight": {1: 2}, r"mlp\.weights_in\.(?:weight|bias)": {0: 2}},
     depth=_ONE_STAGE,
 )
-def _(config: PreTrainedConfig, narrow: Narrow) -> None:
-    _narrow_one_attention(config, narrow)
+def _narrow_one_attention(config: PreTrainedConfig, narrow: Narrow) -> None:
+    heads, size = config.num_attention_heads, config.hidden_size
+    config.num_attention_heads = _kept_units(config, narrow, size, heads, "heads")
+    config.hidden_size = size * config.num_attention_heads // heads
 
 
 # Patch merging concatenates the channels of four neighbours.
@@ -227,24 +230,17 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
     heads, sizes = config.num_attention_heads, list(config.hidden_sizes)
     # One number of heads for all stages: rounding what their head sizes have in common rounds each.
     common = math.gcd(*(size // heads for size in sizes))
-    kept, _ = _kept_units(config, narrow, heads * common, heads, "heads")
+    kept = _kept_units(config, narrow, heads * common, heads, "heads")
     config.num_attention_heads = kept
     config.hidden_sizes = [size * kept // heads for size in sizes]
     config.neck_hidden_sizes = narrow(config.neck_hidden_sizes)
 
 
-def _narrow_one_attention(config: PreTrainedConfig, narrow: Narrow) -> None:
-    heads, size = config.num_attention_heads, config.hidden_size
-    config.num_attention_heads, _ = _kept_units(config, narrow, size, heads, "heads")
-    config.hidden_size = size * config.num_attention_heads // heads
-
-
 def _narrow_doubling_attention(config: PreTrainedConfig, narrow: Narrow, factor: float) -> None:
     """For stages that are each `factor` times as wide as the one before."""
     heads = list(config.num_heads)
-    kept, units = _kept_units(
-        config, narrow, config.embed_dim, math.gcd(*heads), f"heads, in all stages alike ({heads})"
-    )
+    units = math.gcd(*heads)
+    kept = _kept_units(config, narrow, config.embed_dim, units, f"heads, in all stages alike ({heads})")
     config.embed_dim = config.embed_dim * kept // units
     config.num_heads = [count * kept // units for count in heads]
     config.hidden_size = int(config.embed_dim * factor ** (len(heads) - 1))
@@ -257,15 +253,15 @@ def _narrow_stages(narrow: Narrow, sizes: Sequence[int], heads: Sequence[int]) -
     return narrowed, [size // head_size for size, head_size in zip(narrowed, head_sizes)]
 
 
-def _kept_units(config: PreTrainedConfig, narrow: Narrow, size: int, units: int, what: str) -> tuple[int, int]:
-    """The number of heads or groups that a sub-network keeps, of `units` with `size` channels together; and `units`."""
+def _kept_units(config: PreTrainedConfig, narrow: Narrow, size: int, units: int, what: str) -> int:
+    """The number of heads or groups that a sub-network keeps, of `units` with `size` channels together."""
     if units < 2:
         raise ValueError(
             f"{config.model_type} narrows by whole {what}, and this config has no narrower sub-network: its {size} "
             "channels can't be divided."
         )
     (kept,) = narrow([size], multiple=size // units)
-    return kept * units // size, units
+    return kept * units // size
 
 
 def _check_own_multiple(config: PreTrainedConfig, narrow: Narrow, multiple: int) -> None:
