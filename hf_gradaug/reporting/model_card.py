@@ -153,31 +153,14 @@ class ModelCardMixin:
             dataset_args=dataset_args,
         )
         summary.finetuned_from = base
-        write_model_card(self, summary, self.gradaug_settings, curves and CURVES, data_settings)
+        _write_card(self, summary, curves and CURVES, data_settings)
 
 
-def write_model_card(
-    trainer: Trainer,
-    summary: TrainingSummary,
-    settings: GradAugSettings,
-    curves: str | None = None,
-    data_settings: Mapping[str, Any] | None = None,
+def _write_card(
+    trainer: Trainer, summary: TrainingSummary, curves: str | None, data_settings: Mapping[str, Any] | None
 ) -> None:
-    """
-    Writes the card of a run to `README.md` in its output folder, from the template of this package.
-
-    Args:
-        trainer (`Trainer`):
-            The run's trainer. Its arguments, state, data sets and model are read.
-        summary (`TrainingSummary`):
-            transformers' own summary for cards: names, tags, licence, origin, task and data.
-        settings ([`GradAugSettings`]):
-            The settings of GradAug. With 0 sub-networks the card doesn't mention GradAug.
-        curves (`str`, *optional*):
-            Path of the plot of the training curves, relative to the card.
-        data_settings (`Mapping[str, Any]`, *optional*):
-            Augmentation of the training images, by name. Values that are `None` or `False` are left out.
-    """
+    """Writes `README.md` by the template of this package. The path of the curves' plot is relative to the card."""
+    settings = trainer.gradaug_settings
     is_gradaug = settings.num_subnetworks > 0
     metrics, step = _last_evaluation(trainer)
     tags = _listify(summary.tags) + (TAGS if is_gradaug else [])
@@ -368,7 +351,7 @@ def _describe_run(trainer: Trainer) -> dict[str, Any]:
     hardware = machine["gpu"] or (cpu if machine["device"] == "cpu" else f"{machine['device']}, beside {cpu}")
     times = [row["train_runtime"] for row in trainer.state.log_history if "train_runtime" in row]
     versions = describe_versions("accelerate", "datasets")
-    start = getattr(trainer, "_first_step", 0)
+    start = trainer._first_step
     # Settings before the start are not known: a resumed run may have others.
     resumed = f"after optimizer step {start}; settings, hardware and versions are those since then" if start else None
     return {
