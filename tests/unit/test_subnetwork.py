@@ -36,22 +36,6 @@ def test_model_stays_what_it_is(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("training", [True, False])
-def test_width_one_is_exact(family, training):
-    plain, model = tiny_model(family).train(training), make_slimmable(tiny_model(family).train(training))
-    images, labels = tiny_images(), torch.tensor([0, 1, 2, 0])
-    expected = plain(pixel_values=images, labels=labels)
-    with model.subnetwork(width=1.0):
-        outputs = model(pixel_values=images, labels=labels)
-    assert torch.equal(outputs.logits, expected.logits)
-    assert torch.equal(outputs.loss, expected.loss)
-    outputs.loss.backward()
-    expected.loss.backward()
-    for (name, parameter), other in zip(model.named_parameters(), plain.parameters()):
-        assert torch.equal(parameter.grad, other.grad), name
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("divisor", [1, 8])
 def test_equals_an_independent_narrower_model(family, training, divisor):
     model = make_slimmable(tiny_model(family).double().train(training))
