@@ -29,7 +29,7 @@ def one_thread():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["host_time", "robustness", "step", "step_grid", "streaming", "widths"])
+@pytest.mark.parametrize("name", ["host_time", "robustness", "step", "widths"])
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # of the module that this file has imported
 def test_benchmark_runs_with_the_smallest_settings(name, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [name, "--smoke", "--output", str(tmp_path / "results.json")])
@@ -169,12 +169,7 @@ def test_peak_memory_is_counted(capsys):
 
 @pytest.mark.slow
 def test_streaming_measures_each_arm(tmp_path, capsys):
-    flags = (
-        "--models tiny --workers 1 --batch_size 2 --image_size 32 --num_images 12 --num_shards 2 --steps 2 --warmup 1"
-    )
-    results = streaming.main(
-        [*flags.split(), "--repetitions", "1", "--output", f"{tmp_path}/a.json", "--plot", f"{tmp_path}/a.png"]
-    )
+    results = streaming.main(["--smoke", "--output", f"{tmp_path}/a.json", "--plot", f"{tmp_path}/a.png"])
     assert json.loads((tmp_path / "a.json").read_text()) == results
     assert (tmp_path / "a.png").stat().st_size > 10_000
     trained = ["tiny, parquet, 1 workers", "tiny, tar, 1 workers"]
