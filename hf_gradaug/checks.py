@@ -5,7 +5,6 @@ import logging
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
 
 from .losses import get_logits
 from .settings import GradAugSettings
@@ -49,14 +48,9 @@ def check_smallest(model: SlimmableModel, settings: GradAugSettings) -> None:
                 f"no block to drop: its stages have {depths} blocks, and the first of each is kept."
             )
         blocks = [[0]] * len(depths)
-    model.subnetwork(settings.smallest_width, settings.width_divisor, blocks)
-    if settings.draws_width:
-        _warn_if_as_wide(config, settings)
-
-
-def _warn_if_as_wide(config: PreTrainedConfig, settings: GradAugSettings) -> None:
+    width, divisor = settings.smallest_width, settings.width_divisor
+    model.subnetwork(width, divisor, blocks)
     # Whole heads and groups, and a large divisor, may leave nothing between the width and the full network.
-    width, divisor = settings.min_width, settings.width_divisor
     if width < 1 and narrow_config(config, width, divisor).to_dict() == config.to_dict():
         logger.warning(
             f"`min_width` {width} rounds to the full network, because this {config.model_type} narrows in larger steps. "
