@@ -57,12 +57,13 @@ def check_rotations(
 ) -> None:
     """
     Raises a `ValueError` if rotations would turn the images alone, and not the places that other `inputs` hold. Such
-    inputs are maps of the images' `size`, and labels that are dictionaries or lists.
+    inputs are maps of the images' `size`, maps of any size among the labels, and labels that are dictionaries or lists.
     """
 
     def has_places(name: str, value: Any) -> bool:
-        is_map = isinstance(value, Tensor) and value.ndim > 2 and tuple(value.shape[-2:]) == size
-        return is_map or (name in label_names and isinstance(value, (Mapping, list, tuple)))
+        if isinstance(value, Tensor):  # labels may be coarser than the images
+            return value.ndim > 2 and (name in label_names or tuple(value.shape[-2:]) == size)
+        return name in label_names and isinstance(value, (Mapping, list, tuple))
 
     if dense := [name for name, value in inputs.items() if has_places(name, value)]:
         raise ValueError(f"`rotations` must be None with masks, maps or boxes, such as {dense}, but is {rotations}.")

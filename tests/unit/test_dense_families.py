@@ -198,6 +198,13 @@ def test_rotations_are_refused_beside_a_map_of_the_images():
         next(gradaug.passes({**batch, "depth": torch.zeros(2, 32, 32)}, step=0))
 
 
+def test_rotations_are_refused_for_labels_that_are_coarser_maps():
+    gradaug = GradAug(tiny_model(), GradAugSettings(rotations=[0, 90], subnetwork_targets="labels"))
+    batch = {"pixel_values": torch.zeros(2, 3, 32, 32), "labels": torch.zeros(2, 8, 8, dtype=torch.long)}
+    with pytest.raises(ValueError, match=r"`rotations` must be None.*\['labels'\].*\[0, 90\]"):
+        next(gradaug.passes(batch, step=0))
+
+
 def test_sizes_that_do_not_divide():
     gradaug = GradAug(dense_model("rt_detr"), GradAugSettings(subnetwork_targets="labels", scales=[0.8]))
     message = r"51 x 102 pixels, scaled from 64 x 128, don't fit: RTDetr\w+ takes multiples of 32, such as 32 x 96"
