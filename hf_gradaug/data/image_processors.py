@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
-from transformers import ConvNextImageProcessor
+from transformers import BitImageProcessor, ConvNextImageProcessor
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
@@ -25,7 +25,7 @@ def make_image_processor(
     crop_pct: float = 0.875,
     image_mean: Sequence[float] | None = None,
     image_std: Sequence[float] | None = None,
-) -> ConvNextImageProcessor:
+) -> ConvNextImageProcessor | BitImageProcessor:
     """
     Makes an image processor that resizes (bilinearly), crops the centre and normalizes.
 
@@ -38,7 +38,8 @@ def make_image_processor(
             Mean and standard deviation of each of the three channels, of pixels in [0, 1]. Default to ImageNet's.
 
     Returns:
-        [`~transformers.ConvNextImageProcessor`]: Savable with the model.
+        [`~transformers.ConvNextImageProcessor`], or from 384 pixels on [`~transformers.BitImageProcessor`]: Savable with
+        the model.
 
     Raises:
         `ValueError`: If a number is out of range, or the mean or deviation has not three numbers.
@@ -53,13 +54,12 @@ def make_image_processor(
         raise ValueError(f"`image_mean` must be three numbers, one per channel, but is {mean}.")
     if len(std) != 3 or not min(std) > 0:
         raise ValueError(f"`image_std` must be three numbers above 0, one per channel, but is {std}.")
-    return ConvNextImageProcessor(
-        size={"shortest_edge": image_size},
-        crop_pct=crop_pct,
-        resample=2,  # bilinear
-        image_mean=mean,
-        image_std=std,
-    )
+    settings = {"resample": 2, "image_mean": mean, "image_std": std}  # bilinear
+    if image_size < 384:
+        return ConvNextImageProcessor(size={"shortest_edge": image_size}, crop_pct=crop_pct, **settings)
+    # From this size on, the other one ignores `crop_pct` and squeezes the whole image into a square.
+    crop_size = {"height": image_size, "width": image_size}
+    return BitImageProcessor(size={"shortest_edge": int(image_size / crop_pct)}, crop_size=crop_size, **settings)
 
 
 # Width and height of images that processors are tried with: wide, tall, and square.

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
-from hf_gradaug.data import get_eval_transform, get_image_size, get_train_transform
+from hf_gradaug.data import get_eval_transform, get_image_size, get_train_transform, make_image_processor
 from hf_gradaug.data.image_processors import ProcessorCrop, get_pixel_map, process_image
 
 
@@ -105,6 +105,17 @@ def test_pixels_are_the_image_processors_or_it_is_refused(name, settings):
         pixels = torch.from_numpy(np.array(crop(image))).permute(2, 0, 1) / 255
         expected = expected.clamp(torch.minimum(black, white), torch.maximum(black, white))
         torch.testing.assert_close(crop.pixel_map(pixels), expected, rtol=0, atol=0.51 * level)
+
+
+@pytest.mark.parametrize("size", [32, 384, 500])
+def test_a_new_models_images_keep_their_proportions(size):
+    """A square in the middle of a wide image stays one, and fills half of the crop, which is half of the image."""
+    image = Image.new("RGB", (1600, 800))
+    image.paste("white", (700, 300, 900, 500))
+    pixels = get_eval_transform(make_image_processor(size, crop_pct=0.5))(image)[0]
+    light = pixels > pixels.mean()
+    assert pixels.shape == (size, size) and get_image_size(make_image_processor(size)) == (size, size)
+    assert all(abs(int(light.any(side).sum()) - size // 2) <= 2 for side in (0, 1))
 
 
 def test_a_step_that_is_not_linear_is_refused():
