@@ -55,6 +55,14 @@ class CommonModelArguments:
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
     token: str | None = field(default=None, metadata={"help": "Hub token for private models and data."})
 
+    def __post_init__(self):
+        names = ("model_name_or_path", "config_name", "backbone")
+        given = {name: value for name in names if (value := getattr(self, name, None))}
+        if len(given) > 1:  # weights of one model with the classes and the image processor of another
+            raise ValueError(
+                f"Only one of {', '.join(f'`{name}`' for name in given)} can be given, but several are: {given}."
+            )
+
     @property
     def hub(self) -> dict[str, Any]:
         """The arguments of `from_pretrained`."""

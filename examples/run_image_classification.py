@@ -85,6 +85,10 @@ from hf_gradaug.transforms import scaled_size
 logger = logging.getLogger(__name__)
 
 EXAMPLES = Path(__file__).parent
+# What names a model, of which there is one; each of the first two brings an image processor.
+MODEL_SOURCES = ("model_name_or_path", "config_name", "model_type")
+# Settings of a new image processor.
+PROCESSOR_SETTINGS = ("image_size", "crop_pct", "image_mean", "image_std")
 MODEL_TYPES = sorted(config.model_type for config in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING)
 
 
@@ -139,6 +143,7 @@ class ModelArguments(CommonModelArguments):
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the model's code from the Hub."})
 
     def __post_init__(self):
+        super().__post_init__()
         if self.teacher and self.gradaug:
             raise ValueError(
                 f"`teacher` must not be given with `gradaug`, but is '{self.teacher}'. Leave one of them out."
@@ -184,10 +189,18 @@ def parse_arguments(args: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     if (given := given_flags(args)) & {"train_dir", "validation_dir", "test_dir"} and "dataset_name" not in given:
         names = ("dataset_name", *DataArguments.NEED_DATASET_NAME)
         recipe = {name: value for name, value in recipe.items() if name not in names}
-    if given & {"model_name_or_path", "config_name"}:
-        recipe.pop("model_type", None)
+    replaced = {*MODEL_SOURCES} if given & {"model_name_or_path", "config_name"} else set()
+    if given & {"model_name_or_path", "config_name", "image_processor_name"}:
+        replaced |= {*PROCESSOR_SETTINGS}
+    recipe = {name: value for name, value in recipe.items() if name not in replaced}
     parser.set_defaults(**recipe)
     flags, _ = parser.parse_known_args(args)
+    processor = flags.image_processor_name or flags.config_name or flags.model_name_or_path
+    if processor and (unused := [name for name in PROCESSOR_SETTINGS if name in given | recipe.keys()]):
+        logger.warning(
+            f"The image processor of '{processor}' is used, and {shorten(unused)} have no effect. To change it, save an image "
+            "processor with other settings, and name its folder with `image_processor_name`."
+        )
     if not any((flags.dataset_name, flags.train_dir, flags.validation_dir, flags.test_dir)):
         digits = read_recipe(EXAMPLES / "recipes" / "digits.yaml")
         if flags.model_name_or_path or flags.model_type or flags.config_name:

@@ -73,14 +73,6 @@ class DenseModelArguments(CommonModelArguments):
         metadata={"help": "Classifier (Hub name or folder) whose weights initialize the new model's backbone."},
     )
 
-    def __post_init__(self):
-        given = [name for name in ("model_name_or_path", "config_name", "backbone") if getattr(self, name)]
-        if len(given) > 1:
-            values = {name: getattr(self, name) for name in given}
-            raise ValueError(
-                f"Only one of `model_name_or_path`, `config_name` and `backbone` can be given, but several are: {values}."
-            )
-
 
 @dataclass(frozen=True)
 class DenseTask:

@@ -80,7 +80,7 @@ def test_logs_of_the_plain_baseline_leave_losses_out_as_the_trainer_does(script)
     assert filters == [True, False, False]
 
 
-def test_flags_that_another_flag_leaves_without_effect(script, tmp_path):
+def test_flags_that_another_flag_leaves_without_effect(script, tmp_path, caplog):
     with pytest.raises(ValueError, match="`mix_prob` must be 1.0 without `cutmix_alpha` or .*, but is 0.5"):
         script.parse_arguments(["--output_dir", "out", "--mix_prob", "0.5"])
     tiny_model("resnet-basic").save_pretrained(tmp_path / "model")
@@ -93,5 +93,15 @@ def test_flags_that_another_flag_leaves_without_effect(script, tmp_path):
             script.build_model(args, "data", ["a", "b", "c"])
         script.build_model(script.parse_arguments([*flags, "resnet"])[0], "data", ["a", "b", "c"])
         recipe = tmp_path / "recipe.yaml"
-        recipe.write_text("model_type: convnext")
+        recipe.write_text("model_type: convnext\nimage_size: 64")
         script.build_model(script.parse_arguments([str(recipe), *flags[:-1]])[0], "data", ["a", "b", "c"])
+        assert "no effect" not in caplog.text
+        script.parse_arguments([*flags[:-1], "--image_size", "384", "--crop_pct", "0.875"])
+        assert f"'{flags[3]}' is used, and ['image_size', 'crop_pct'] have no effect" in caplog.text
+        caplog.clear()
+    both = ["--model_name_or_path", "one", "--config_name", "other"]  # whose classes may have another order
+    with pytest.raises(ValueError, match="Only one of `model_name_or_path`, `config_name` can be given, .*'other'"):
+        script.parse_arguments(["--output_dir", "out", *both])
+    recipe.write_text("config_name: other")
+    args = script.parse_arguments([str(recipe), "--output_dir", "out", *both[:2]])[0]
+    assert (args.model_name_or_path, args.config_name) == ("one", None)
