@@ -40,6 +40,7 @@ from hf_gradaug.data import (
     get_train_transform,
     load_image_data,
 )
+from hf_gradaug.settings import save_settings
 from hf_gradaug.training import NonFiniteLossGuard, end_with_launcher
 
 
@@ -211,6 +212,7 @@ def run(args: LoopArguments, data_args: DataArguments, settings: GradAugSettings
     if accelerator.is_main_process:
         accelerator.unwrap_model(model).save_pretrained(args.output_dir)
         image_processor.save_pretrained(args.output_dir)
+        save_settings(settings, args.output_dir)  # export_subnetworks.py rounds widths as the training did
     accelerator.end_training()
     return accuracy
 

@@ -317,8 +317,10 @@ def test_own_loop(tmp_path, folder, capsys):
         "--cutmix_alpha",
         "1",
     ]
-    accuracy = script.main([*common, "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2"])
+    batches = ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2"]
+    accuracy = script.main([*common, *batches, "--width_divisor", "8"])
     assert 0 <= accuracy <= 1 and "evaluation: 100%" in capsys.readouterr().err
+    assert json.loads((tmp_path / "gradaug_config.json").read_text())["width_divisor"] == 8  # as exports need it
     assert list(AutoModelForImageClassification.from_pretrained(tmp_path).config.id2label.values()) == list(
         images.CLASSES
     )
