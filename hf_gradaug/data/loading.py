@@ -331,6 +331,12 @@ def _settle_classes(
                 "Name one with `validation_dir` or `validation_split_name`."
             )
         splits = splits | _hold_out(splits["train"], label_column, class_names, args.train_val_split)
+        # A later evaluation without these flags would measure on images that the model was trained on.
+        logger.warning(
+            f"{args.display_name} has no validation split: `train_val_split` {args.train_val_split} of its training images "
+            f"are held out, {len(splits['validation'])}, the same ones with any seed. Evaluate a model that was trained on "
+            "these data with the same `train_val_split`, or with the validation images of its training."
+        )
         labels = _read_labels(splits, label_column)
     if args.streaming and "train" in splits and args.max_eval_samples is None:
         labels.setdefault("train", set(range(len(class_names))))

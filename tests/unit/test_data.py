@@ -66,9 +66,10 @@ def images_of(data):
     return list(data.splits["train"])
 
 
-def test_a_missing_validation_split_is_held_out_with_all_classes(tmp_path):
+def test_a_missing_validation_split_is_held_out_with_all_classes(tmp_path, caplog):
     args = DataArguments(train_dir=str(images.make_folder(tmp_path / "train", 10)), train_val_split=0.2)
     data = load_image_data(args)
+    assert "`train_val_split` 0.2 of its training images are held out, 6, the same ones with any seed" in caplog.text
     labels = Counter(example["labels"] for example in map(data.get_dataset("validation", grey).__getitem__, range(6)))
     assert labels == {0: 2, 1: 2, 2: 2} and data.num_train_examples == 24
     other = load_image_data(args, seed=7)  # such as a later evaluation

@@ -203,7 +203,8 @@ def test_endings_that_are_left_out_are_named(tmp_path, caplog):
     for name in ("cat/1.heic", "cat/2.heic", "dog/3.AVIF", "dog/.hidden", "list.txt"):
         (root / name).write_bytes(b"no image")
     load_image_data(DataArguments(train_dir=str(root), train_val_split=0.5))
-    (message,) = caplog.messages
+    message, held_out = caplog.messages
+    assert held_out.startswith("data has no validation split")
     assert message.startswith(f"train_dir '{root}' has files in class folders that are left out")
     assert message.endswith(": ['.AVIF', '.heic'].")
 
