@@ -80,7 +80,8 @@ class DataArguments:
     )
     streaming: bool = field(default=False, metadata={"help": "Stream the training images instead of storing them."})
     num_train_samples: int | None = field(
-        default=None, metadata={"help": "Number of training images, for a stream that doesn't state it."}
+        default=None,
+        metadata={"help": "Number of training images, for a stream that doesn't state it. Not with other data."},
     )
     shuffle_buffer_size: int = field(
         default=10000,
@@ -121,6 +122,11 @@ class DataArguments:
 
     def __post_init__(self):
         check_counts(self, "max_train_samples", "max_eval_samples", "num_train_samples", "num_labels")
+        if self.num_train_samples is not None and not self.streaming:
+            raise ValueError(
+                f"`num_train_samples` must be left out without `streaming`, but is {self.num_train_samples}. To train on "
+                "fewer images, give `max_train_samples`."
+            )
         if 0 <= self.mix_prob < 1 and not self.mixing:
             raise ValueError(
                 f"`mix_prob` must be 1.0 without `cutmix_alpha` or `mixup_alpha`, but is {self.mix_prob}. Give one of them."

@@ -295,10 +295,14 @@ def load_image_data(
             if args.streaming:
                 train = train.to_iterable_dataset(num_shards=min(num_train_examples, _LOCAL_SHARDS))
         else:
-            num_train_examples = args.num_train_samples
-            if num_train_examples is None:
-                name = loaded.names["train"]
-                num_train_examples = count_stream(loaded.splits["train"], name, loaded.files.get(name))
+            name = loaded.names["train"]
+            stated = count_stream(loaded.splits["train"], name, loaded.files.get(name))
+            num_train_examples = args.num_train_samples if stated is None else stated
+            if args.num_train_samples not in (None, num_train_examples):
+                raise ValueError(
+                    f"`num_train_samples` must be {stated}, the number of images that the stream states, but is "
+                    f"{args.num_train_samples}. Leave it out, or give `max_train_samples` to train on fewer."
+                )
         splits["train"] = train
     for split in {"validation", "test"} & set(splits):
         splits[split], rows[split] = _truncate(splits[split], args.max_eval_samples, seed)

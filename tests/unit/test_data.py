@@ -372,6 +372,8 @@ def test_what_the_trainer_is_told_about_a_stream(tmp_path, caplog):
     args = TrainingArguments(
         str(tmp_path), per_device_train_batch_size=5, num_train_epochs=3, dataloader_num_workers=9, use_cpu=True
     )
+    with pytest.raises(ValueError, match="`num_train_samples` must be 24, the number .* states, but is 25"):
+        load_image_data(DataArguments(train_dir=path, validation_dir=path, streaming=True, num_train_samples=25))
     changes = get_streaming_arguments(args, data.splits["train"], data.num_train_examples)
     assert changes == {"max_steps": 15, "dataloader_num_workers": 4}
     assert "dataloader_num_workers is 9, but there are 4 shards" in caplog.text
@@ -417,6 +419,8 @@ def test_max_samples(tmp_path):
         whole = load_image_data(replace(args, max_eval_samples=None)).get_dataset("validation", grey)
         assert len(validation) == 5
         assert [whole[row]["pixel_values"] for row in validation.rows] == [row["pixel_values"] for row in validation]
+    with pytest.raises(ValueError, match="`num_train_samples` must be left out without `streaming`, but is 7"):
+        DataArguments(train_dir=path, num_train_samples=7)
     for name in ("max_train_samples", "max_eval_samples", "num_train_samples", "num_labels"):
         for value in (0, -1):
             with pytest.raises(ValueError, match=f"`{name}` must be 1 or more, but is {value}"):
