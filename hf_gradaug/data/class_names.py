@@ -67,6 +67,10 @@ def match_classes(
         logger.warning(f"The classes of {other} have another order than those of '{name}': they are matched by name.")
         return [classes.index(other_class) for other_class in other_classes]
     if _is_nameless(classes) or _is_nameless(other_classes):
+        logger.warning(
+            f"The classes of '{name}' are matched by number to those of {other}, because one of them has no names: "
+            f"{shorten(classes, 3)} and {shorten(other_classes, 3)}. If their order differs, rename them."
+        )
         return unchanged
     pairs = zip(classes, other_classes)
     number, (own, others) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])

@@ -22,8 +22,10 @@ QUIET = ["--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--save_s
 
 
 @pytest.mark.parametrize("classes", [NAMES, ["0", "1", "2"], ["LABEL_0", "LABEL_1", "LABEL_2"]])
-def test_equal_names_and_mere_numbers_keep_their_order(classes):
+def test_equal_names_and_mere_numbers_keep_their_order(classes, caplog):
     assert match_classes("resnet", classes, "photos", NAMES) == [0, 1, 2]
+    is_told = "matched by number" in caplog.text and "['0', '1', '2'] and ['cat', 'dog', 'owl']" in caplog.text
+    assert is_told == (classes != NAMES)
     assert match_classes("resnet", NAMES, "photos", classes) == [0, 1, 2]
 
 
