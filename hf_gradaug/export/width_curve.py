@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from ..reporting.figures import COLORS, MARKERS, new_figure, show_percent, style_axes
+from ..settings import as_numbers
 from ..slimmable.depth import KeptBlocks
 from ..slimmable.narrowing import check_width
 from .calibration import batchnorm_layers, read_images, recalibrate_batchnorm
@@ -75,6 +76,7 @@ def export_widths(
         `TypeError`: If the model's family has no narrowing, its blocks aren't registered, or the data can be read only
             once.
     """
+    widths = as_numbers("widths", widths)  # such as those of `np.linspace`
     if not widths:
         raise ValueError("`widths` must have one width multiplier or more, but has none.")
     for width in widths:

@@ -2,6 +2,7 @@
 """Makes the config of a sub-network. One short function per model family says which fields scale with the width."""
 
 import copy
+from numbers import Integral
 
 from transformers import PreTrainedConfig
 
@@ -20,7 +21,7 @@ def check_width(width: float, name: str = "width") -> None:
         raise ValueError(f"`{name}` must be a width multiplier in (0, 1], but is {width}.")
 
 
-def narrow_config(config: PreTrainedConfig, width: float, divisor: int = 1) -> PreTrainedConfig:
+def narrow_config(config: PreTrainedConfig, width: float, width_divisor: int = 1) -> PreTrainedConfig:
     """
     The config of a sub-network.
 
@@ -29,19 +30,20 @@ def narrow_config(config: PreTrainedConfig, width: float, divisor: int = 1) -> P
             Config of the full network. It is not changed.
         width (`float`):
             Width multiplier, in (0, 1].
-        divisor (`int`, *optional*, defaults to `1`):
+        width_divisor (`int`, *optional*, defaults to `1`):
             Channel counts are rounded to multiples of it, see [`narrow_channels`].
 
     Returns:
         `PreTrainedConfig`: A narrower copy. At width 1 it is an equal copy, whatever the divisor.
 
     Raises:
-        `ValueError`: If `width` is outside (0, 1] or `divisor` below 1, or the family can't take this width.
+        `ValueError`: If `width` is outside (0, 1] or `width_divisor` is not a whole number, 1 or more, or the
+            family can't take this width.
         `TypeError`: If the config's family has no narrowing.
     """
     check_width(width)
-    if divisor < 1:
-        raise ValueError(f"`width_divisor` must be 1 or more, but is {divisor}.")
+    if not isinstance(width_divisor, Integral) or width_divisor < 1:
+        raise ValueError(f"`width_divisor` must be a whole number, 1 or more, but is {width_divisor!r}.")
     family = FAMILIES.get(config.model_type)
     if family is None or family.narrowing is None:
         raise TypeError(
@@ -56,5 +58,5 @@ def narrow_config(config: PreTrainedConfig, width: float, divisor: int = 1) -> P
     labels = [config.__dict__.get("id2label"), config.__dict__.get("label2id")]
     config = copy.deepcopy(config, memo={id(names): names for names in labels})
     if width < 1:
-        family.narrowing(config, Narrow(width, divisor))
+        family.narrowing(config, Narrow(width, width_divisor))
     return config

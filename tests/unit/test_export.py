@@ -150,7 +150,9 @@ def test_calibration(caplog):
     [
         ({"width": 0}, r"`width` must be a width multiplier in \(0, 1\], but is 0"),
         ({"width": 1.1}, r"`width` must be a width multiplier in \(0, 1\], but is 1.1"),
-        ({"width": 0.5, "width_divisor": 0}, "`width_divisor` must be 1 or more, but is 0"),
+        ({"width": 0.5, "width_divisor": 0}, "`width_divisor` must be a whole number, 1 or more, but is 0"),
+        # By position, `calibration_data` would be `width_divisor`.
+        ({"width": 0.5, "width_divisor": []}, r"`width_divisor` must be a whole number, 1 or more, but is \[\]"),
         ({"width": 0.5, "calibration_data": []}, "`calibration_data` must have one batch or more"),
     ],
 )

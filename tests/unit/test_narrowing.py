@@ -71,7 +71,7 @@ def test_width_outside_its_range(width):
 
 
 def test_divisor_below_one():
-    with pytest.raises(ValueError, match="`width_divisor` must be 1 or more, but is 0"):
+    with pytest.raises(ValueError, match="`width_divisor` must be a whole number, 1 or more, but is 0"):
         narrow_config(ResNetConfig(), 0.9, 0)
 
 

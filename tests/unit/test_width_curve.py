@@ -3,6 +3,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from helpers import images
@@ -98,6 +99,11 @@ def test_a_plain_models_hooks_are_named_once(model, caplog):
     assert "['resnet.encoder']" in message and type(model) is before
 
 
+def test_widths_may_be_an_array(model):
+    rows = evaluate_widths(model, np.linspace(0.5, 1, 2, dtype=np.float32), loader())
+    assert json.loads(json.dumps(rows)) == rows == evaluate_widths(model, [0.5, 1.0], loader())
+
+
 def test_without_calibration(model):
     assert [row["accuracy_recalibrated"] for row in evaluate_widths(model, [0.5, 1.0], loader())] == [None, None]
     convnext = tiny_model("convnext").eval()
@@ -109,6 +115,11 @@ def test_without_calibration(model):
     [
         ({"widths": []}, ValueError, "`widths` must have one width multiplier or more"),
         ({"widths": [0.5, 1.5]}, ValueError, r"`widths` must be a width multiplier in \(0, 1\], but is 1.5"),
+        (
+            {"widths": torch.linspace(0.5, 1, 2)},
+            ValueError,
+            "`widths` must be a list of finite numbers, but is tensor",
+        ),
         ({"eval_data": []}, ValueError, "`eval_data` must have one batch or more"),
         (
             {"eval_data": iter([])},
