@@ -300,6 +300,7 @@ def _training_settings(trainer: Trainer) -> dict[str, Any]:
     settings = {name: getattr(args, name, None) for name in _TRAINING_SETTINGS}
     if "adam" not in args.optim:
         settings.update(adam_beta1=None, adam_beta2=None, adam_epsilon=None)
+    settings["max_grad_norm"] = args.max_grad_norm or "0"  # told, because the Trainer's default clips
     settings["max_steps" if args.max_steps <= 0 else "num_train_epochs"] = None  # the other one counts
     if optimizer := _describe_optimizer(trainer):
         settings.update(dict.fromkeys(_OF_OPTIMIZER), optimizer=optimizer)

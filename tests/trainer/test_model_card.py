@@ -475,7 +475,7 @@ def test_recipe_has_a_card_that_agrees(path):
     recipe, rows = yaml.safe_load(path.read_text()), rows_of(card)
     shown = ("learning_rate", "lr_scheduler_type", "optim", "optim_args", "weight_decay", "num_train_epochs")
     shown += ("min_width", "num_subnetworks", "random_resized_crop_scale", "cutmix_alpha", "color_jitter")
-    shown += ("random_crop_padding", "mix_prob")
+    shown += ("random_crop_padding", "mix_prob", "max_grad_norm")
     for name in shown:
         if name in recipe:
             assert rows[name] == _show(recipe[name]), name
