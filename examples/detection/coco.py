@@ -332,13 +332,13 @@ class CocoDataset(Dataset):
         if self.with_masks:
             inputs = self.processor(images=picture, return_tensors="pt")
             example = {name: inputs[name][0] for name in ("pixel_values", "pixel_mask") if name in inputs}
-            masks = self._masks(objects, picture)
-            has_area = masks.bool().flatten(1).any(1)  # image processors leave out boxes without one, too
-            labels = torch.tensor([item["category_id"] for item in objects], dtype=torch.long)
-            masks, example["class_labels"] = masks[has_area], labels[has_area]
             # As the processor resizes images: without aligned corners, which `RandomScale` has.
             size = list(example["pixel_values"].shape[-2:])
-            example["mask_labels"] = resize(masks, size, InterpolationMode.NEAREST_EXACT).float()
+            masks = resize(self._masks(objects, picture), size, InterpolationMode.NEAREST_EXACT)
+            # Image processors leave out boxes without area, too. Resized, a small mask may have no pixel.
+            has_area = masks.bool().flatten(1).any(1)
+            labels = torch.tensor([item["category_id"] for item in objects], dtype=torch.long)
+            example["mask_labels"], example["class_labels"] = masks[has_area].float(), labels[has_area]
         else:
             record = {"image_id": index, "annotations": objects}  # an `id` may be a text
             inputs = self.processor(images=picture, annotations=record, return_tensors="pt")

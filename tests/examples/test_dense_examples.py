@@ -308,6 +308,15 @@ def test_masks_without_area_are_no_objects_and_missing_ones_are_named(change, ca
         dataset.read(0)
 
 
+def test_masks_that_no_pixel_is_left_of_are_no_objects(change):
+    processor = Mask2FormerImageProcessor(size={"height": 8, "width": 8}, size_divisor=1)
+    # Its pixels lie between those that are read.
+    small = {"bbox": [3, 2, 3, 3], "segmentation": [[3, 2, 6, 2, 6, 5, 3, 5]], "area": 9}
+    example = CocoDataset(*change(annotations=small), processor, with_masks=True, with_targets=True)[0]
+    assert example["mask_labels"].shape == (0, 8, 8) and example["class_labels"].shape == (0,)
+    assert example["targets"]["masks"].sum((1, 2)).tolist() == [9, 600]  # evaluation sees the original image
+
+
 @pytest.mark.parametrize("box", [[4, 6, 0, 12], [4, 30, 10, 1], [-1, 6, 1, 12]])
 def test_boxes_without_area_are_told_once(change, caplog, box):
     dataset = CocoDataset(*change(annotations={"bbox": box}), RTDetrImageProcessor(size={"height": 64, "width": 64}))
