@@ -262,7 +262,8 @@ def test_card_names_the_parent(tmp_path):
     assert tmp_path.name in card.content and str(tmp_path.parent) not in card.content
     convnext = tiny_model("convnext")
     card = create_subnetwork_card(export_subnetwork(convnext, 0.5), convnext, 0.5)
-    assert "has no BatchNorm" in card.content and "ConvNextForImageClassification at width 0.5" in card.content
+    assert "has no BatchNorm, or keeps it frozen" in card.content
+    assert "ConvNextForImageClassification at width 0.5" in card.content
 
 
 def test_card_takes_tags_of_the_caller():
