@@ -123,7 +123,8 @@ def build_model(task: DenseTask, args: DenseModelArguments, data: str, class_nam
         return load_pretrained(task.auto_class, name, config, data, class_names, ignore_mismatched_sizes=ignore, **hub)
     logger.info("A new model is trained from scratch.")
     if args.config_name:
-        return task.auto_class.from_config(AutoConfig.from_pretrained(args.config_name, **labels, **hub))
+        config = AutoConfig.from_pretrained(args.config_name, **labels, **hub)
+        return task.auto_class.from_config(config, dtype=torch.float32)  # for the reason of `load_pretrained`
     if args.backbone is None:
         return task.new_model(task.new_backbone(), labels)
     model = task.new_model(AutoConfig.from_pretrained(args.backbone, **hub), labels)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from detection import coco
 from detection.coco import CocoDataset
-from detection.common import DenseModelArguments, get_normalization, load_processor
+from detection.common import DenseModelArguments, build_model, get_normalization, load_processor
 from helpers import images
 from helpers.dense import NUM_LABELS, dense_config, dense_model
 from helpers.tiny import tiny_model
@@ -59,6 +59,13 @@ def test_a_family_that_shares_an_image_processor_gets_that_one(tasks, tmp_path):
     )
     args = DenseModelArguments(config_name=str(tmp_path))
     assert type(load_processor(tasks["object_detection"], args, 64)).__name__ == "DetrImageProcessor"
+
+
+def test_a_config_in_half_precision_gives_a_model_in_float32(tasks, tmp_path):
+    dense_model("deformable_detr").bfloat16().save_pretrained(tmp_path)
+    args = DenseModelArguments(config_name=str(tmp_path))
+    model = build_model(tasks["object_detection"], args, "the pictures", ["cat", "dog"])
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 @pytest.fixture
