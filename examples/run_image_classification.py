@@ -285,7 +285,10 @@ def build_model(args: ModelArguments, data: str, class_names: list[str], by_numb
         )
     else:
         logger.info(f"A new {config.model_type} is trained from scratch.")
-        model = AutoModelForImageClassification.from_config(config, trust_remote_code=args.trust_remote_code)
+        # In float32, as `load_pretrained` does, whatever the config says.
+        model = AutoModelForImageClassification.from_config(
+            config, dtype=torch.float32, trust_remote_code=args.trust_remote_code
+        )
     if args.image_processor_name or source:
         processor = AutoImageProcessor.from_pretrained(args.image_processor_name or source, **hub)
     else:

@@ -105,3 +105,11 @@ def test_flags_that_another_flag_leaves_without_effect(script, tmp_path, caplog)
     recipe.write_text("config_name: other")
     args = script.parse_arguments([str(recipe), "--output_dir", "out", *both[:2]])[0]
     assert (args.model_name_or_path, args.config_name) == ("one", None)
+
+
+def test_a_config_in_half_precision_gives_a_model_in_float32(script, tmp_path):
+    tiny_model("resnet-basic").bfloat16().save_pretrained(tmp_path)
+    ConvNextImageProcessor().save_pretrained(tmp_path)
+    args = script.parse_arguments(["--output_dir", "out", "--config_name", str(tmp_path)])[0]
+    model, _ = script.build_model(args, "data", ["a", "b", "c"])
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
