@@ -29,7 +29,7 @@ def one_thread():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["host_time", "robustness", "step", "widths"])
+@pytest.mark.parametrize("name", ["host_time", "robustness", "step", "step_grid", "streaming", "widths"])
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # of the module that this file has imported
 def test_benchmark_runs_with_the_smallest_settings(name, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [name, "--smoke", "--output", str(tmp_path / "results.json")])
