@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import huggingface_hub
 import torch
@@ -39,6 +39,9 @@ _HUB_FLAGS = (
 class CommonModelArguments:
     """Which model, pretrained or from scratch, and whether GradAug trains it."""
 
+    # Of these, one at most is given. Each has classes and an image processor of its own.
+    MODEL_SOURCES: ClassVar[tuple[str, ...]] = ("model_name_or_path", "config_name")
+
     gradaug: bool = field(
         default=False, metadata={"help": "Train with GradAug. Without it, the script trains the plain baseline."}
     )
@@ -56,9 +59,8 @@ class CommonModelArguments:
     token: str | None = field(default=None, metadata={"help": "Hub token for private models and data."})
 
     def __post_init__(self):
-        names = ("model_name_or_path", "config_name", "backbone")
-        given = {name: value for name in names if (value := getattr(self, name, None))}
-        if len(given) > 1:  # weights of one model with the classes and the image processor of another
+        given = {name: value for name in self.MODEL_SOURCES if (value := getattr(self, name))}
+        if len(given) > 1:
             raise ValueError(
                 f"Only one of {', '.join(f'`{name}`' for name in given)} can be given, but several are: {given}."
             )

@@ -85,8 +85,6 @@ from hf_gradaug.transforms import scaled_size
 logger = logging.getLogger(__name__)
 
 EXAMPLES = Path(__file__).parent
-# What names a model, of which there is one; each of the first two brings an image processor.
-MODEL_SOURCES = ("model_name_or_path", "config_name", "model_type")
 # Settings of a new image processor.
 PROCESSOR_SETTINGS = ("image_size", "crop_pct", "image_mean", "image_std")
 MODEL_TYPES = sorted(config.model_type for config in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING)
@@ -189,8 +187,9 @@ def parse_arguments(args: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     if (given := given_flags(args)) & {"train_dir", "validation_dir", "test_dir"} and "dataset_name" not in given:
         names = ("dataset_name", *DataArguments.NEED_DATASET_NAME)
         recipe = {name: value for name, value in recipe.items() if name not in names}
-    replaced = {*MODEL_SOURCES} if given & {"model_name_or_path", "config_name"} else set()
-    if given & {"model_name_or_path", "config_name", "image_processor_name"}:
+    sources = {*ModelArguments.MODEL_SOURCES}
+    replaced = {*sources, "model_type"} if given & sources else set()
+    if given & {*sources, "image_processor_name"}:
         replaced |= {*PROCESSOR_SETTINGS}
     recipe = {name: value for name, value in recipe.items() if name not in replaced}
     parser.set_defaults(**recipe)

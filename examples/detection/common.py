@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -67,6 +67,8 @@ _COLOURS = [
 @dataclass(kw_only=True)
 class DenseModelArguments(CommonModelArguments):
     """Which model, pretrained or from scratch, and whether GradAug trains it."""
+
+    MODEL_SOURCES: ClassVar[tuple[str, ...]] = (*CommonModelArguments.MODEL_SOURCES, "backbone")
 
     backbone: str | None = field(
         default=None,
