@@ -152,8 +152,8 @@ def plot(results: dict[str, Any], path: str) -> None:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     argv = list(sys.argv[1:] if argv is None else argv)
     (args,) = HfArgumentParser(GridArguments).parse_args_into_dataclasses(argv)
-    shared = as_argv({"repetitions": args.repetitions, "warmup": args.warmup}) + ["--smoke"] * args.smoke
-    shared += as_argv({"image_size": args.image_size})
+    shared = as_argv({"repetitions": args.repetitions, "warmup": args.warmup, "image_size": args.image_size})
+    shared += ["--smoke"] * args.smoke
     results: dict[str, Any] = {
         **describe_run("step_grid", argv, "cuda" if torch.cuda.is_available() else "cpu"),
         "entries": {},
