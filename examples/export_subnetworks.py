@@ -30,14 +30,15 @@ from typing import Any
 
 import torch
 from common import MeasuringArguments, naming_unreachable_hub
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Subset
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoImageProcessor, HfArgumentParser, PreTrainedModel
-from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from hf_gradaug import (
+    GradAugSettings,
     create_subnetwork_card,
     export_widths,
     format_widths,
@@ -55,7 +56,7 @@ from hf_gradaug.data import (
     load_image_data,
 )
 from hf_gradaug.reporting import find_device, is_hub_name
-from hf_gradaug.settings import SETTINGS_NAME
+from hf_gradaug.settings import SETTINGS_NAME, load_settings
 
 
 logger = logging.getLogger(__name__)
@@ -177,11 +178,18 @@ def run(args: ExportArguments, data_args: DataArguments, positional: Namespace) 
     data = load_image_data(data_args, args.seed)
     eval_batches, calibration_batches, count = load_batches(args, data, get_eval_transform(image_processor), model)
 
-    settings = cached_file(positional.model, SETTINGS_NAME, _raise_exceptions_for_missing_entries=False)
-    is_gradaug = settings is not None  # the trainer leaves them beside the weights
-    width_divisor = args.width_divisor
-    if width_divisor is None:  # with another one, sub-networks have channel counts that were not trained
-        width_divisor = json.loads(Path(settings).read_text("utf-8")).get("width_divisor", 1) if is_gradaug else 1
+    try:
+        settings = load_settings(positional.model)
+    except LocalEntryNotFoundError as error:
+        if args.width_divisor is None:
+            raise SystemExit(
+                "`width_divisor` must be given, because the settings of the training run can't be read: "
+                f"{SETTINGS_NAME} of '{positional.model}' is not in the cache, and the Hub can't be reached."
+            ) from error
+        settings = GradAugSettings(num_subnetworks=0)
+    is_gradaug = settings.num_subnetworks > 0
+    # With another one, sub-networks have channel counts that were not trained.
+    width_divisor = settings.width_divisor if args.width_divisor is None else args.width_divisor
     base_model = positional.model if is_hub_name(positional.model) else None
 
     # The last is the full network, which is measured like the others, but not saved.

@@ -10,6 +10,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
 from .slimmable.narrowing import check_width
 from .transforms import RandomRotation, RandomScale
 
@@ -278,7 +281,7 @@ def save_settings(settings: GradAugSettings, folder: str | os.PathLike) -> None:
     """
     Writes the settings to `gradaug_config.json` in a model's folder. With 0 sub-networks, deletes that file instead.
 
-    `GradAugSettings(**json.loads(Path(folder, "gradaug_config.json").read_text()))` reads them back.
+    [`load_settings`] reads them back.
 
     Args:
         settings ([`GradAugSettings`]):
@@ -291,6 +294,41 @@ def save_settings(settings: GradAugSettings, folder: str | os.PathLike) -> None:
         path.unlink(missing_ok=True)  # of an earlier run
         return
     path.write_text(json.dumps(settings_as_dict(settings), indent=2) + "\n", "utf-8")
+
+
+def load_settings(name_or_path: str | os.PathLike) -> GradAugSettings:
+    """
+    Reads the settings that a model was trained with from the `gradaug_config.json` beside its weights.
+
+    Args:
+        name_or_path (`str` or `os.PathLike`):
+            A folder or a Hub name.
+
+    Returns:
+        [`GradAugSettings`]: The settings, with 0 sub-networks if the model has no such file.
+
+    Raises:
+        [`~huggingface_hub.errors.LocalEntryNotFoundError`]: If the Hub can't be reached, and it is not known from an
+            earlier download whether the model has this file.
+    """
+    path = _find_settings(os.fspath(name_or_path))
+    return (
+        GradAugSettings(num_subnetworks=0) if path is None else GradAugSettings(**json.loads(path.read_text("utf-8")))
+    )
+
+
+def _find_settings(name_or_path: str) -> Path | None:
+    if os.path.isdir(name_or_path):
+        path = Path(name_or_path) / SETTINGS_NAME
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(name_or_path, SETTINGS_NAME))
+    except EntryNotFoundError as error:
+        # Without the Hub, the download fails even if the cache knows that there is no such file.
+        is_known = try_to_load_from_cache(name_or_path, SETTINGS_NAME) is _CACHED_NO_EXIST
+        if isinstance(error, LocalEntryNotFoundError) and not is_known:
+            raise
+        return None
 
 
 def describe_changes(settings: GradAugSettings, checkpoint: str | os.PathLike) -> list[str]:

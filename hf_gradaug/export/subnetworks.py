@@ -50,7 +50,8 @@ def export_subnetwork(
         width (`float`):
             Width multiplier, in (0, 1].
         width_divisor (`int`, *optional*, defaults to `1`):
-            Channel counts are rounded to multiples of it. Use the value of the run.
+            Channel counts are rounded to multiples of it. Use the value of the run, which
+            [`~hf_gradaug.settings.load_settings`] reads.
         calibration_data (`Iterable[Mapping[str, torch.Tensor]]`, *optional*):
             Batches with `pixel_values` for BatchNorm's running statistics, see [`recalibrate_batchnorm`]. If the model
             has no BatchNorm, they are not read.

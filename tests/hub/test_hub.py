@@ -14,7 +14,8 @@ from helpers import images
 from helpers.hub_server import READER, WRITER
 from helpers.pushes import IN_CHECKPOINT, MODEL, NAME, STATE, files_of, make_trainer
 from helpers.tiny import largest_difference, state_of, tiny_images, tiny_model
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -25,6 +26,7 @@ from transformers import (
 from transformers import pipeline as make_pipeline
 
 from hf_gradaug import GradAugSettings, HubMixin, HubPushError
+from hf_gradaug.settings import load_settings, save_settings
 
 
 @pytest.mark.slow
@@ -61,7 +63,7 @@ def test_each_strategy(hub, tmp_path, monkeypatch, strategy):
     assert hub.titles(NAME) == [*titles, "End of training"]
     assert before_the_requests and all(names >= MODEL for names in before_the_requests)
 
-    settings = GradAugSettings(**json.loads(pushed["gradaug_config.json"]))
+    settings = load_settings(NAME)
     assert dataclasses.asdict(settings) == {
         field.name: getattr(trainer.args, field.name) for field in dataclasses.fields(GradAugSettings)
     }
@@ -73,6 +75,24 @@ def test_plain_training_has_no_settings(hub, tmp_path):
     trainer.train()
     trainer.push_to_hub()
     assert set(hub.files(NAME)) == MODEL - {"gradaug_config.json"}
+
+
+def test_settings_without_the_hub(hub, tmp_path, monkeypatch):
+    names = ["someone/plain", "someone/asked", "someone/gradaug"]
+    for name in names:
+        tiny_model().save_pretrained(folder := tmp_path / name)
+        save_settings(GradAugSettings(num_subnetworks=0 if name != names[-1] else 2, width_divisor=8), folder)
+        HfApi().create_repo(name)
+        HfApi().upload_folder(repo_id=name, folder_path=folder)
+        hf_hub_download(name, "config.json")
+        if name != names[0]:
+            load_settings(name)
+    for is_offline in (False, True):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", is_offline)
+        assert load_settings(names[1]) == GradAugSettings(num_subnetworks=0)
+        assert load_settings(names[2]) == GradAugSettings(num_subnetworks=2, width_divisor=8)
+    with pytest.raises(LocalEntryNotFoundError):
+        load_settings(names[0])
 
 
 def test_any_trainer(hub, tmp_path):

@@ -265,6 +265,20 @@ def test_script_rounds_channels_as_the_run_did(script, flags, tmp_path, extra, w
     assert json.loads((tmp_path / "out" / "widths.json").read_text())["width_divisor"] == width_divisor
 
 
+def test_script_asks_for_the_divisor_that_it_cant_read(script, flags, tmp_path, hub, monkeypatch):
+    create_repo("someone/resnet")
+    upload_folder(repo_id="someone/resnet", folder_path=tmp_path / "parent")
+    AutoModelForImageClassification.from_pretrained("someone/resnet")
+    AutoImageProcessor.from_pretrained("someone/resnet")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    flags = ["someone/resnet", *flags[1:], "--widths", "0.6", "--calibration_samples", "0"]
+    with pytest.raises(SystemExit, match="`width_divisor` must be given, .* gradaug_config.json of 'someone/resnet'"):
+        script.main(flags)
+    assert not (tmp_path / "out").exists()
+    script.main([*flags, "--width_divisor", "4"])
+    assert json.loads((tmp_path / "out" / "widths.json").read_text())["width_divisor"] == 4
+
+
 def test_script_counts_the_images_that_it_reads(script, flags, tmp_path, caplog):
     for name in ("cat/0.png", "dog/2.png"):
         (tmp_path / "images" / name).write_bytes(b"no image")
