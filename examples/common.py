@@ -131,7 +131,7 @@ def parse_training_arguments(parser: HfArgumentParser, args: Sequence[str]) -> t
         words += ["--num_subnetworks", "0"]  # parsed, because other arguments have their defaults from it
     model_args, data_args, training_args = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
     if not model_args.gradaug:
-        settings = {item.name for item in dataclasses.fields(GradAugSettings)} - {"nonfinite_loss"}
+        settings = {item.name for item in dataclasses.fields(GradAugSettings)}
         if unused := sorted(given_flags(args) & settings):
             logger.warning(
                 f"The plain baseline is trained, and {shorten(unused)} have no effect: they need `gradaug`."

@@ -155,11 +155,6 @@ class ModelArguments(CommonModelArguments):
     def hub(self) -> dict[str, Any]:
         return {**super().hub, "trust_remote_code": self.trust_remote_code}
 
-    @property
-    def distillation(self) -> dict[str, str | float]:
-        """The teacher's entries in the model card."""
-        return {"teacher": Path(self.teacher).name, "teacher_weight": self.teacher_weight} if self.teacher else {}
-
 
 def names_recipe(args: Sequence[str]) -> bool:
     """Whether the first argument is a recipe file."""
@@ -445,7 +440,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
         "tasks": "image-classification",
         "dataset": data.name,
         "tags": ["vision"],
-        "data_settings": data_args.train_augmentation | data_args.mixing | model_args.distillation,
+        "data_settings": data_args.train_augmentation | data_args.mixing,
     }
     if data_args.dataset_name:
         card["dataset_tags"] = data_args.dataset_name

@@ -206,7 +206,7 @@ def run(args: LoopArguments, data_args: DataArguments, settings: GradAugSettings
         guard.settle()
         accuracy = evaluate(accelerator, model, eval_loader)
         if accelerator.is_main_process:
-            logger.info(f"epoch {epoch + 1}: step {step}, last loss {loss.item():.4f}, top-1 {accuracy:.2%}")
+            logger.info(f"epoch {epoch + 1}: step {step}, last loss {losses[0].item():.4f}, top-1 {accuracy:.2%}")
 
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

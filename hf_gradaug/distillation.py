@@ -2,6 +2,7 @@
 """Distillation from a separately trained network, as a baseline for GradAug's soft targets."""
 
 import math
+import os
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel, Trainer
 
 from .data.class_names import get_class_names, match_classes
 from .losses import check_has_soft_targets, get_label_rows, get_logits, soft_label_cross_entropy, soft_targets
-from .reporting.model_card import ModelCardMixin
+from .reporting.model_card import ModelCardMixin, is_hub_name
 from .settings import GradAugSettings
 from .training.durable import DurableTrainerMixin
 from .training.shared import SharedTrainerMixin
@@ -38,8 +39,9 @@ class DistillationTrainer(SharedTrainerMixin, ModelCardMixin, DurableTrainerMixi
             Weight of the teacher's part, 0 or more. With 0 the teacher isn't run, and this is exactly plain training.
 
     Raises:
-        `ValueError`: If the settings have sub-networks, a custom loss function is set, the weight is negative, the
-            model is not an image classifier, or the teacher has other classes. Nothing is written before the error.
+        `ValueError`: If the settings have sub-networks or a `temperature` other than 1, a custom loss function is set,
+            the weight is negative, the model is not an image classifier, or the teacher has other classes. Nothing is
+            written before the error.
     """
 
     def __init__(self, *args, teacher: PreTrainedModel, teacher_weight: float = 1.0, **kwargs):
@@ -64,6 +66,10 @@ class DistillationTrainer(SharedTrainerMixin, ModelCardMixin, DurableTrainerMixi
         if (count := self.gradaug_settings.num_subnetworks) > 0:
             raise ValueError(
                 f"`num_subnetworks` must be 0 with a teacher, which replaces the sub-networks, but is {count}."
+            )
+        if (temperature := self.gradaug_settings.temperature) != 1:
+            raise ValueError(
+                f"`temperature` must be 1 with a teacher, but is {temperature}. It is for the sub-networks' targets."
             )
         if self.model is not None:
             self._check_teacher(self.model)
@@ -105,6 +111,16 @@ class DistillationTrainer(SharedTrainerMixin, ModelCardMixin, DurableTrainerMixi
             self._step_log.add(parts, weight, self.args.logging_nan_inf_filter)
             loss = loss + self.teacher_weight * teacher_loss
         return (loss, outputs) if return_outputs else loss
+
+    def create_model_card(self, *args, data_settings: dict[str, Any] | None = None, **kwargs) -> None:
+        """Writes the model card (see [`ModelCardMixin`]). The teacher is among its settings."""
+        name = self.teacher.name_or_path or type(self.teacher).__name__
+        teacher = {
+            # Of a folder, the last part is enough: the rest is about the machine where it was.
+            "teacher": name if is_hub_name(name) else os.path.basename(os.path.normpath(name)),
+            "teacher_weight": self.teacher_weight,
+        }
+        super().create_model_card(*args, data_settings={**(data_settings or {}), **teacher}, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Tensor | Any]) -> int:
         flops = super().floating_point_ops(inputs)

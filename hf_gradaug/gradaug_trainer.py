@@ -16,7 +16,7 @@ from transformers.trainer_utils import TrainOutput
 from .losses import get_label_rows, soft_labels_in_heads
 from .passes import GradAug, GradAugPass
 from .reporting.model_card import ModelCardMixin
-from .settings import GradAugSettings
+from .settings import GradAugSettings, settings_as_dict
 from .slimmable.model import Build
 from .training.distributed import check_can_train, no_sync
 from .training.durable import DurableTrainerMixin
@@ -38,7 +38,7 @@ class GradAugMixin(SharedTrainerMixin):
     make a comparison fair:
 
     - The size of the loss doesn't depend on gradient accumulation or the number of processes (transformers issue
-      47688). With `subnetwork_targets="labels"` this holds for every model.
+      47688). With `subnetwork_targets` "labels" or "queries" this holds for every model.
     - Labels of shape `(batch_size, num_labels)` are class probabilities if the model's `config.problem_type` is
       `"single_label_classification"`.
 
@@ -73,6 +73,7 @@ class GradAugMixin(SharedTrainerMixin):
     def __init__(self, *args, transform: Transform | None = None, build: Build | None = None, **kwargs):
         self._gradaug_transform = transform
         self._gradaug_build = build
+        self._gradaug_made_with: dict[str, Any] | None = None
         self.gradaug: GradAug | None = None
         self._loss_guard: NonFiniteLossGuard | None = None
         self._has_run_subnetworks = False
@@ -89,7 +90,7 @@ class GradAugMixin(SharedTrainerMixin):
         """Whether the Trainer's own loss scaling and FSDP2 wrapping are wrong for this model or these settings."""
         is_classifier = getattr(self.model, "loss_type", None) == "ForImageClassification"
         settings = self.gradaug_settings
-        return settings.num_subnetworks > 0 or settings.subnetwork_targets == "labels" or is_classifier
+        return settings.num_subnetworks > 0 or settings.subnetwork_targets != "soft" or is_classifier
 
     def _new_step_log(self) -> StepLog:
         return StepLog()
@@ -105,11 +106,16 @@ class GradAugMixin(SharedTrainerMixin):
                 "Add it: `class MyTrainer(GradAugMixin, DurableTrainerMixin, SomeTrainer)`."
             )
         if self.gradaug_settings.num_subnetworks > 0:
-            check_can_train(self, self.model, self.gradaug_settings)
-            if self.model is not None:
-                self._make_gradaug(self.model)
+            self._prepare_gradaug(self.model)
 
-    def _make_gradaug(self, model: nn.Module) -> None:
+    def _prepare_gradaug(self, model: nn.Module | None) -> None:
+        """Makes `GradAug`, unless the present one is for this model and these settings. `model_init` has no model yet."""
+        is_for_model = self.gradaug is not None and self.gradaug.model is model
+        if is_for_model and self._gradaug_made_with == settings_as_dict(self.gradaug_settings):
+            return
+        check_can_train(self, model, self.gradaug_settings)
+        if model is None:
+            return
         self.gradaug = GradAug(
             model,
             self.gradaug_settings,
@@ -120,6 +126,7 @@ class GradAugMixin(SharedTrainerMixin):
             # DeepSpeed's engine takes gradients from hooks on the parameters, in every backward.
             detached=not self.is_deepspeed_enabled,
         )
+        self._gradaug_made_with = settings_as_dict(self.gradaug_settings)
         self._loss_guard = self._new_loss_guard()
 
     def _new_loss_guard(self) -> NonFiniteLossGuard:
@@ -127,11 +134,9 @@ class GradAugMixin(SharedTrainerMixin):
 
     def _inner_training_loop(self, *args, **kwargs) -> TrainOutput:
         self._subnetwork_flops = 0.0  # `auto_find_batch_size` calls this once per batch size
+        if self.gradaug_settings.num_subnetworks > 0:
+            self._prepare_gradaug(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
         if self.gradaug is not None:
-            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            is_same = self.gradaug.model is model and self.gradaug.settings == self.gradaug_settings
-            if not is_same and self.gradaug_settings.num_subnetworks > 0:
-                self._make_gradaug(model)  # the trainer was given other ones
             self.gradaug.seed = self.args.seed
             self._loss_guard = self._new_loss_guard()
         try:
@@ -147,9 +152,8 @@ class GradAugMixin(SharedTrainerMixin):
     ) -> Tensor:
         if self.gradaug_settings.num_subnetworks == 0:
             return super().training_step(model, inputs, num_items_in_batch)
-        if self.gradaug is None:  # GradAug was turned on after construction
-            check_can_train(self, self.model, self.gradaug_settings)
-            self._make_gradaug(self.model)
+        if self.gradaug is None:  # a callback has turned GradAug on
+            self._prepare_gradaug(self.model)
         self._has_run_subnetworks = True
         inputs = self._prepare_inputs(inputs)
         losses, passes, relative_flops = [], [], 0.0

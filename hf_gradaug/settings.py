@@ -28,7 +28,7 @@ _OPTIONS = {
 }
 _NUMBERS = ("min_survival", "min_width", "subnetwork_loss_weight", "temperature", "subnetwork_batch_fraction")
 _WIDTHS = ("min_width", "width_choices", "width_divisor")
-_LISTS = ("width_choices", "scales", "rotations")
+_OPTIONAL_LISTS = ("width_choices", "rotations")
 # How steps are run and guarded. A run may go on with others.
 _OF_THE_MACHINE = {"cuda_graphs", "nonfinite_loss"}
 
@@ -83,9 +83,11 @@ class GradAugSettings:
             Trains sub-networks every k-th optimizer step, from the first step on. 1 or more.
         cuda_graphs (`bool`, *optional*, defaults to `False`):
             Captures the passes of the full network and of the sub-networks as CUDA graphs. Needs `subnetwork_targets`
-            `"soft"`. There is one capture for each width, image size and batch shape, up to 64; further passes run
-            eagerly. With random depth, sub-networks run eagerly. CUDA graphs are faster for small networks and batches,
-            where the GPU waits for the CPU. With random widths, set `width_choices` or `width_divisor` too.
+            `"soft"`. There is one capture for each width, image size and batch shape, up to 64. CUDA graphs are faster
+            for small networks and batches, where the GPU waits for the CPU. With random widths, set `width_choices` or
+            `width_divisor` too. Some passes run without a graph: passes after the 64th capture, sub-networks with
+            random depth, the full network with soft labels, label smoothing or a loss of your own, passes with other
+            inputs than images and labels, and, with several processes, the pass that synchronizes gradients.
         nonfinite_loss (`str`, *optional*, defaults to `"stop"`):
             What [`GradAugTrainer`] does if a loss or the gradient is NaN or infinite. `"stop"` raises an error before
             anything of the step is saved. `"skip"` skips the optimizer step and counts it, and waits for the device in
@@ -201,7 +203,8 @@ class GradAugSettings:
             if value is None:
                 raise ValueError(f"`{name}` must be a finite number, but is {getattr(self, name)!r}.")
             setattr(self, name, value)
-        for name in _LISTS:
+        self.scales = as_numbers("scales", self.scales)
+        for name in _OPTIONAL_LISTS:
             if (values := getattr(self, name)) is not None:
                 setattr(self, name, as_numbers(name, values))
         check_width(self.min_width, "min_width")

@@ -119,11 +119,6 @@ class Compose:
         return f"Compose({list(self.transforms)})"
 
 
-def random_transform(scales: Sequence[float] | None = None, rotations: Sequence[float] | None = None) -> Compose:
-    """The transformation for `scales` and `rotations` of [`GradAugSettings`]; `None` leaves one out."""
-    parts = []
-    if scales is not None:
-        parts.append(RandomScale(scales))
-    if rotations is not None:
-        parts.append(RandomRotation(rotations))
-    return Compose(parts)
+def random_transform(scales: Sequence[float], rotations: Sequence[float] | None = None) -> Compose:
+    """The transformation for `scales` and `rotations` of [`GradAugSettings`]."""
+    return Compose([RandomScale(scales), *([] if rotations is None else [RandomRotation(rotations)])])

@@ -34,7 +34,7 @@ def check_can_train(trainer: Trainer, model: nn.Module | None, settings: GradAug
         (
             args.parallel_mode == ParallelMode.NOT_DISTRIBUTED,
             f"GradAug can't train with `nn.DataParallel`, whose replicas have no parameters to slice, but {args.n_gpu} GPUs are "
-            "visible to one process. Start one process a GPU, `accelerate launch script.py`, or make one GPU visible, "
+            "visible to one process. Start one process per GPU, `accelerate launch script.py`, or make one GPU visible, "
             "`CUDA_VISIBLE_DEVICES=0`.",
         ),
         (

@@ -91,6 +91,11 @@ class DurableTrainerMixin(HubMixin, FaultToleranceMixin, StreamMixin):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         milestones = getattr(self.args, "lr_milestones", None)
+        if milestones is not None and self.lr_scheduler is not None and not self._created_lr_scheduler:
+            raise ValueError(
+                f"`lr_milestones` must be None with a scheduler of your own, but is {milestones} beside a "
+                f"{type(self.lr_scheduler).__name__} in `optimizers`. Leave one of them out."
+            )
         if milestones is not None and self.lr_scheduler is None:
             optimizer = self.optimizer if optimizer is None else optimizer
             for group in optimizer.param_groups:  # `MultiStepLR` goes on from where an earlier training left the rate

@@ -114,7 +114,7 @@ class FaultToleranceMixin(HiddenTokenMixin):
         if changes := describe_changes(own, checkpoint):
             self._warn(
                 f"The run resumes from '{checkpoint}' with changed GradAug settings: {'; '.join(changes)}. To avoid "
-                "that, resume with the checkpoint's settings. With 0 sub-networks, it is plain training."
+                "that, resume with the checkpoint's settings. A run with `num_subnetworks=0` trains without GradAug."
             )
 
     def _load_weights(self, checkpoint: str, model: nn.Module) -> bool:

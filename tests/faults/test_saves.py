@@ -446,6 +446,15 @@ def test_epochs_of_an_uneven_last_step_are_the_same_run(tmp_path, caplog):
     assert not [record for record in caplog.records if record.name.startswith("hf_gradaug.training")]
 
 
+def test_milestones_beside_a_scheduler_of_ones_own(tmp_path):
+    args = {"lr_milestones": [0.5], "lr_scheduler_type": "constant"}
+    trainer = make_trainer(tmp_path, max_steps=2, **args)
+    trainer.create_optimizer()
+    trainer.lr_scheduler = torch.optim.lr_scheduler.ExponentialLR(trainer.optimizer, 0.9)  # as `optimizers` sets it
+    with pytest.raises(ValueError, match=r"`lr_milestones` must be None .*, but is \[0.5\] beside a ExponentialLR"):
+        trainer.train()
+
+
 def test_milestones_follow_a_longer_run(tmp_path):
     args = {"lr_milestones": [0.5], "lr_scheduler_type": "constant", "save_strategy": "steps", "save_steps": 1}
     make_trainer(tmp_path / "out", max_steps=4, **args).train()

@@ -115,6 +115,8 @@ def test_errors_name_what_is_wrong(tmp_path):
         trainer_of(tmp_path, kwargs={"compute_loss_func": lambda *_, **__: None})
     with pytest.raises(ValueError, match="`num_subnetworks` must be 0 with a teacher, .* but is 3"):
         tiny_trainer(tmp_path, cls=DistillationTrainer, trainer_kwargs={"teacher": tiny_model()})
+    with pytest.raises(ValueError, match="`temperature` must be 1 with a teacher, but is 2"):
+        trainer_of(tmp_path, temperature=2)
     with pytest.raises(ValueError, match="'teacher' has 4 classes, but the model has 3"):
         trainer_of(tmp_path, teacher=tiny_model(num_labels=4))
     names = {"id2label": {0: "cat", 1: "owl", 2: "dog"}}
@@ -122,6 +124,18 @@ def test_errors_name_what_is_wrong(tmp_path):
         trainer_of(tmp_path, tiny_model(id2label={0: "cat", 1: "owl", 2: "emu"}), teacher=tiny_model(**names))
     with pytest.raises(ValueError, match="problem_type` is 'regression'"):
         trainer_of(tmp_path, teacher=tiny_model(problem_type="regression"))
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("", "ConvNextForImageClassification"), ("outputs/plain/", "plain"), ("google/vit", "google/vit")],
+)
+def test_the_card_names_the_teacher(tmp_path, name, shown):
+    teacher = tiny_model()
+    teacher.name_or_path = name
+    trainer_of(tmp_path, teacher=teacher, weight=0.5).create_model_card(data_settings={"cutmix_alpha": 1.0})
+    card = (tmp_path / "README.md").read_text()
+    assert f"| `teacher` | {shown} |" in card and "| `teacher_weight` | 0.5 |" in card and "| `cutmix_alpha` |" in card
 
 
 def test_the_example_distils_from_a_folder(tmp_path, caplog):

@@ -283,6 +283,16 @@ def test_settings_that_are_changed_before_training(tmp_path, replaces):
     assert subnetwork_losses(changed) == subnetwork_losses(expected) != []
 
 
+def test_settings_that_are_changed_before_training_are_checked(tmp_path):
+    trainer = tiny_trainer(tmp_path, max_steps=1, use_cpu=True)
+    trainer.args.cuda_graphs = True
+    with pytest.raises(ValueError, match="`cuda_graphs` must be False with the device 'cpu', but is True"):
+        trainer.train()
+    trainer.args.cuda_graphs, trainer.args.width_choices = False, [0.5]
+    with pytest.raises(ValueError, match="`width_choices` must be one or more width multipliers"):
+        trainer.train()
+
+
 def test_gradaug_can_begin_later(tmp_path):
     trainer = tiny_trainer(tmp_path, bf16=True, max_steps=3, logging_steps=1)
     wanted, trainer.args.num_subnetworks = trainer.args.num_subnetworks, 0

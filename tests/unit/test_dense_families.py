@@ -13,8 +13,16 @@ from helpers.dense import DENSE_TYPES, MODELS, SIZE, dense_batch, dense_class, d
 from helpers.tiny import parameters_of, tiny_model
 from transformers import AutoBackbone, DetrConfig
 
-from hf_gradaug import GradAug, GradAugSettings, make_slimmable, narrow_config, supported_model_types
+from hf_gradaug import (
+    GradAug,
+    GradAugSettings,
+    make_slimmable,
+    narrow_config,
+    register_depth,
+    supported_model_types,
+)
 from hf_gradaug.slimmable.dense_families import _feature_channels
+from hf_gradaug.slimmable.registry import FAMILIES
 
 
 def compute(model, name, **changes):
@@ -247,6 +255,14 @@ def test_only_the_backbone_is_narrower():
         TypeError, match="`config.backbone_config` is of model type 'timm_backbone'.*'convnext'.*`ResNetConfig`"
     ):
         narrow_config(DetrConfig(), 0.5)
+    config = dense_config("rt_detr")
+    config.backbone_config.model_type = "depth_alone"  # without a narrowing, but known
+    register_depth("depth_alone", field="depths", blocks="encoder.layer")
+    try:
+        with pytest.raises(TypeError, match="is of model type 'depth_alone', but must be of one with a narrowing"):
+            narrow_config(config, 0.5)
+    finally:
+        FAMILIES.pop("depth_alone")
     assert set(supported_model_types()) >= DENSE_TYPES
     models = {dense_config(name).model_type for name in MODELS}
     assert models == DENSE_TYPES - {"rt_detr_resnet", "maskformer-swin"} | {"segformer", "beit"}

@@ -163,6 +163,12 @@ def test_a_training_step_moves_every_parameter(name, tmp_path):
     assert 0 < log["loss_subnetworks"] < float("inf")
 
 
+def test_the_plain_baseline_scales_its_loss_as_gradaug_does(tmp_path):
+    for count in (0, 1):
+        trainer = dense_trainer(tmp_path, "detr-convnext", subnetwork_targets="queries", num_subnetworks=count)
+        assert trainer.model_accepts_loss_kwargs is False
+
+
 def test_what_has_no_targets_for_queries():
     learned = r"`subnetwork_targets` must be 'labels' unless the model's queries are learned"
     for model in (dense_model("rt_detr"), dense_model("d_fine"), tiny_model()):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from helpers.tiny import tiny_images
 
-from hf_gradaug import Compose, RandomRotation, RandomScale
+from hf_gradaug import Compose, GradAugSettings, RandomRotation, RandomScale
 from hf_gradaug.sampling import step_generator
 from hf_gradaug.transforms import random_transform, scaled_size
 
@@ -74,13 +74,18 @@ def test_composition_and_own_callables():
     assert torch.equal(transform(images, step_generator(0, 0)), expected)
     both = random_transform(scales=[1, 0.5], rotations=[0, 90])
     assert sizes(both, images) == {(32, 32), (16, 16)}
-    assert random_transform()(images, step_generator(0, 0)) is images
+    assert random_transform([1.0])(images, step_generator(0, 0)) is images
 
 
 @pytest.mark.parametrize("scales", [[], [0.0], [1.2], [0.5, -1]])
 def test_scales_outside_their_range(scales):
     with pytest.raises(ValueError, match=r"`scales` must be one or more numbers in \(0, 1\], but is"):
         RandomScale(scales)
+
+
+def test_no_scales():
+    with pytest.raises(ValueError, match="`scales` must be a list of finite numbers, but is None"):
+        GradAugSettings(scales=None)
 
 
 def test_no_angles():
