@@ -317,7 +317,9 @@ def _calls_noted(
 ) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
     """The outputs and the arguments, by name, of each call of the model inside the `with` block."""
     calls, started = [], []
-    names = list(inspect.signature(unwrapped.forward).parameters)
+    # Without `*args`, whose entries have no names.
+    parameters = inspect.signature(unwrapped.forward).parameters.values()
+    names = [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
 
     def note_arguments(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         images = {image_name: args[0]} if args else {}  # `forward` may be `(*args, **kwargs)`

@@ -159,14 +159,13 @@ class FullPass(GradAugPass):
 
         Args:
             arguments (`Mapping[str, Any]`, *optional*):
-                What the model was called with, by name. Inputs that it was not called with, such as weights of the
-                images, are for the loss alone.
+                What the model was called with, by name. Sub-networks get all of it but the labels. Inputs that it was
+                not called with, such as weights of the images, are for the loss alone.
         """
         name = self.gradaug.image_name
         if arguments is None or arguments.get(name) is None or self.gradaug.target_kind.learns_from_labels:
             return
-        inputs = {key: arguments[key] for key in self.inputs if key in arguments}
-        self.inputs = {**inputs, name: arguments[name].detach()}
+        self.inputs = {**arguments, name: arguments[name].detach()}
 
     def _replay(self) -> Tensor | None:
         model, names = self.gradaug.model, {self.gradaug.image_name, "labels"}

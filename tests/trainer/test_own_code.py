@@ -178,6 +178,30 @@ def test_inputs_for_the_loss_alone_dont_reach_the_model(tmp_path, targets):
     assert subnetwork_losses(trainer)[0] > 0
 
 
+class SeveralTasksForImageClassification(ResNetForImageClassification):
+    seen = []
+
+    def forward(self, pixel_values=None, labels=None, task="first"):
+        if not pixel_values.is_meta:  # which sizes fit is tried without weights
+            self.seen.append(task)
+        return super().forward(pixel_values, labels)
+
+
+@pytest.mark.parametrize("positional", [False, True])
+def test_sub_networks_get_the_arguments_of_a_compute_loss(tmp_path, positional):
+    class SecondTask(GradAugTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            images, labels = inputs["pixel_values"], inputs["labels"]
+            outputs = model(images, labels, "second") if positional else model(images, labels=labels, task="second")
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    model = SeveralTasksForImageClassification(tiny_config("resnet-basic"))
+    trainer = tiny_trainer(tmp_path, model, SecondTask, num_subnetworks=2, max_steps=1)
+    SeveralTasksForImageClassification.seen.clear()
+    trainer.train()
+    assert SeveralTasksForImageClassification.seen == ["second"] * 3
+
+
 class Scaling(GradAugTrainer):
     def _prepare_inputs(self, inputs):
         return {**super()._prepare_inputs(inputs), "pixel_values": inputs["pixel_values"] / 10}
