@@ -158,19 +158,20 @@ def settle_problem_type(config: PreTrainedConfig, labels: Tensor) -> None:
         labels (`torch.Tensor`): Labels of shape `(batch_size, num_labels)`. Rows of another length change nothing.
 
     Raises:
-        `ValueError`: If `config.problem_type` is unset and the labels may be of either kind. Also if it is
+        `ValueError`: If `config.problem_type` is unset and the labels may be of several kinds. Also if it is
             `"single_label_classification"` and the labels are not class probabilities.
     """
     problem_type = getattr(config, "problem_type", None)
     if problem_type not in (None, "single_label_classification") or labels.shape[1] != config.num_labels:
         return
     is_single_label = are_probabilities(labels)
-    if problem_type is None and is_single_label:
-        # A head takes all floating-point labels for multi-label ones. One label in each row may mean either.
+    if problem_type is None and (is_single_label or not ((labels == 0) | (labels == 1)).all()):
+        # A head takes all floating-point labels for multi-label ones. One label in each row may mean either, and other
+        # numbers may be the values of a regression with a loss of one's own.
         raise ValueError(
-            "`config.problem_type` must be set for labels of shape (batch_size, num_labels) whose rows sum to 1, but is "
-            "None. Set it to 'single_label_classification' for class probabilities, such as those of CutMix and MixUp, or "
-            "to 'multi_label_classification' for one probability per label."
+            "`config.problem_type` must be set for labels of shape (batch_size, num_labels) whose rows sum to 1, or that are "
+            "not all 0 or 1, but is None. Set it to 'single_label_classification' for class probabilities, such as those of "
+            "CutMix and MixUp, to 'multi_label_classification' for one probability per label, or to 'regression'."
         )
     if problem_type is None:
         config.problem_type = "multi_label_classification"  # a loss of one's own would pass the head by

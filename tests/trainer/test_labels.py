@@ -69,11 +69,24 @@ def test_rows_that_are_no_probabilities():
         run(gradaug, SEVERAL)
 
 
-@pytest.mark.parametrize("rows", [MIXED, ONE_EACH])
-def test_labels_that_may_be_of_either_kind(tmp_path, rows):
-    """Of images with one label each, the first batch doesn't say whether later images have several."""
-    trainer = tiny_trainer(tmp_path, trainer_kwargs={"train_dataset": FloatLabels(rows), "eval_dataset": None})
-    with pytest.raises(ValueError, match="`config.problem_type` must be set .* but is None.*CutMix"):
+@pytest.mark.parametrize(
+    "rows, loss",
+    [
+        (MIXED, None),
+        (ONE_EACH, None),
+        (torch.tensor([[10.0, 200.0, -3.0]]), F.mse_loss),
+        (torch.tensor([[0.4, 0.7, 1.0]]), F.mse_loss),
+    ],
+)
+def test_labels_that_may_be_of_several_kinds(tmp_path, rows, loss):
+    """
+    Of images with one label each, the first batch doesn't say whether later images have several. Other numbers may be a
+    regression's, such as the places of key points.
+    """
+    own = loss and (lambda outputs, labels, **_: loss(outputs.logits, labels))
+    kwargs = {"train_dataset": FloatLabels(rows), "eval_dataset": None, "compute_loss_func": own}
+    trainer = tiny_trainer(tmp_path, trainer_kwargs=kwargs)
+    with pytest.raises(ValueError, match="`config.problem_type` must be set .* but is None.*CutMix.*'regression'"):
         trainer.train()
     assert "compute_loss" not in vars(trainer) and trainer.model.config.problem_type is None
 
