@@ -11,7 +11,7 @@ from .settings import GradAugSettings
 from .slimmable.depth import depths_of
 from .slimmable.image_size import meta_outputs
 from .slimmable.model import SlimmableModel
-from .slimmable.narrowing import narrow_config
+from .slimmable.skeleton import shapes_of
 from .transforms import Transform
 
 
@@ -50,11 +50,13 @@ def check_smallest(model: SlimmableModel, settings: GradAugSettings) -> None:
         blocks = [[0]] * len(depths)
     width, divisor = settings.smallest_width, settings.width_divisor
     model.subnetwork(width, divisor, blocks)
-    # Whole heads and groups, and a large divisor, may leave nothing between the width and the full network.
-    if width < 1 and narrow_config(config, width, divisor).to_dict() == config.to_dict():
+    # Whole heads and groups, and a large divisor, may leave nothing between the width and the full network. Some classes
+    # round channel counts themselves, and a user's may not follow its config.
+    if width < 1 and shapes_of(model.subnetwork(width, divisor).skeleton) == shapes_of(model):
         logger.warning(
-            f"`min_width` {width} rounds to the full network, because this {config.model_type} narrows in larger steps. "
-            "Sub-networks will have the full width and differ only in their images. Use a smaller `min_width`."
+            f"`min_width` {width} rounds to the full network, because this {config.model_type} narrows in larger steps, or "
+            "its class or `build` doesn't follow its config. Sub-networks will have the full width and differ only in "
+            "their images. Use a smaller `min_width`, or build every layer from the config."
         )
 
 

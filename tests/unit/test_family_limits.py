@@ -127,6 +127,21 @@ def test_width_that_rounds_to_the_full_network_is_told(min_width, warns, caplog)
     assert any("rounds to the full network" in message for message in caplog.messages) == warns
 
 
+@pytest.mark.parametrize("family, follows", [("resnet-basic", False), ("resnet-basic", True), ("mobilenet_v2", True)])
+def test_a_model_that_rounds_or_ignores_its_widths_is_told(family, follows, caplog):
+    own = family_config(family)
+
+    def build(config):
+        return model_class(family)(config if follows else own)
+
+    # MobileNetV2 rounds to multiples of 8 in its layers.
+    settings = GradAugSettings(scales=[1.0], min_width=0.999 if family == "mobilenet_v2" else 0.5)
+    with caplog.at_level(logging.WARNING, "hf_gradaug"):
+        GradAug(build(own), settings, build=build)
+    warns = not follows or family == "mobilenet_v2"
+    assert any("rounds to the full network" in message for message in caplog.messages) == warns
+
+
 class _Config(PreTrainedConfig):
     model_type = "mine"
 
