@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedConfig
 
 from . import dense_families  # noqa: F401  its import registers the models on top of these
-from .registry import STAGES, Depth, Narrow, register_family
+from .registry import STAGES, Depth, IfTheyFit, Narrow, register_family
 
 
 # Without `depth`: mobilenet_v1, mobilenet_v2 and mobilevit, whose configs don't have the number of blocks; efficientnet,
@@ -170,10 +170,14 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
         config.pooler_output_size = config.hidden_size
 
 
-# The classifier sees the class token and the mean of the others. In transformers 5.17, SwiGLU has both halves in one layer.
+# The classifier sees the class token and the mean of the others. One of a user's own may see one of them, or the patches.
+# In transformers 5.17, SwiGLU has both halves in one layer.
 @register_family(
     "dinov2",
-    parts={r"classifier\.weight": {1: 2}, r"mlp\.weights_in\.(?:weight|bias)": {0: 2}},
+    parts={
+        r"classifier\.weight": {1: IfTheyFit(lambda config: [config.hidden_size] * 2)},
+        r"mlp\.weights_in\.(?:weight|bias)": {0: 2},
+    },
     depth=_ONE_STAGE,
 )
 def _narrow_one_attention(config: PreTrainedConfig, narrow: Narrow) -> None:

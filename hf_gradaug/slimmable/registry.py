@@ -65,9 +65,19 @@ class Narrow:
 # A narrowing edits a config in place.
 Narrowing = Callable[[PreTrainedConfig, Narrow], None]
 
+Sizes = Callable[..., Sequence[int]]
+
+
+@dataclass(frozen=True)
+class IfTheyFit:
+    """Sizes of the parts of a layer whose name a layer of a user's own may have. That layer has another size, and no parts."""
+
+    sizes: Sizes
+
+
 # By pattern of a parameter or buffer name and by dimension: into how many equal parts, or into which sizes, it divides. A
 # function computes the sizes from the config and the numbers that the pattern's groups matched.
-Parts = Mapping[str, Mapping[int, int | Callable[..., Sequence[int]]]]
+Parts = Mapping[str, Mapping[int, int | Sizes | IfTheyFit]]
 
 
 class Block(NamedTuple):

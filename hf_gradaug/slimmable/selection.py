@@ -3,13 +3,13 @@
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from .registry import FAMILIES
+from .registry import FAMILIES, IfTheyFit
 
 
 class Selection:
@@ -66,10 +66,11 @@ def select(
     Raises:
         `ValueError`: If a registered division into parts doesn't fit the shapes.
     """
-    full_parts, narrow_parts = _parts(full_config, name), _parts(narrow_config, name)
+    full_parts, narrow_parts = _parts(full_config, name, full_shape), _parts(narrow_config, name, narrow_shape)
     spans = []
     for dim, (full, narrow) in enumerate(zip(full_shape, narrow_shape, strict=True)):
-        if dim not in full_parts or full == 1:  # such as a dimension of `weight_norm`'s magnitudes
+        is_divided = dim in full_parts and dim in narrow_parts
+        if not is_divided or full == 1:  # such as a dimension of `weight_norm`'s magnitudes
             spans.append([slice(0, narrow)])
             continue
         sizes = _sizes(full_parts[dim], full, name, dim), _sizes(narrow_parts[dim], narrow, name, dim)
@@ -77,17 +78,31 @@ def select(
     return Selection(spans)
 
 
-def _parts(config: PreTrainedConfig, name: str) -> dict[int, int | Sequence[int]]:
+def _parts(config: PreTrainedConfig, name: str, shape: Sequence[int]) -> dict[int, int | Sequence[int]]:
     # The parts of a parametrized weight are those of the weight.
     name = re.sub(r"\.parametrizations\.(\w+)\.original\d*$", r".\1", name)
-    # A detector's or segmenter's own layers, and those of its backbone, which is of another family.
-    for part in filter(None, (config, getattr(config, "backbone_config", None))):
+    # A model's own layers, and those of its backbone or encoder, which is of another family.
+    for part in _with_inner(config):
         family = FAMILIES.get(part.model_type)
         for pattern, dims in family.parts.items() if family else ():
             if match := re.search(rf"(?:^|\.){pattern}$", name):
                 numbers = [int(group) for group in match.groups()]
-                return {dim: sizes if isinstance(sizes, int) else sizes(part, *numbers) for dim, sizes in dims.items()}
+                found = {}
+                for dim, sizes in dims.items():
+                    if isinstance(sizes, IfTheyFit):
+                        if sum(fitting := sizes.sizes(part, *numbers)) == shape[dim]:
+                            found[dim] = fitting
+                    else:
+                        found[dim] = sizes if isinstance(sizes, int) else sizes(part, *numbers)
+                return found
     return {}
+
+
+def _with_inner(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+    yield config
+    for value in vars(config).values():  # `backbone_config` in transformers; a user's may have another name
+        if isinstance(value, PreTrainedConfig):
+            yield from _with_inner(value)
 
 
 def _sizes(parts: int | Sequence[int], length: int, name: str, dim: int) -> list[int]:

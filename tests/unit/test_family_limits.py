@@ -189,6 +189,36 @@ def test_parts_of_a_users_own_family(monkeypatch):
         select("1.fusion.weight", (6, 7), (4, 9), *_configs(3, 4))
 
 
+def test_a_classifier_of_a_users_own_on_dinov2():
+    """It sees the patches, and not the class token beside their mean, as the classifier of transformers does."""
+    config = family_config("dinov2")
+    narrow, size = narrow_config(config, 0.5), config.hidden_size
+    assert narrow.hidden_size == size // 2
+    weight = torch.arange(2 * size)[None]
+    for name, length, entries in (
+        ("classifier.weight", 2 * size, [*range(size // 2), *range(size, size + size // 2)]),
+        ("classifier.weight", size, [*range(size // 2)]),
+        ("classifier.classifier.weight", size, [*range(size // 2)]),
+    ):
+        selection = select(name, (1, length), (1, length // 2), config, narrow)
+        assert selection.take(weight[:, :length]).tolist() == [entries]
+
+
+@pytest.mark.parametrize("field", ["backbone_config", "encoder_config", "outer_config"])
+def test_parts_of_an_encoder_in_a_users_own_model(field):
+    """Patch merging concatenates four neighbours, wherever the encoder's config is."""
+
+    def config(width):
+        encoder = narrow_config(family_config("swin"), width)
+        if field == "outer_config":
+            encoder = PreTrainedConfig(backbone_config=encoder)
+        return PreTrainedConfig(**{field: encoder})
+
+    name = "model.encoder.layers.0.downsample.reduction.weight"
+    columns = select(name, (32, 64), (16, 32), config(1.0), config(0.5)).take(torch.arange(64.0).expand(32, 64))
+    assert columns[0].tolist() == [start + i for start in (0, 16, 32, 48) for i in range(8)]
+
+
 def test_patch_merging_uses_each_neighbours_leading_channels():
     # Of four neighbours, the full network's layer adds 1, 10, 100 and 1000 times their first channels.
     model = make_slimmable(family_model("swin").eval())
