@@ -162,7 +162,7 @@ class GradAugMixin(SharedTrainerMixin):
         label_loss = self.compute_loss
         for gradaug_pass in self.gradaug.passes(inputs, step=self.state.global_step):
             compute_loss = functools.partial(self._compute_pass_loss, gradaug_pass, label_loss, type(inputs))
-            batch, num_items = _with_labels(gradaug_pass, num_items_in_batch)
+            batch, num_items = _with_labels(gradaug_pass, inputs.get("labels"), num_items_in_batch)
             prepare_inputs = functools.partial(_prepare_others, batch, self._prepare_inputs)
             sync = contextlib.nullcontext() if gradaug_pass.is_last else no_sync(self.accelerator, model)
             with sync, gradaug_pass, _methods_set(self, compute_loss=compute_loss, _prepare_inputs=prepare_inputs):
@@ -365,7 +365,7 @@ def _share_tensors(outputs: Any, others: Any) -> bool:
 
 
 def _with_labels(
-    gradaug_pass: GradAugPass, num_items_in_batch: Tensor | int | None
+    gradaug_pass: GradAugPass, all_labels: Any, num_items_in_batch: Tensor | int | None
 ) -> tuple[dict[str, Tensor | Any], Tensor | float | None]:
     """The inputs of a pass with their labels, and the number of items among the labels, for the Trainer's step."""
     inputs = dict(gradaug_pass.inputs)
@@ -373,10 +373,12 @@ def _with_labels(
         inputs["labels"] = gradaug_pass.soft_labels
     if num_items_in_batch is None or not gradaug_pass.learns_from_labels:
         return inputs, None
-    if gradaug_pass.batch_fraction == 1:
-        return inputs, num_items_in_batch
-    # The number includes the items of other processes and micro-batches, so it can't be counted here.
-    return inputs, num_items_in_batch * gradaug_pass.batch_fraction
+    # The number includes the items of other processes and micro-batches, so it can't be counted here. A sub-network has
+    # a share of them: fewer images, and smaller label maps.
+    share, labels = gradaug_pass.batch_fraction, inputs.get("labels")
+    if isinstance(labels, Tensor) and isinstance(all_labels, Tensor):
+        share = labels.numel() / all_labels.numel()
+    return inputs, num_items_in_batch if share == 1 else num_items_in_batch * share
 
 
 def _accepted(function: Callable, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -132,3 +132,25 @@ def test_a_fraction_of_the_batch_has_that_fraction_of_the_items(tmp_path):
         tmp_path, trainer_kwargs={"compute_loss_func": loss_func, "train_dataset": TinyImages(8)}, **args
     ).train()
     assert seen == [(8, 8.0), (4, 4.0)]
+
+
+class Maps(TinyImages):
+    def __getitem__(self, index):
+        return {**super().__getitem__(index), "labels": torch.full((32, 32), int(self.labels[index]))}
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_smaller_label_maps_have_fewer_items(tmp_path, fraction):
+    """So a sub-network's loss is the mean over its own pixels, as the full network's is."""
+    seen = []
+
+    def loss_func(outputs, labels, num_items_in_batch):
+        seen.append((labels.numel(), float(num_items_in_batch)))
+        logits = outputs.logits[:, :, None, None].expand(-1, -1, *labels.shape[1:])
+        return F.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch
+
+    args = {"subnetwork_targets": "labels", "subnetwork_batch_fraction": fraction, "num_subnetworks": 1}
+    kwargs = {"compute_loss_func": loss_func, "train_dataset": Maps(8)}
+    tiny_trainer(tmp_path, trainer_kwargs=kwargs, scales=[0.5], max_steps=1, **args).train()
+    pixels = int(fraction * 8) * 16 * 16
+    assert seen == [(8 * 32 * 32, 8 * 32 * 32), (pixels, pixels)]
