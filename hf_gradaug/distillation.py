@@ -112,15 +112,13 @@ class DistillationTrainer(SharedTrainerMixin, ModelCardMixin, DurableTrainerMixi
             loss = loss + self.teacher_weight * teacher_loss
         return (loss, outputs) if return_outputs else loss
 
-    def create_model_card(self, *args, data_settings: dict[str, Any] | None = None, **kwargs) -> None:
-        """Writes the model card (see [`ModelCardMixin`]). The teacher is among its settings."""
+    def _own_settings(self) -> dict[str, Any]:
+        if self.teacher_weight == 0:
+            return {}
         name = self.teacher.name_or_path or type(self.teacher).__name__
-        teacher = {
-            # Of a folder, the last part is enough: the rest is about the machine where it was.
-            "teacher": name if is_hub_name(name) else os.path.basename(os.path.normpath(name)),
-            "teacher_weight": self.teacher_weight,
-        }
-        super().create_model_card(*args, data_settings={**(data_settings or {}), **teacher}, **kwargs)
+        # Of a folder, the last part is enough: the rest is about the machine where it was.
+        shown = name if is_hub_name(name) else os.path.basename(os.path.normpath(name))
+        return {"teacher": shown, "teacher_weight": self.teacher_weight}
 
     def floating_point_ops(self, inputs: dict[str, Tensor | Any]) -> int:
         flops = super().floating_point_ops(inputs)

@@ -110,15 +110,18 @@ class GradAugMixin(SharedTrainerMixin):
 
     def _prepare_gradaug(self, model: nn.Module | None) -> None:
         """Makes `GradAug`, unless the present one is for this model and these settings. `model_init` has no model yet."""
-        is_for_model = self.gradaug is not None and self.gradaug.model is model
-        if is_for_model and self._gradaug_made_with == settings_as_dict(self.gradaug_settings):
-            return
-        check_can_train(self, model, self.gradaug_settings)
+        settings = self.gradaug_settings
+        check_can_train(self, model, settings)
         if model is None:
             return
+        if self.gradaug is not None and self.gradaug.model is model:
+            # Plain `TrainingArguments` always have the same settings, in a new object each time.
+            is_same = self.gradaug.settings is settings or not isinstance(self.args, GradAugSettings)
+            if is_same and self._gradaug_made_with == settings_as_dict(settings):
+                return
         self.gradaug = GradAug(
             model,
-            self.gradaug_settings,
+            settings,
             seed=self.args.seed,
             transform=self._gradaug_transform,
             build=self._gradaug_build,
@@ -126,7 +129,7 @@ class GradAugMixin(SharedTrainerMixin):
             # DeepSpeed's engine takes gradients from hooks on the parameters, in every backward.
             detached=not self.is_deepspeed_enabled,
         )
-        self._gradaug_made_with = settings_as_dict(self.gradaug_settings)
+        self._gradaug_made_with = settings_as_dict(settings)
         self._loss_guard = self._new_loss_guard()
 
     def _new_loss_guard(self) -> NonFiniteLossGuard:
@@ -376,7 +379,7 @@ def _with_labels(
     # The number includes the items of other processes and micro-batches, so it can't be counted here. A sub-network has
     # a share of them: fewer images, and smaller label maps.
     share, labels = gradaug_pass.batch_fraction, inputs.get("labels")
-    if isinstance(labels, Tensor) and isinstance(all_labels, Tensor):
+    if isinstance(labels, Tensor) and isinstance(all_labels, Tensor) and all_labels.numel() > 0:
         share = labels.numel() / all_labels.numel()
     return inputs, num_items_in_batch if share == 1 else num_items_in_batch * share
 

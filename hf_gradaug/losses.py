@@ -171,7 +171,8 @@ def settle_problem_type(config: PreTrainedConfig, labels: Tensor) -> None:
         raise ValueError(
             "`config.problem_type` must be set for labels of shape (batch_size, num_labels) whose rows sum to 1, or that are "
             "not all 0 or 1, but is None. Set it to 'single_label_classification' for class probabilities, such as those of "
-            "CutMix and MixUp, to 'multi_label_classification' for one probability per label, or to 'regression'."
+            "CutMix and MixUp, to 'multi_label_classification' for one probability per label, or to 'regression', which needs "
+            "`subnetwork_targets='labels'`."
         )
     if problem_type is None:
         config.problem_type = "multi_label_classification"  # a loss of one's own would pass the head by

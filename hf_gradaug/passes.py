@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
 from transformers.utils.generic import find_labels
 
@@ -159,13 +160,15 @@ class FullPass(GradAugPass):
 
         Args:
             arguments (`Mapping[str, Any]`, *optional*):
-                What the model was called with, by name. Sub-networks get all of it but the labels. Inputs that it was
-                not called with, such as weights of the images, are for the loss alone.
+                What the model was called with, by name. Sub-networks get all of it but the labels. A tensor or list
+                with as many entries as there are images has one for each of them. Inputs that the model was not
+                called with, such as weights of the images, are for the loss alone.
         """
         name = self.gradaug.image_name
         if arguments is None or arguments.get(name) is None or self.gradaug.target_kind.learns_from_labels:
             return
-        self.inputs = {**arguments, name: arguments[name].detach()}
+        self.inputs = tree_map_only(Tensor, Tensor.detach, dict(arguments))
+        self.gradaug.check_rotations(self.inputs)
 
     def _replay(self) -> Tensor | None:
         model, names = self.gradaug.model, {self.gradaug.image_name, "labels"}
@@ -412,10 +415,7 @@ class GradAug:
         if self.transform is None and n > 0:
             size = tuple(images.shape[-2:])
             self._check_size(images, scaled_size(size, min(settings.scales)))
-            if settings.rotations is not None:
-                unused = {name, *(self.label_names if settings.subnetwork_targets == "soft" else ())}
-                others = {key: value for key, value in inputs.items() if key not in unused}
-                check_rotations(settings.rotations, others, self.label_names, size)
+            self.check_rotations(inputs)
         soft_labels = self._get_soft_labels(inputs)
         full = FullPass(
             self, {k: v for k, v in inputs.items() if soft_labels is None or v is not soft_labels}, soft_labels
@@ -481,6 +481,14 @@ class GradAug:
         # Evenly spaced, so that micro-batches and processes together see the same images as one whole batch.
         spaced = torch.arange(count, device=images.device) * batch_size // count
         return (spaced + index - 1) % batch_size
+
+    def check_rotations(self, inputs: Mapping[str, Any]) -> None:
+        """Raises a `ValueError` if `settings.rotations` would turn the images and not what these inputs hold."""
+        settings, name = self.settings, self.image_name
+        if self.transform is None and settings.rotations is not None:
+            unused = {name, *(self.label_names if settings.subnetwork_targets == "soft" else ())}
+            others = {key: value for key, value in inputs.items() if key not in unused}
+            check_rotations(settings.rotations, others, self.label_names, tuple(inputs[name].shape[-2:]))
 
     def _check_size(self, images: Tensor, size: tuple[int, int]) -> None:
         if size not in self._checked_sizes:

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from .messages import shorten
 from .slimmable.narrowing import check_width
 from .transforms import RandomRotation, RandomScale
 
@@ -85,9 +86,9 @@ class GradAugSettings:
             Captures the passes of the full network and of the sub-networks as CUDA graphs. Needs `subnetwork_targets`
             `"soft"`. There is one capture for each width, image size and batch shape, up to 64. CUDA graphs are faster
             for small networks and batches, where the GPU waits for the CPU. With random widths, set `width_choices` or
-            `width_divisor` too. Some passes run without a graph: passes after the 64th capture, sub-networks with
-            random depth, the full network with soft labels, label smoothing or a loss of your own, passes with other
-            inputs than images and labels, and, with several processes, the pass that synchronizes gradients.
+            `width_divisor` too. These run without a graph: passes after the 64th capture. Sub-networks with random
+            depth. The full network with soft labels, label smoothing or a loss of your own. Passes with other arguments
+            than images and labels. With several processes, the pass that synchronizes gradients.
         nonfinite_loss (`str`, *optional*, defaults to `"stop"`):
             What [`GradAugTrainer`] does if a loss or the gradient is NaN or infinite. `"stop"` raises an error before
             anything of the step is saved. `"skip"` skips the optimizer step and counts it, and waits for the device in
@@ -178,7 +179,7 @@ class GradAugSettings:
     cuda_graphs: bool = field(
         default=False,
         metadata={
-            "help": "Capture all passes as CUDA graphs, one for each width, image size and batch shape, up to 64. Needs "
+            "help": "Capture passes as CUDA graphs, one for each width, image size and batch shape, up to 64. Needs "
             "soft targets. With random depth, sub-networks run eagerly. Faster for small networks and batches. With "
             "random widths, set width_choices or width_divisor too."
         },
@@ -311,13 +312,19 @@ def load_settings(name_or_path: str | os.PathLike) -> GradAugSettings:
         [`GradAugSettings`]: The settings, with 0 sub-networks if the model has no such file.
 
     Raises:
+        `ValueError`: If the file has other settings than this version of the package.
         [`~huggingface_hub.errors.LocalEntryNotFoundError`]: If the Hub can't be reached, and it is not known from an
             earlier download whether the model has this file.
     """
     path = _find_settings(os.fspath(name_or_path))
-    return (
-        GradAugSettings(num_subnetworks=0) if path is None else GradAugSettings(**json.loads(path.read_text("utf-8")))
-    )
+    stored = {"num_subnetworks": 0} if path is None else json.loads(path.read_text("utf-8"))
+    known = [item.name for item in dataclasses.fields(GradAugSettings)]
+    if unknown := sorted(stored.keys() - set(known)):
+        raise ValueError(
+            f"{SETTINGS_NAME} of '{name_or_path}' must have settings of this version of hf_gradaug, {shorten(known)}, but "
+            f"has {shorten(unknown)}."
+        )
+    return GradAugSettings(**stored)
 
 
 def _find_settings(name_or_path: str) -> Path | None:

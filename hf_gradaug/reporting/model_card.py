@@ -94,6 +94,10 @@ class ModelCardMixin:
             group.setdefault("initial_lr", group["lr"])
         return super().create_scheduler(num_training_steps, optimizer)
 
+    def _own_settings(self) -> dict[str, Any]:
+        """A trainer's own arguments, for the card's table of settings."""
+        return {}
+
     def _base_model(self) -> str | None:
         """Where the weights were loaded from. A new model may have a config of the Hub, which has that name too."""
         if not any(getattr(parameter, "_is_hf_initialized", False) for parameter in self.model.parameters()):
@@ -197,7 +201,9 @@ def _write_card(
         if is_gradaug
         else "",
         training_settings=_table(
-            "setting", _as_code(_training_settings(trainer) | dict(data_settings or {})), skip_off=True
+            "setting",
+            _as_code(_training_settings(trainer) | trainer._own_settings() | dict(data_settings or {})),
+            skip_off=True,
         ),
         run=_table("run", _describe_run(trainer), skip_off=True),
         limits="\n".join(f"- {limit}" for limit in _limits(metrics)),

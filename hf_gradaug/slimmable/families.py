@@ -170,7 +170,7 @@ def _(config: PreTrainedConfig, narrow: Narrow) -> None:
         config.pooler_output_size = config.hidden_size
 
 
-# The classifier sees the class token and the mean of the others. One of a user's own may see one of them, or the patches.
+# The classifier sees the class token and the mean of the others. A user's own may see less.
 # In transformers 5.17, SwiGLU has both halves in one layer.
 @register_family(
     "dinov2",

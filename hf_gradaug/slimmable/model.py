@@ -372,7 +372,8 @@ def _slimmable_class(model_class: type[nn.Module]) -> type[nn.Module]:
 def _forward_subnetwork(model: nn.Module, activation: _Activation, args: tuple, kwargs: dict):
     skeleton, activation.has_run = activation.skeleton, True
     activation.subnetwork.bind(model, activation.kept_blocks, detached=activation.detached)
-    kwargs = {**size_arguments(skeleton, *args, **kwargs), **kwargs}
+    # Also if the full network was called without them: its images have another size.
+    kwargs = {**kwargs, **size_arguments(skeleton, *args, **kwargs)}
     outputs = skeleton(*args, **kwargs) if activation.compiled else _forward_eagerly(skeleton, args, kwargs)
     if activation.kept_blocks is None or activation.detached:
         return outputs

@@ -70,7 +70,7 @@ Sizes = Callable[..., Sequence[int]]
 
 @dataclass(frozen=True)
 class IfTheyFit:
-    """Sizes of the parts of a layer whose name a layer of a user's own may have. That layer has another size, and no parts."""
+    """Sizes that apply only if they add up to the layer's size. Otherwise it is a user's own, of that name and one part."""
 
     sizes: Sizes
 

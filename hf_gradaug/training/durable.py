@@ -31,6 +31,16 @@ class DurableTrainerMixin(HubMixin, FaultToleranceMixin, StreamMixin):
     - The learning rate is divided by 10 at the `lr_milestones` of [`GradAugConfig`], if they are set.
     """
 
+    def _validate_args(self) -> None:
+        super()._validate_args()
+        # The constructor's hook that knows `optimizers`, before it makes folders and Hub repositories.
+        milestones = getattr(self.args, "lr_milestones", None)
+        if milestones is not None and self.lr_scheduler is not None:
+            raise ValueError(
+                f"`lr_milestones` must be None with a scheduler in `optimizers`, but is {milestones} beside "
+                f"{type(self.lr_scheduler).__name__}. Leave one of them out."
+            )
+
     def get_train_dataloader(self) -> DataLoader:
         loader = super().get_train_dataloader()
         if has_length(loader) and len(loader) == 0:
@@ -91,11 +101,6 @@ class DurableTrainerMixin(HubMixin, FaultToleranceMixin, StreamMixin):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         milestones = getattr(self.args, "lr_milestones", None)
-        if milestones is not None and self.lr_scheduler is not None and not self._created_lr_scheduler:
-            raise ValueError(
-                f"`lr_milestones` must be None with a scheduler of your own, but is {milestones} beside a "
-                f"{type(self.lr_scheduler).__name__} in `optimizers`. Leave one of them out."
-            )
         if milestones is not None and self.lr_scheduler is None:
             optimizer = self.optimizer if optimizer is None else optimizer
             for group in optimizer.param_groups:  # `MultiStepLR` goes on from where an earlier training left the rate

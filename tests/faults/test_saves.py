@@ -448,11 +448,12 @@ def test_epochs_of_an_uneven_last_step_are_the_same_run(tmp_path, caplog):
 
 def test_milestones_beside_a_scheduler_of_ones_own(tmp_path):
     args = {"lr_milestones": [0.5], "lr_scheduler_type": "constant"}
-    trainer = make_trainer(tmp_path, max_steps=2, **args)
-    trainer.create_optimizer()
-    trainer.lr_scheduler = torch.optim.lr_scheduler.ExponentialLR(trainer.optimizer, 0.9)  # as `optimizers` sets it
-    with pytest.raises(ValueError, match=r"`lr_milestones` must be None .*, but is \[0.5\] beside a ExponentialLR"):
-        trainer.train()
+    model = tiny_model()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    optimizers = optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    with pytest.raises(ValueError, match=r"`lr_milestones` must be None .*, but is \[0.5\] beside ExponentialLR"):
+        tiny_trainer(tmp_path / "out", model, trainer_kwargs={"optimizers": optimizers}, **args)
+    assert not (tmp_path / "out").exists()
 
 
 def test_milestones_follow_a_longer_run(tmp_path):

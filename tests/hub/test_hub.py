@@ -93,6 +93,9 @@ def test_settings_without_the_hub(hub, tmp_path, monkeypatch):
         assert load_settings(names[2]) == GradAugSettings(num_subnetworks=2, width_divisor=8)
     with pytest.raises(LocalEntryNotFoundError):
         load_settings(names[0])
+    (tmp_path / "gradaug_config.json").write_text('{"num_subnetworks": 2, "of_tomorrow": 1}')
+    with pytest.raises(ValueError, match=r"must have settings of this version .*, but has \['of_tomorrow'\]"):
+        load_settings(tmp_path)
 
 
 def test_any_trainer(hub, tmp_path):

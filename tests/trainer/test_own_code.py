@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.families import family_model
 from helpers.tiny import (
     TinyImages,
     largest_difference,
@@ -181,22 +182,26 @@ def test_inputs_for_the_loss_alone_dont_reach_the_model(tmp_path, targets):
 class SeveralTasksForImageClassification(ResNetForImageClassification):
     seen = []
 
-    def forward(self, pixel_values=None, labels=None, task="first"):
+    def forward(self, pixel_values=None, labels=None, task="first", gain=1.0):
         if not pixel_values.is_meta:  # which sizes fit is tried without weights
             self.seen.append(task)
-        return super().forward(pixel_values, labels)
+        return super().forward(pixel_values * gain, labels)
 
 
 @pytest.mark.parametrize("positional", [False, True])
 def test_sub_networks_get_the_arguments_of_a_compute_loss(tmp_path, positional):
     class SecondTask(GradAugTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            images, labels = inputs["pixel_values"], inputs["labels"]
-            outputs = model(images, labels, "second") if positional else model(images, labels=labels, task="second")
+            images, labels, gain = inputs["pixel_values"], inputs["labels"], self.log_gain.exp()
+            if positional:
+                outputs = model(images, labels, "second", gain)
+            else:
+                outputs = model(images, labels=labels, task="second", gain=gain)
             return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     model = SeveralTasksForImageClassification(tiny_config("resnet-basic"))
     trainer = tiny_trainer(tmp_path, model, SecondTask, num_subnetworks=2, max_steps=1)
+    trainer.log_gain = torch.zeros((), requires_grad=True)  # sub-networks don't train what comes from the outside
     SeveralTasksForImageClassification.seen.clear()
     trainer.train()
     assert SeveralTasksForImageClassification.seen == ["second"] * 3
@@ -305,6 +310,29 @@ def test_settings_that_are_changed_before_training(tmp_path, replaces):
     expected = tiny_trainer(tmp_path, **settings)
     expected.train()
     assert subnetwork_losses(changed) == subnetwork_losses(expected) != []
+
+
+def test_sub_networks_interpolate_positions_whatever_the_full_network_was_called_with(tmp_path):
+    class Explicit(GradAugTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            outputs = model(**inputs, interpolate_pos_encoding=False)
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    trainer = tiny_trainer(tmp_path, family_model("vit"), Explicit, max_steps=1, scales=[0.5])
+    trainer.train()
+    assert subnetwork_losses(trainer)[0] > 0
+
+
+def test_masks_of_a_compute_loss_are_not_rotated(tmp_path):
+    class Masked(GradAugTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            outputs = model(**inputs, gain=torch.ones(len(inputs["labels"]), 1, 32, 32))
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    model = SeveralTasksForImageClassification(tiny_config("resnet-basic"))
+    trainer = tiny_trainer(tmp_path, model, Masked, max_steps=1, rotations=[0, 90])
+    with pytest.raises(ValueError, match=r"`rotations` must be None with masks, maps or boxes, such as \['gain'\]"):
+        trainer.train()
 
 
 def test_settings_that_are_changed_before_training_are_checked(tmp_path):
