@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -109,6 +110,7 @@ def copy_subnetwork(
         ) from error
     exported.tie_weights()  # which were assigned one by one
     _check_settings(exported, subnetwork.skeleton)
+    _check_unsaved_buffers(exported, model, subnetwork, kept_blocks)
     if kept_blocks is not None:
         _check_places(exported, model, subnetwork, kept_blocks)
     return exported.to(model.device).eval()
@@ -148,6 +150,27 @@ def _eval_settings(model: PreTrainedModel) -> dict[str, str]:
         elif isinstance(module, nn.SyncBatchNorm):  # of one process
             settings[name] = settings[name].replace("SyncBatchNorm", "BatchNorm2d", 1)
     return settings | {name: f"{settings[name]} with a changed forward" for name in changed_forwards(model)}
+
+
+def _check_unsaved_buffers(
+    exported: PreTrainedModel, parent: PreTrainedModel, subnetwork: Subnetwork, kept_blocks: KeptBlocks | None
+) -> None:
+    """
+    Raises a `ValueError` if buffers that no checkpoint holds have other values than the sub-network's.
+
+    A loaded model computes them from its config. Sinusoidal positions of fewer channels have other frequencies.
+    """
+    sources = zip(dict(subnetwork.skeleton.named_modules()), subnetwork.sources(kept_blocks), strict=True)
+    for name, source in sources:
+        module, parent_module = exported.get_submodule(name), parent.get_submodule(source.full_name)
+        for entries in source.buffers:
+            found = module.get_buffer(entries.name)
+            expected = entries.selection.take(parent_module.get_buffer(entries.name)).to(found)
+            if not torch.allclose(found, expected, equal_nan=True):
+                raise ValueError(
+                    f"`model` must save the buffers that its width changes, but {entries.full_name!r} is not in its checkpoints, "
+                    "and a narrower model computes other values than the sub-network's. Register it with `persistent=True`."
+                )
 
 
 def _check_places(

@@ -110,6 +110,27 @@ def test_buffers_that_no_checkpoint_holds_have_the_models_dtype():
     torch.testing.assert_close(logits(export_subnetwork(model, 0.5), images), expected)
 
 
+@pytest.mark.parametrize("persistent", [True, False])
+def test_buffers_that_no_checkpoint_holds_have_the_subnetworks_values(persistent):
+    class Weighted(ResNetForImageClassification):
+        def __init__(self, config):
+            super().__init__(config)
+            weights = torch.linspace(0, 1, config.hidden_sizes[-1])[:, None, None]
+            self.register_buffer("weights", weights, persistent=persistent)
+            self.resnet.pooler.register_forward_pre_hook(lambda module, args: args[0] * self.weights)
+
+    model = make_slimmable(Weighted(tiny_model("resnet-basic").config).eval())
+    if not persistent:
+        with pytest.raises(
+            ValueError, match="`model` must save the buffers .* but 'weights' is not in its checkpoints"
+        ):
+            export_subnetwork(model, 0.5)
+        return
+    with model.subnetwork(0.5):
+        expected = logits(model)
+    assert torch.equal(logits(export_subnetwork(model, 0.5)), expected)
+
+
 @pytest.mark.parametrize("name", ["deformable_detr", "d_fine"])
 def test_tied_weights_stay_tied(name, tmp_path):
     exported = export_subnetwork(dense_model(name), 0.5)
