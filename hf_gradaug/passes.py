@@ -26,7 +26,7 @@ from transformers.utils.generic import find_labels
 
 from .captured import CapturedPasses
 from .checks import allow_graphs, check_logits, check_smallest, check_transform
-from .dense.inputs import check_rotations, select_rows, transform_images
+from .dense.inputs import check_rotations, pad_masks, select_rows, transform_images
 from .losses import ProblemTypeCheck, get_label_rows, get_logits, has_own_loss, soft_label_cross_entropy
 from .messages import shorten
 from .sampling import draw_blocks, draw_widths, step_generator
@@ -436,8 +436,10 @@ class GradAug:
         settings, images = self.settings, full.inputs[self.image_name]
         transform = self.transform or random_transform(settings.scales, settings.rotations)
         names = [name for name in full.inputs if self.target_kind.learns_from_labels or name not in self.label_names]
+        originals = {name: full.inputs[name] for name in names}
+        originals |= {name: pad_masks(value) for name, value in originals.items() if name in self.label_names}
         for index, (width, kept_blocks) in enumerate(self._draw_subnetworks(n, step), start=1):
-            inputs = {name: full.inputs[name] for name in names}
+            inputs = dict(originals)
             rows = self._subnetwork_rows(images, index)
             if rows is not None:
                 inputs = {name: select_rows(value, rows, len(images)) for name, value in inputs.items()}

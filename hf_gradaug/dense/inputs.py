@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..transforms import Transform
@@ -40,6 +41,33 @@ def resize_like_images(value: Any, old_size: tuple[int, int], new_size: tuple[in
         return tensor[..., rows.to(tensor.device)[:, None], columns.to(tensor.device)]
 
     return _map_tensors(value, resize)
+
+
+def pad_masks(labels: Any) -> Any:
+    """
+    Pads the masks of a batch to one size, as the losses of transformers do: with zeros, right and below.
+
+    Collators that pad images may leave each image's masks in its own size. Only some would be resized with the images.
+
+    Args:
+        labels (`Any`):
+            A list with an entry per image: masks of shape `(num_masks, height, width)`, or dictionaries with masks
+            inside. Other values are returned unchanged.
+    """
+    if not isinstance(labels, (list, tuple)) or not labels:
+        return labels
+    if all(isinstance(entry, Mapping) for entry in labels):
+        columns = {name: pad_masks([entry.get(name) for entry in labels]) for name in labels[0]}
+        return [
+            {**entry, **{name: columns[name][i] for name in columns if name in entry}}
+            for i, entry in enumerate(labels)
+        ]
+    if not all(isinstance(entry, Tensor) and entry.ndim == 3 for entry in labels):
+        return labels
+    height, width = (max(entry.shape[dim] for entry in labels) for dim in (-2, -1))
+    if all(tuple(entry.shape[-2:]) == (height, width) for entry in labels):
+        return labels
+    return [F.pad(entry, (0, width - entry.shape[-1], 0, height - entry.shape[-2])) for entry in labels]
 
 
 def transform_images(

@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from helpers.dense import dense_model
 from helpers.tiny import TinyImages, largest_difference, parameters_of, tiny_images, tiny_model, tiny_trainer
 from test_passes import run
 from torch.nn import functional as F
@@ -45,6 +46,27 @@ def test_what_is_resized_and_what_is_not():
     assert found["mask_labels"][0].shape == (0, 9, 6)
     assert all(found[name] is inputs[name] for name in ("coarse", "per_class", "other"))
     assert inputs["labels"][0]["masks"].shape == (2, 12, 8)  # the full network's are left alone
+
+
+def test_masks_of_padded_images_are_padded():
+    """DETR's collator pads images alone. Its loss pads masks to the largest, which have the size of the padded images."""
+    model = dense_model("detr-resnet")
+    sizes, size = ((64, 64), (64, 48)), (64, 64)
+    labels = [
+        {"masks": torch.ones(1, *each), "boxes": torch.rand(1, 4), "class_labels": torch.ones(1)} for each in sizes
+    ]
+    batch = {"pixel_values": torch.rand(2, 3, *size), "pixel_mask": torch.ones(2, *size), "labels": labels}
+    for fraction in (1.0, 0.5):
+        settings = GradAugSettings(
+            scales=[0.5], num_subnetworks=2, subnetwork_targets="labels", subnetwork_batch_fraction=fraction
+        )
+        full, *others = GradAug(model, settings).passes(batch, step=0)
+        assert full.inputs["labels"][1]["masks"].shape == (1, 64, 48)
+        for each in others:
+            rows = range(2) if each.rows is None else each.rows.tolist()
+            for row, found in zip(rows, each.inputs["labels"], strict=True):
+                assert found["masks"].shape == (1, 32, 32) and found["boxes"] is labels[row]["boxes"]
+                assert found["masks"].sum() == (32 * 32, 32 * 24)[row]
 
 
 def test_rows_of_tensors_and_lists():
