@@ -308,25 +308,14 @@ def test_digits_with_no_data_named(script, tmp_path):
 
 def test_own_loop(tmp_path, folder, capsys):
     script = images.load_script("run_image_classification_no_trainer")
-    common = [
-        "--train_dir",
-        folder,
-        "--validation_dir",
-        folder,
-        "--output_dir",
-        str(tmp_path),
-        "--max_train_steps",
-        "3",
-        "--cutmix_alpha",
-        "1",
-    ]
+    common = ["--train_dir", folder, "--validation_dir", folder, "--output_dir", str(tmp_path)]
+    common += ["--max_train_steps", "3", "--cutmix_alpha", "1"]
     batches = ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2"]
     accuracy = script.main([*common, *batches, "--width_divisor", "8"])
     assert 0 <= accuracy <= 1 and "evaluation: 100%" in capsys.readouterr().err
     assert json.loads((tmp_path / "gradaug_config.json").read_text())["width_divisor"] == 8  # as exports need it
-    assert list(AutoModelForImageClassification.from_pretrained(tmp_path).config.id2label.values()) == list(
-        images.CLASSES
-    )
+    config = AutoModelForImageClassification.from_pretrained(tmp_path).config
+    assert list(config.id2label.values()) == list(images.CLASSES)
     with pytest.raises(FloatingPointError, match=r"The loss of .* is not finite in optimizer step 2"):
         script.main([*common, "--learning_rate", "1e30"])
     with pytest.raises(ValueError, match="`nonfinite_loss` must be 'stop' in this script, but is 'skip'"):
