@@ -2,7 +2,6 @@
 """Distillation from a separately trained network, as a baseline for GradAug's soft targets."""
 
 import math
-import os
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from transformers import PreTrainedModel, Trainer
 
 from .data.class_names import get_class_names, match_classes
 from .losses import check_has_soft_targets, get_label_rows, get_logits, soft_label_cross_entropy, soft_targets
+from .messages import last_part
 from .reporting.model_card import ModelCardMixin, is_hub_name
 from .settings import GradAugSettings
 from .training.durable import DurableTrainerMixin
@@ -116,9 +116,7 @@ class DistillationTrainer(SharedTrainerMixin, ModelCardMixin, DurableTrainerMixi
         if self.teacher_weight == 0:
             return {}
         name = self.teacher.name_or_path or type(self.teacher).__name__
-        # Of a folder, the last part is enough: the rest is about the machine where it was.
-        shown = name if is_hub_name(name) else os.path.basename(os.path.normpath(name))
-        return {"teacher": shown, "teacher_weight": self.teacher_weight}
+        return {"teacher": name if is_hub_name(name) else last_part(name), "teacher_weight": self.teacher_weight}
 
     def floating_point_ops(self, inputs: dict[str, Tensor | Any]) -> int:
         flops = super().floating_point_ops(inputs)

@@ -316,10 +316,11 @@ def load_settings(name_or_path: str | os.PathLike) -> GradAugSettings:
         [`~huggingface_hub.errors.LocalEntryNotFoundError`]: If the Hub can't be reached, and it is not known from an
             earlier download whether the model has this file.
     """
-    path = _find_settings(os.fspath(name_or_path))
-    stored = {"num_subnetworks": 0} if path is None else json.loads(path.read_text("utf-8"))
-    known = [item.name for item in dataclasses.fields(GradAugSettings)]
-    if unknown := sorted(stored.keys() - set(known)):
+    name_or_path = os.fspath(name_or_path)
+    is_folder = os.path.isdir(name_or_path)
+    stored = _read_settings(Path(name_or_path, SETTINGS_NAME) if is_folder else _download_settings(name_or_path))
+    known = settings_as_dict(GradAugSettings())
+    if unknown := sorted(stored.keys() - known.keys()):
         raise ValueError(
             f"{SETTINGS_NAME} of '{name_or_path}' must have settings of this version of hf_gradaug, {shorten(known)}, but "
             f"has {shorten(unknown)}."
@@ -327,15 +328,17 @@ def load_settings(name_or_path: str | os.PathLike) -> GradAugSettings:
     return GradAugSettings(**stored)
 
 
-def _find_settings(name_or_path: str) -> Path | None:
-    if os.path.isdir(name_or_path):
-        path = Path(name_or_path) / SETTINGS_NAME
-        return path if path.is_file() else None
+def _read_settings(path: Path | None) -> dict[str, Any]:
+    """What a run stored. A model without the file was trained without sub-networks."""
+    return json.loads(path.read_text("utf-8")) if path is not None and path.is_file() else {"num_subnetworks": 0}
+
+
+def _download_settings(name: str) -> Path | None:
     try:
-        return Path(hf_hub_download(name_or_path, SETTINGS_NAME))
+        return Path(hf_hub_download(name, SETTINGS_NAME))
     except EntryNotFoundError as error:
         # Without the Hub, the download fails even if the cache knows that there is no such file.
-        is_known = try_to_load_from_cache(name_or_path, SETTINGS_NAME) is _CACHED_NO_EXIST
+        is_known = try_to_load_from_cache(name, SETTINGS_NAME) is _CACHED_NO_EXIST
         if isinstance(error, LocalEntryNotFoundError) and not is_known:
             raise
         return None
@@ -358,7 +361,7 @@ def describe_changes(settings: GradAugSettings, checkpoint: str | os.PathLike) -
     path = Path(checkpoint) / SETTINGS_NAME
     if not path.is_file() and not path.with_name("config.json").is_file():  # both are saved with the weights
         return []
-    stored = json.loads(path.read_text("utf-8")) if path.is_file() else {"num_subnetworks": 0}
+    stored = _read_settings(path)
     own = settings_as_dict(settings)
     names = stored.keys() & own.keys() - _OF_THE_MACHINE
     if 0 in (own["num_subnetworks"], stored["num_subnetworks"]):

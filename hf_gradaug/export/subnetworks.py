@@ -3,7 +3,6 @@
 
 import copy
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from ..slimmable.binding import Subnetwork
+from ..messages import last_part
+from ..slimmable.binding import Source
 from ..slimmable.depth import KeptBlocks, block_finder, depths_of
 from ..slimmable.model import SlimmableModel, make_slimmable, subnetwork_state_dict
 from ..slimmable.skeleton import changed_forwards, module_settings
@@ -110,9 +110,11 @@ def copy_subnetwork(
         ) from error
     exported.tie_weights()  # which were assigned one by one
     _check_settings(exported, subnetwork.skeleton)
-    _check_unsaved_buffers(exported, model, subnetwork, kept_blocks)
+    names = dict(subnetwork.skeleton.named_modules())
+    sources = dict(zip(names, subnetwork.sources(kept_blocks), strict=True))
+    _check_unsaved_buffers(exported, model, sources)
     if kept_blocks is not None:
-        _check_places(exported, model, subnetwork, kept_blocks)
+        _check_places(exported, model, sources, kept_blocks)
     return exported.to(model.device).eval()
 
 
@@ -152,16 +154,13 @@ def _eval_settings(model: PreTrainedModel) -> dict[str, str]:
     return settings | {name: f"{settings[name]} with a changed forward" for name in changed_forwards(model)}
 
 
-def _check_unsaved_buffers(
-    exported: PreTrainedModel, parent: PreTrainedModel, subnetwork: Subnetwork, kept_blocks: KeptBlocks | None
-) -> None:
+def _check_unsaved_buffers(exported: PreTrainedModel, parent: PreTrainedModel, sources: Mapping[str, Source]) -> None:
     """
     Raises a `ValueError` if buffers that no checkpoint holds have other values than the sub-network's.
 
     A loaded model computes them from its config. Sinusoidal positions of fewer channels have other frequencies.
     """
-    sources = zip(dict(subnetwork.skeleton.named_modules()), subnetwork.sources(kept_blocks), strict=True)
-    for name, source in sources:
+    for name, source in sources.items():
         module, parent_module = exported.get_submodule(name), parent.get_submodule(source.full_name)
         for entries in source.buffers:
             found = module.get_buffer(entries.name)
@@ -174,7 +173,7 @@ def _check_unsaved_buffers(
 
 
 def _check_places(
-    exported: PreTrainedModel, parent: PreTrainedModel, subnetwork: Subnetwork, kept_blocks: KeptBlocks
+    exported: PreTrainedModel, parent: PreTrainedModel, sources: Mapping[str, Source], kept_blocks: KeptBlocks
 ) -> None:
     """
     Raises a `ValueError` if a kept block would compute something else in its new place.
@@ -183,7 +182,7 @@ def _check_places(
     gives to the place, for example whether Swin shifts the windows.
     """
     modules, find_block = dict(exported.named_modules()), block_finder(parent.config)
-    for name, source in zip(dict(subnetwork.skeleton.named_modules()), subnetwork.sources(kept_blocks), strict=True):
+    for name, source in sources.items():
         if not find_block(name):
             continue
         for setting, value in source.settings.items():
@@ -272,8 +271,7 @@ def create_subnetwork_card(
         data,
         template_path=str(_TEMPLATE),
         hub_name=base_model,
-        # Of a folder, the last part is enough: the rest is about the machine where it was.
-        parent_name=base_model or os.path.basename(os.path.normpath(parent.name_or_path or type(parent).__name__)),
+        parent_name=base_model or last_part(parent.name_or_path or type(parent).__name__),
         class_name=type(model).__name__,
         # A class that transformers doesn't have is saved with the model.
         load_class=model._auto_class or type(model).__name__,

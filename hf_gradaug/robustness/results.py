@@ -10,6 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from ..messages import last_part
 from ..reporting.machine import describe_machine, describe_versions
 from .settings import Condition, RobustnessSettings
 
@@ -159,7 +160,7 @@ class RobustnessResults:
     @property
     def labels(self) -> dict[str, str]:
         """Short names of the models: the last part of each path, if these differ."""
-        last_parts = [os.path.basename(os.path.normpath(name)) for name in self.accuracy]
+        last_parts = [last_part(name) for name in self.accuracy]
         return dict(zip(self.accuracy, last_parts if len(set(last_parts)) == len(last_parts) else self.accuracy))
 
     @property

@@ -109,7 +109,7 @@ class _Entries(NamedTuple):
 
 
 @dataclass
-class _Source:
+class Source:
     """The parts of a full network's module that a sub-network's module uses."""
 
     full_name: str
@@ -139,7 +139,7 @@ class _SkeletonModule:
         self.is_cast = type(module) in _CAST_LAYERS
         self.keeps_statistics = type(module) in _BATCHNORM_LAYERS and module.track_running_stats
 
-    def follow(self, module: nn.Module, source: _Source, drops_blocks: bool) -> None:
+    def follow(self, module: nn.Module, source: Source, drops_blocks: bool) -> None:
         """Takes over the mode and settings of the full network's module: another one each pass if blocks are dropped."""
         state = self.state
         if self.may_change or drops_blocks:
@@ -163,7 +163,7 @@ class _SkeletonModule:
                 for name in [each for each in self.state if not each.startswith("_") and each not in self.settings]:
                     del self.state[name]
 
-    def bind_buffers(self, module: nn.Module, source: _Source) -> None:
+    def bind_buffers(self, module: nn.Module, source: Source) -> None:
         """Copies the selected entries of the full network's buffers. In train mode, BatchNorm gets none."""
         buffers = self.state["_buffers"]
         if module.training and self.keeps_statistics:
@@ -181,7 +181,7 @@ class _BlockSource(NamedTuple):
 
     stage: int
     place: int
-    by_block: dict[int, _Source]
+    by_block: dict[int, Source]
 
 
 class Subnetwork:
@@ -193,11 +193,11 @@ class Subnetwork:
             A model without weights.
         module_index ([`ModuleIndex`]):
             The full network's modules.
-        sources (`list[_Source | _BlockSource]`):
+        sources (`list[Source | _BlockSource]`):
             For each module of the skeleton.
     """
 
-    def __init__(self, skeleton: nn.Module, module_index: ModuleIndex, sources: list[_Source | _BlockSource]):
+    def __init__(self, skeleton: nn.Module, module_index: ModuleIndex, sources: list[Source | _BlockSource]):
         self.skeleton = skeleton
         self.num_parameters = sum(parameter.numel() for parameter in skeleton.parameters())
         self._module_index = module_index
@@ -224,7 +224,7 @@ class Subnetwork:
             skeleton,
             module_index,
             [
-                _Source(
+                Source(
                     name,
                     places[name],
                     _settings(module),
@@ -242,11 +242,11 @@ class Subnetwork:
         Drop path rates and shifted windows depend on a block's place in the full network. A block keeps its settings.
         """
         by_name = {source.full_name: source for source in self._sources}
-        by_place: dict[tuple[str, str], dict[int, _Source]] = defaultdict(dict)
+        by_place: dict[tuple[str, str], dict[int, Source]] = defaultdict(dict)
         for name, source in by_name.items():
             if block := find_block(name):
                 by_place[block.before, block.after][block.index] = source
-        sources: list[_Source | _BlockSource] = []
+        sources: list[Source | _BlockSource] = []
         for name, module in skeleton.named_modules():
             if block := find_block(name):
                 sources.append(_BlockSource(block.stage, block.index, by_place[block.before, block.after]))
@@ -254,7 +254,7 @@ class Subnetwork:
                 sources.append(replace(by_name[name], settings=_settings(module)))  # its config has fewer blocks
         return Subnetwork(skeleton, self._module_index, sources)
 
-    def sources(self, kept_blocks: KeptBlocks | None = None) -> list[_Source]:
+    def sources(self, kept_blocks: KeptBlocks | None = None) -> list[Source]:
         """For each module of the skeleton, its source in the full network, given the kept blocks."""
         if kept_blocks is None:
             return self._sources
@@ -306,7 +306,7 @@ class Subnetwork:
                 self.skeleton.disable_input_require_grads()
 
     def _weights(
-        self, modules: list[nn.Module], sources: list[_Source]
+        self, modules: list[nn.Module], sources: list[Source]
     ) -> Iterator[tuple[_SkeletonModule, _Entries, nn.Parameter]]:
         for skeleton_module, source in zip(self._modules, sources, strict=True):
             parameters = modules[source.index]._parameters

@@ -13,21 +13,21 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NA
 
 from ..messages import shorten
 from .narrowing import supported_model_types
-from .registry import FAMILIES, STAGES, Narrow, register_family
+from .registry import STAGES, Narrow, find_narrowing, register_family
 
 
 @register_family("detr", "conditional_detr", "deformable_detr", "maskformer", "mask2former")
 def _narrow_backbone(config: PreTrainedConfig, narrow: Narrow) -> None:
     backbone = config.backbone_config
-    supported = supported_model_types()
-    if backbone.model_type not in supported:
-        backbones = sorted(MODEL_FOR_BACKBONE_MAPPING_NAMES.keys() & set(supported))
+    narrowing = find_narrowing(backbone.model_type)
+    if narrowing is None:
+        backbones = sorted(MODEL_FOR_BACKBONE_MAPPING_NAMES.keys() & set(supported_model_types()))
         raise TypeError(
             f"The backbone of this {config.model_type} can't be narrowed: `config.backbone_config` is of model type "
             f"{backbone.model_type!r}, but must be of one with a narrowing, {shorten(backbones)}; docs/models.md has "
             "the list. Replace a timm backbone by a `backbone_config` of transformers, such as `ResNetConfig`."
         )
-    FAMILIES[backbone.model_type].narrowing(backbone, narrow)
+    narrowing(backbone, narrow)
 
 
 @register_family("rt_detr", "d_fine")

@@ -7,7 +7,7 @@ from numbers import Integral
 from transformers import PreTrainedConfig
 
 from ..messages import shorten
-from .registry import FAMILIES, Narrow
+from .registry import FAMILIES, Narrow, find_narrowing
 
 
 def supported_model_types() -> list[str]:
@@ -44,7 +44,8 @@ def narrow_config(config: PreTrainedConfig, width: float, width_divisor: int = 1
     check_width(width)
     if not isinstance(width_divisor, Integral) or width_divisor < 1:
         raise ValueError(f"`width_divisor` must be a whole number, 1 or more, but is {width_divisor!r}.")
-    if config.model_type not in supported_model_types():
+    narrowing = find_narrowing(config.model_type)
+    if narrowing is None:
         raise TypeError(
             f"GradAug has no sub-networks for model type {config.model_type!r}. Supported: "
             f"{shorten(supported_model_types())}, all for images; docs/models.md has the list. Set `num_subnetworks=0` to train without GradAug. To add an image model of yours, say which config "
@@ -57,5 +58,5 @@ def narrow_config(config: PreTrainedConfig, width: float, width_divisor: int = 1
     labels = [config.__dict__.get("id2label"), config.__dict__.get("label2id")]
     config = copy.deepcopy(config, memo={id(names): names for names in labels})
     if width < 1:
-        FAMILIES[config.model_type].narrowing(config, Narrow(width, width_divisor))
+        narrowing(config, Narrow(width, width_divisor))
     return config

@@ -74,10 +74,13 @@ class IfTheyFit:
 
     sizes: Sizes
 
+    def __call__(self, config: PreTrainedConfig, *numbers: int) -> Sequence[int]:
+        return self.sizes(config, *numbers)
+
 
 # By pattern of a parameter or buffer name and by dimension: into how many equal parts, or into which sizes, it divides. A
 # function computes the sizes from the config and the numbers that the pattern's groups matched.
-Parts = Mapping[str, Mapping[int, int | Sizes | IfTheyFit]]
+Parts = Mapping[str, Mapping[int, int | Sizes]]
 
 
 class Block(NamedTuple):
@@ -127,6 +130,13 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {}
+
+
+def find_narrowing(model_type: str) -> Narrowing | None:
+    """The narrowing of a model family, if it has one: its random depth alone may be registered."""
+    family = FAMILIES.get(model_type)
+    return None if family is None else family.narrowing
+
 
 # Most families of transformers have their blocks here.
 STAGES = Depth("depths", r"stages\.(\d+)\.layers\.(\d+)")

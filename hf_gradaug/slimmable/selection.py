@@ -87,14 +87,11 @@ def _parts(config: PreTrainedConfig, name: str, shape: Sequence[int]) -> dict[in
         for pattern, dims in family.parts.items() if family else ():
             if match := re.search(rf"(?:^|\.){pattern}$", name):
                 numbers = [int(group) for group in match.groups()]
-                found = {}
-                for dim, sizes in dims.items():
-                    if isinstance(sizes, IfTheyFit):
-                        if sum(fitting := sizes.sizes(part, *numbers)) == shape[dim]:
-                            found[dim] = fitting
-                    else:
-                        found[dim] = sizes if isinstance(sizes, int) else sizes(part, *numbers)
-                return found
+                found = {
+                    dim: sizes if isinstance(sizes, int) else sizes(part, *numbers) for dim, sizes in dims.items()
+                }
+                unfit = {dim for dim in found if isinstance(dims[dim], IfTheyFit) and sum(found[dim]) != shape[dim]}
+                return {dim: sizes for dim, sizes in found.items() if dim not in unfit}
     return {}
 
 
