@@ -42,6 +42,7 @@ __all__ = [
     "format_widths",
     "leading_blocks",
     "load_classifier",
+    "load_settings",
     "make_slimmable",
     "mean_corruption_error",
     "narrow_config",
@@ -51,6 +52,7 @@ __all__ = [
     "recalibrate_batchnorm",
     "register_depth",
     "register_narrowing",
+    "save_settings",
     "soft_label_cross_entropy",
     "soft_target_loss",
     "soft_targets",
@@ -96,7 +98,7 @@ if TYPE_CHECKING:
         mean_corruption_error,
         plot_robustness,
     )
-    from .settings import GradAugSettings
+    from .settings import GradAugSettings, load_settings, save_settings
     from .slimmable import (
         leading_blocks,
         make_slimmable,
@@ -140,6 +142,7 @@ _MODULES = {
     "format_widths": "export",
     "leading_blocks": "slimmable",
     "load_classifier": "export",
+    "load_settings": "settings",
     "make_slimmable": "slimmable",
     "mean_corruption_error": "robustness",
     "narrow_config": "slimmable",
@@ -149,6 +152,7 @@ _MODULES = {
     "recalibrate_batchnorm": "export",
     "register_depth": "slimmable",
     "register_narrowing": "slimmable",
+    "save_settings": "settings",
     "soft_label_cross_entropy": "losses",
     "soft_target_loss": "losses",
     "soft_targets": "losses",

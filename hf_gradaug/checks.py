@@ -18,8 +18,20 @@ from .transforms import Transform
 logger = logging.getLogger(__name__)
 
 
+def checked_settings(settings: GradAugSettings | None) -> GradAugSettings:
+    """The settings, or the defaults. Raises an error if they are of another kind or have values that aren't allowed."""
+    if settings is None:
+        return GradAugSettings()
+    if not isinstance(settings, GradAugSettings):
+        raise TypeError(f"`settings` must be `GradAugSettings`, but is a {type(settings).__name__}.")
+    GradAugSettings.__post_init__(settings)  # a search of settings may have changed them
+    return settings
+
+
 def check_transform(transform: Transform | None, settings: GradAugSettings) -> None:
-    """Raises a `ValueError` if settings of the transformation were changed beside a transformation of one's own."""
+    """Raises an error if a transformation of one's own can't be called, or its settings were changed beside it."""
+    if transform is not None and not callable(transform):
+        raise TypeError(f"`transform` must be a function (images, generator) -> images, but is {transform!r}.")
     default = GradAugSettings()
     for name in ("scales", "rotations"):
         value = getattr(settings, name)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
+from .gradaug_config import GradAugConfig
 from .losses import get_label_rows, soft_labels_in_heads
 from .passes import GradAug, GradAugPass
 from .reporting.model_card import ModelCardMixin
@@ -42,7 +43,7 @@ class GradAugMixin(SharedTrainerMixin):
     - Labels of shape `(batch_size, num_labels)` are class probabilities if the model's `config.problem_type` is
       `"single_label_classification"`.
 
-    The settings are saved beside the model: see [`~hf_gradaug.settings.save_settings`]. Model cards, durable runs and
+    The settings are saved beside the model: see [`~hf_gradaug.save_settings`]. Model cards, durable runs and
     `lr_milestones` are separate mixins: see [`GradAugTrainer`].
 
     Args:
@@ -164,12 +165,18 @@ class GradAugMixin(SharedTrainerMixin):
         # The Trainer's step calls `compute_loss`, which may be a user's: only passes that learn from labels go through it.
         label_loss = self.compute_loss
         for gradaug_pass in self.gradaug.passes(inputs, step=self.state.global_step):
-            compute_loss = functools.partial(self._compute_pass_loss, gradaug_pass, label_loss, type(inputs))
+            calls = []
+            compute_loss = functools.partial(self._compute_pass_loss, gradaug_pass, label_loss, type(inputs), calls)
             batch, num_items = _with_labels(gradaug_pass, inputs.get("labels"), num_items_in_batch)
             prepare_inputs = functools.partial(_prepare_others, batch, self._prepare_inputs)
             sync = contextlib.nullcontext() if gradaug_pass.is_last else no_sync(self.accelerator, model)
             with sync, gradaug_pass, _methods_set(self, compute_loss=compute_loss, _prepare_inputs=prepare_inputs):
                 losses.append(super().training_step(model, batch, num_items))
+                if not calls:
+                    raise ValueError(
+                        "`training_step` must compute the loss by `self.compute_loss`, in which GradAug runs its passes, but "
+                        f"that of {type(self).__name__} doesn't."
+                    )
                 if not gradaug_pass.is_full:
                     relative_flops += self._relative_flops(gradaug_pass, inputs)
             passes.append(gradaug_pass)
@@ -188,10 +195,12 @@ class GradAugMixin(SharedTrainerMixin):
         gradaug_pass: GradAugPass,
         label_loss: Callable,
         batch_type: type,
+        calls: list[GradAugPass],
         model: nn.Module,
         inputs: dict[str, Tensor | Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
+        calls.append(gradaug_pass)
         is_overridden = getattr(label_loss, "__func__", None) is not GradAugMixin.compute_loss
         if (
             gradaug_pass.is_full
@@ -203,7 +212,7 @@ class GradAugMixin(SharedTrainerMixin):
         if gradaug_pass.learns_from_labels:
             # A copy, because `compute_loss` may pop the labels. Of the batch's type, as the Trainer's own.
             kwargs = {"return_outputs": True, "num_items_in_batch": num_items_in_batch}
-            with _calls_noted(model, self.gradaug.model, self.gradaug.image_name) as calls:
+            with _calls_noted(model, self.gradaug.model, self.gradaug.image_name) as model_calls:
                 loss = label_loss(model, batch_type(dict(inputs)), **_accepted(label_loss, kwargs))
             if not (isinstance(loss, tuple) and len(loss) == 2):
                 raise ValueError(
@@ -212,7 +221,7 @@ class GradAugMixin(SharedTrainerMixin):
                 )
             loss, outputs = loss
             if gradaug_pass.is_full:  # a user's loss may have mixed the images, or taken inputs for itself
-                gradaug_pass.set_inputs(_arguments_of(outputs, calls, self.gradaug.image_name, inputs))
+                gradaug_pass.set_inputs(_arguments_of(outputs, model_calls, self.gradaug.image_name, inputs))
             return gradaug_pass.loss(outputs, label_loss=loss)
         loss = gradaug_pass.compute(model)
         # The Trainer takes the loss of `compute_loss_func` for one that is scaled already, and this one isn't.
@@ -396,7 +405,7 @@ class GradAugTrainer(GradAugMixin, ModelCardMixin, DurableTrainerMixin, Trainer)
     The Trainer of transformers with GradAug (Yang, Zhu and Chen, NeurIPS 2020, arXiv 2006.07989).
 
     Takes the arguments of `Trainer`, and `transform` and `build` of [`GradAugMixin`], which implements the method and
-    lists its errors. The training data may also be a [`TrainingStream`].
+    lists its errors. Without `args`, they are a [`GradAugConfig`]. The training data may also be a [`TrainingStream`].
     [`~hf_gradaug.training.DurableTrainerMixin`] adds checkpoints, streams and Hub pushes.
     [`~hf_gradaug.reporting.ModelCardMixin`] writes the model card.
 
@@ -411,3 +420,16 @@ class GradAugTrainer(GradAugMixin, ModelCardMixin, DurableTrainerMixin, Trainer)
     trainer.train()
     ```
     """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        *other_args,
+        transform: Transform | None = None,
+        build: Build | None = None,
+        **kwargs,
+    ):
+        if args is None:
+            args = GradAugConfig("tmp_trainer")  # the Trainer's folder
+        super().__init__(model, args, *other_args, transform=transform, build=build, **kwargs)

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import find_labels
 
 from .captured import CapturedPasses
-from .checks import allow_graphs, check_logits, check_smallest, check_transform
+from .checks import allow_graphs, check_logits, check_smallest, check_transform, checked_settings
 from .dense.inputs import check_rotations, pad_masks, select_rows, transform_images
 from .losses import ProblemTypeCheck, get_label_rows, get_logits, has_own_loss, soft_label_cross_entropy
 from .messages import shorten
@@ -341,9 +341,8 @@ class GradAug:
         label_names: list[str] | None = None,
         detached: bool = True,
     ):
-        self.model = make_slimmable(model, build=build)
-        self.settings = GradAugSettings() if settings is None else settings
-        GradAugSettings.__post_init__(self.settings)  # a search of settings may have changed them
+        self.settings = checked_settings(settings)
+        self.model = make_slimmable(model, build=build, width_divisor=self.settings.width_divisor)
         self.seed = seed
         self.transform = transform
         self.image_name = getattr(model, "main_input_name", "pixel_values")

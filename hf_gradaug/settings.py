@@ -300,13 +300,15 @@ def save_settings(settings: GradAugSettings, folder: str | os.PathLike) -> None:
     path.write_text(json.dumps(settings_as_dict(settings), indent=2) + "\n", "utf-8")
 
 
-def load_settings(name_or_path: str | os.PathLike) -> GradAugSettings:
+def load_settings(name_or_path: str | os.PathLike, revision: str | None = None) -> GradAugSettings:
     """
     Reads the settings that a model was trained with from the `gradaug_config.json` beside its weights.
 
     Args:
         name_or_path (`str` or `os.PathLike`):
             A folder or a Hub name.
+        revision (`str`, *optional*):
+            Branch, tag or commit on the Hub. Defaults to `main`.
 
     Returns:
         [`GradAugSettings`]: The settings, with 0 sub-networks if the model has no such file.
@@ -315,10 +317,17 @@ def load_settings(name_or_path: str | os.PathLike) -> GradAugSettings:
         `ValueError`: If the file has other settings than this version of the package.
         [`~huggingface_hub.errors.LocalEntryNotFoundError`]: If the Hub can't be reached, and it is not known from an
             earlier download whether the model has this file.
+
+    Example:
+
+    ```python
+    settings = load_settings("outputs/gradaug")
+    ```
     """
     name_or_path = os.fspath(name_or_path)
     is_folder = os.path.isdir(name_or_path)
-    stored = _read_settings(Path(name_or_path, SETTINGS_NAME) if is_folder else _download_settings(name_or_path))
+    path = Path(name_or_path, SETTINGS_NAME) if is_folder else _download_settings(name_or_path, revision)
+    stored = _read_settings(path)
     known = settings_as_dict(GradAugSettings())
     if unknown := sorted(stored.keys() - known.keys()):
         raise ValueError(
@@ -333,12 +342,12 @@ def _read_settings(path: Path | None) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8")) if path is not None and path.is_file() else {"num_subnetworks": 0}
 
 
-def _download_settings(name: str) -> Path | None:
+def _download_settings(name: str, revision: str | None) -> Path | None:
     try:
-        return Path(hf_hub_download(name, SETTINGS_NAME))
+        return Path(hf_hub_download(name, SETTINGS_NAME, revision=revision))
     except EntryNotFoundError as error:
         # Without the Hub, the download fails even if the cache knows that there is no such file.
-        is_known = try_to_load_from_cache(name, SETTINGS_NAME) is _CACHED_NO_EXIST
+        is_known = try_to_load_from_cache(name, SETTINGS_NAME, revision=revision) is _CACHED_NO_EXIST
         if isinstance(error, LocalEntryNotFoundError) and not is_known:
             raise
         return None

@@ -17,9 +17,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from ..messages import last_part
+from ..settings import load_settings
 from ..slimmable.binding import Source
 from ..slimmable.depth import KeptBlocks, block_finder, depths_of
-from ..slimmable.model import SlimmableModel, make_slimmable, subnetwork_state_dict
+from ..slimmable.model import SlimmableModel, make_slimmable, subnetwork_state_dict, trained_width_divisor
 from ..slimmable.skeleton import changed_forwards, module_settings
 from .calibration import batchnorm_layers, recalibrate_batchnorm
 
@@ -32,7 +33,7 @@ _TEMPLATE = Path(__file__).parents[1] / "templates" / "subnetwork_card.md"
 def export_subnetwork(
     model: PreTrainedModel,
     width: float,
-    width_divisor: int = 1,
+    width_divisor: int | None = None,
     calibration_data: Iterable[Mapping[str, Tensor]] | None = None,
     kept_blocks: KeptBlocks | None = None,
 ) -> PreTrainedModel:
@@ -50,9 +51,9 @@ def export_subnetwork(
             The parent: a model whose family has a narrowing (see [`register_narrowing`]). It need not be slimmable.
         width (`float`):
             Width multiplier, in (0, 1].
-        width_divisor (`int`, *optional*, defaults to `1`):
-            Channel counts are rounded to multiples of it. Use the value of the run, which
-            [`~hf_gradaug.settings.load_settings`] reads.
+        width_divisor (`int`, *optional*):
+            Channel counts are rounded to multiples of it. Defaults to the value of the model's training run: the run in
+            this process, or the one that `gradaug_config.json` beside the loaded checkpoint describes. Otherwise 1.
         calibration_data (`Iterable[Mapping[str, torch.Tensor]]`, *optional*):
             Batches with `pixel_values` for BatchNorm's running statistics, see [`recalibrate_batchnorm`]. If the model
             has no BatchNorm, they are not read.
@@ -65,8 +66,8 @@ def export_subnetwork(
         `PreTrainedModel`: The sub-network, which shares no memory with `model`.
 
     Raises:
-        `ValueError`: If `width` is outside (0, 1], `width_divisor` is below 1, or the calibration data or
-            `kept_blocks` don't fit. For example, a Swin block with shifted windows can't move to a position where the
+        `ValueError`: If `width` is outside (0, 1], `width_divisor` is below 1, or not given and the Hub can't tell it,
+            or the calibration data or `kept_blocks` don't fit. For example, a Swin block with shifted windows can't move to a position where the
             config has none. Also if the model differs from its class and config, because `from_pretrained` would then
             fail or load a model that computes something else.
         `TypeError`: If the model's family has no narrowing, or `kept_blocks` are given and its blocks aren't
@@ -91,10 +92,12 @@ def export_subnetwork(
 
 
 def copy_subnetwork(
-    model: PreTrainedModel, width: float, width_divisor: int = 1, kept_blocks: KeptBlocks | None = None
+    model: PreTrainedModel, width: float, width_divisor: int | None = None, kept_blocks: KeptBlocks | None = None
 ) -> PreTrainedModel:
     """[`export_subnetwork`] without calibration."""
     slimmable = as_slimmable(model)
+    if width_divisor is None:
+        width_divisor = find_width_divisor(model)
     config, state = subnetwork_state_dict(slimmable, width, width_divisor, kept_blocks)
     subnetwork = slimmable.subnetwork(width, width_divisor, kept_blocks).subnetwork
     exported_class = type(subnetwork.skeleton)
@@ -116,6 +119,21 @@ def copy_subnetwork(
     if kept_blocks is not None:
         _check_places(exported, model, sources, kept_blocks)
     return exported.to(model.device).eval()
+
+
+def find_width_divisor(model: PreTrainedModel) -> int:
+    """The `width_divisor` that a model was trained with, by this process or by the settings beside its checkpoint."""
+    if (trained := trained_width_divisor(model)) is not None:
+        return trained
+    name = model.name_or_path
+    if not name:  # built from a config
+        return 1
+    try:
+        return load_settings(name, revision=getattr(model.config, "_commit_hash", None)).width_divisor
+    except (OSError, HFValidationError) as error:  # the Hub's other errors are of the first kind
+        raise ValueError(
+            f"`width_divisor` must be given, because the settings of the run that trained '{name}' can't be read: {error}"
+        ) from error
 
 
 def as_slimmable(model: PreTrainedModel) -> PreTrainedModel:

@@ -44,7 +44,7 @@ def export_widths(
     widths: Sequence[float],
     eval_data: Iterable[Mapping[str, Tensor]],
     calibration_data: Iterable[Mapping[str, Tensor]] | None = None,
-    width_divisor: int = 1,
+    width_divisor: int | None = None,
     kept_blocks: KeptBlocks | None = None,
 ) -> Iterator[tuple[PreTrainedModel, dict[str, Any]]]:
     """
@@ -60,8 +60,8 @@ def export_widths(
             `DataLoader`. Read once or twice for each width.
         calibration_data (`Iterable[Mapping[str, torch.Tensor]]`, *optional*):
             Batches to recompute BatchNorm's statistics from, see [`recalibrate_batchnorm`]. Read once for each width.
-        width_divisor (`int`, *optional*, defaults to `1`):
-            Channel counts are rounded to multiples of it.
+        width_divisor (`int`, *optional*):
+            As in [`export_subnetwork`].
         kept_blocks (`Sequence[Sequence[int]]`, *optional*):
             For each stage, the indices of the residual blocks that the sub-networks keep. If not given, all are kept.
 
@@ -114,7 +114,7 @@ def evaluate_widths(
     widths: Sequence[float],
     eval_data: Iterable[Mapping[str, Tensor]],
     calibration_data: Iterable[Mapping[str, Tensor]] | None = None,
-    width_divisor: int = 1,
+    width_divisor: int | None = None,
     kept_blocks: KeptBlocks | None = None,
 ) -> list[dict[str, Any]]:
     """

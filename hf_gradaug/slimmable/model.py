@@ -56,15 +56,21 @@ class _SlimmableState:
     # 0.9 and 1. Each takes 1 MB, and some ten milliseconds to build.
     cache_size = 512
 
-    def __init__(self, model_class: type[nn.Module], build: Build | None):
+    def __init__(self, model_class: type[nn.Module], build: Build | None, width_divisor: int | None = None):
         self.model_class = model_class
         self.build = build
+        self.width_divisor = width_divisor  # of a run in this process
         self.module_index: ModuleIndex | None = None
         self.cache: OrderedDict[str, Subnetwork] = OrderedDict()
         self.active: list[_Activation] = []
 
-    def get(self, model: nn.Module, width: float, width_divisor: int, kept_blocks: KeptBlocks | None) -> Subnetwork:
-        config = narrow_config(model.config, width, width_divisor)
+    def narrow_config(self, config: PreTrainedConfig, width: float, width_divisor: int | None) -> PreTrainedConfig:
+        return narrow_config(config, width, self.width_divisor or 1 if width_divisor is None else width_divisor)
+
+    def get(
+        self, model: nn.Module, width: float, width_divisor: int | None, kept_blocks: KeptBlocks | None
+    ) -> Subnetwork:
+        config = self.narrow_config(model.config, width, width_divisor)
         whole = self._cached(config, lambda: self._make(model, config, width))
         if kept_blocks is None:
             return whole
@@ -134,7 +140,7 @@ class SlimmableModel:
     def subnetwork(
         self,
         width: float,
-        width_divisor: int = 1,
+        width_divisor: int | None = None,
         kept_blocks: KeptBlocks | None = None,
         *,
         detached: bool = False,
@@ -156,8 +162,9 @@ class SlimmableModel:
         Args:
             width (`float`):
                 Width multiplier, in (0, 1].
-            width_divisor (`int`, *optional*, defaults to `1`):
-                Channel counts are rounded to multiples of it.
+            width_divisor (`int`, *optional*):
+                Channel counts are rounded to multiples of it. Defaults to the value of the run that has trained this
+                model in this process, or 1.
             kept_blocks (`Sequence[Sequence[int]]`, *optional*):
                 For each stage, the indices of the residual blocks that run, ascending from 0: `((0, 2), (0,))` for a
                 model with two stages. A model without stages counts as one stage. If not given, all blocks run. Unless
@@ -200,7 +207,7 @@ class SlimmableModel:
         copied = state.model_class.__new__(state.model_class)
         memo[id(self)] = copied
         copied.__dict__.update(copy.deepcopy(_plain_state(self), memo))
-        return _swap_class(copied, state.build)
+        return _swap_class(copied, state.build, state.width_divisor)
 
     def __reduce_ex__(self, protocol):
         # Pickles as the plain model, which loads where this package is absent.
@@ -213,7 +220,9 @@ def _plain_state(model: nn.Module) -> dict:
     return {name: value for name, value in model.__getstate__().items() if name != _STATE}
 
 
-def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTrainedModel:
+def make_slimmable(
+    model: PreTrainedModel, build: Build | None = None, width_divisor: int | None = None
+) -> PreTrainedModel:
     """
     Gives a model its sub-networks, in place.
 
@@ -228,6 +237,9 @@ def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTra
         build (`Callable[[PreTrainedConfig], nn.Module]`, *optional*):
             Function from a config to a new model. Needed if the model differs from what its class builds from its config,
             for example in its head. Defaults to the model's class.
+        width_divisor (`int`, *optional*):
+            Channel counts of the sub-networks are rounded to multiples of it, unless
+            [`~SlimmableModel.subnetwork`] is given another. If not given, it stays as it is, first 1.
 
     Returns:
         `PreTrainedModel`: `model` itself.
@@ -254,11 +266,14 @@ def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTra
             raise ValueError(
                 "`build` must be the function that made the model slimmable, but is another one. Pass it in the first call."
             )
+        if width_divisor is not None:
+            narrow_config(model.config, 1.0, width_divisor)  # checks it
+            model.__dict__[_STATE].width_divisor = width_divisor
         return model
     if not isinstance(getattr(model, "config", None), PreTrainedConfig):
         raise TypeError(
             "`model` must have a `config` of transformers, from which its sub-networks are built, but "
-            f"{type(model).__name__} has none."
+            f"{type(model).__name__} has none. Load a model by its name with `from_pretrained`."
         )
     if build is None and not isinstance(model, PreTrainedModel):
         raise TypeError(
@@ -272,7 +287,7 @@ def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTra
             "the trainer with sub-networks, and set `num_subnetworks` to 0 when training begins."
         )
     check_no_weight_hooks(model)
-    skeleton = build_skeleton(narrow_config(model.config, width=1.0), build or type(model))
+    skeleton = build_skeleton(narrow_config(model.config, 1.0, width_divisor or 1), build or type(model))
     check_same("parameter or buffer", shapes_of(model), shapes_of(skeleton), width=1.0)
     check_same("module", module_settings(model), module_settings(skeleton), width=1.0)
     for what, find in (("forward hooks and patched `forward`", changed_forwards), ("backward hooks", backward_hooks)):
@@ -287,11 +302,16 @@ def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTra
             f"Sub-networks don't have the model's values of {shorten(changed)}. If they change outputs or gradients, set "
             "them in `build=...`, which makes the sub-networks too."
         )
-    return _swap_class(model, build)
+    return _swap_class(model, build, width_divisor)
+
+
+def trained_width_divisor(model: nn.Module) -> int | None:
+    """The `width_divisor` of the run that has trained this model in this process, if there is one."""
+    return model.__dict__[_STATE].width_divisor if isinstance(model, SlimmableModel) else None
 
 
 def subnetwork_state_dict(
-    model: PreTrainedModel, width: float, width_divisor: int = 1, kept_blocks: KeptBlocks | None = None
+    model: PreTrainedModel, width: float, width_divisor: int | None = None, kept_blocks: KeptBlocks | None = None
 ) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
     """
     A sub-network's config and state dict, for a standard model of its own.
@@ -301,8 +321,9 @@ def subnetwork_state_dict(
             The full network. It becomes slimmable.
         width (`float`):
             Width multiplier, in (0, 1].
-        width_divisor (`int`, *optional*, defaults to `1`):
-            Channel counts are rounded to multiples of it.
+        width_divisor (`int`, *optional*):
+            Channel counts are rounded to multiples of it. Defaults to the value of the run that has trained this model
+            in this process, or 1.
         kept_blocks (`Sequence[Sequence[int]]`, *optional*):
             For each stage, the indices of the residual blocks to keep. Not given: all.
 
@@ -323,7 +344,7 @@ def subnetwork_state_dict(
     ```
     """
     skeleton = make_slimmable(model).subnetwork(width, width_divisor, kept_blocks).skeleton
-    narrow = narrow_config(model.config, width, width_divisor)
+    narrow = model.__dict__[_STATE].narrow_config(model.config, width, width_divisor)
     full = model.state_dict()
     full_names = kept_names(full, model.config, kept_blocks)
     state = {}
@@ -335,8 +356,8 @@ def subnetwork_state_dict(
     return copy.deepcopy(config), state  # the names of labels would be the model's own
 
 
-def _swap_class(model: nn.Module, build: Build | None) -> nn.Module:
-    model.__dict__[_STATE] = _SlimmableState(type(model), build)
+def _swap_class(model: nn.Module, build: Build | None, width_divisor: int | None) -> nn.Module:
+    model.__dict__[_STATE] = _SlimmableState(type(model), build, width_divisor)
     model.__class__ = _slimmable_class(type(model))
     return model
 

@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 TOP = (
     *("GradAugTrainer", "GradAugConfig", "GradAugMixin", "GradAug", "GradAugSettings", "make_slimmable"),
     *("register_narrowing", "register_depth", "export_subnetwork", "recalibrate_batchnorm", "DistillationTrainer"),
-    *("StopOnSignal", "TrainingStream"),
+    *("StopOnSignal", "TrainingStream", "load_settings", "save_settings"),
 )
 
 

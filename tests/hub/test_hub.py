@@ -83,7 +83,7 @@ def test_settings_without_the_hub(hub, tmp_path, monkeypatch):
         tiny_model().save_pretrained(folder := tmp_path / name)
         save_settings(GradAugSettings(num_subnetworks=0 if name != names[-1] else 2, width_divisor=8), folder)
         HfApi().create_repo(name)
-        HfApi().upload_folder(repo_id=name, folder_path=folder)
+        first = HfApi().upload_folder(repo_id=name, folder_path=folder).oid
         hf_hub_download(name, "config.json")
         if name != names[0]:
             load_settings(name)
@@ -93,6 +93,10 @@ def test_settings_without_the_hub(hub, tmp_path, monkeypatch):
         assert load_settings(names[2]) == GradAugSettings(num_subnetworks=2, width_divisor=8)
     with pytest.raises(LocalEntryNotFoundError):
         load_settings(names[0])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    save_settings(GradAugSettings(num_subnetworks=3), folder)
+    HfApi().upload_folder(repo_id=names[2], folder_path=folder)
+    assert [load_settings(names[2], revision=each).num_subnetworks for each in (None, first)] == [3, 2]
     (tmp_path / "gradaug_config.json").write_text('{"num_subnetworks": 2, "of_tomorrow": 1}')
     with pytest.raises(ValueError, match=r"must have settings of this version .*, but has \['of_tomorrow'\]"):
         load_settings(tmp_path)

@@ -21,7 +21,15 @@ from torch.nn.functional import cross_entropy
 from transformers import BatchFeature, ResNetForImageClassification, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import HPSearchBackend
 
-from hf_gradaug import DistillationTrainer, GradAug, GradAugConfig, GradAugSettings, GradAugTrainer, make_slimmable
+from hf_gradaug import (
+    DistillationTrainer,
+    GradAug,
+    GradAugConfig,
+    GradAugMixin,
+    GradAugSettings,
+    GradAugTrainer,
+    make_slimmable,
+)
 
 
 def subnetwork_losses(trainer):
@@ -446,3 +454,30 @@ def test_a_batch_keeps_its_type(tmp_path, batch_type):
         trainer = tiny_trainer(tmp_path, cls=ByAttributes, max_steps=1, **kwargs)
         trainer.train()
         assert subnetwork_losses(trainer)[0] > 0
+
+
+class OwnStep(Trainer):
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = model(**inputs).loss
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+
+class OwnStepWithGradAug(GradAugMixin, OwnStep):
+    pass
+
+
+@pytest.mark.parametrize("targets", ["soft", "labels"])
+def test_a_training_step_without_compute_loss_is_an_error(tmp_path, targets):
+    trainer = tiny_trainer(tmp_path, cls=OwnStepWithGradAug, subnetwork_targets=targets)
+    with pytest.raises(ValueError, match="`training_step` must compute the loss by `self.compute_loss`.*OwnStepWithG"):
+        trainer.train()
+
+
+def test_without_arguments_the_trainer_has_gradaugs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = GradAugTrainer(tiny_model(), train_dataset=TinyImages())
+    assert type(trainer.args) is GradAugConfig
+    assert (trainer.args.output_dir, trainer.args.logging_nan_inf_filter) == ("tmp_trainer", False)
+    with pytest.raises(TypeError, match="str has none. Load a model by its name with `from_pretrained`"):
+        GradAugTrainer("microsoft/resnet-50")

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """An exported sub-network is a standard model of its own, and computes what the sub-network does."""
 
+import copy
 import logging
 
 import pytest
@@ -17,7 +18,16 @@ from transformers import (
     ResNetForImageClassification,
 )
 
-from hf_gradaug import create_subnetwork_card, export_subnetwork, make_slimmable, narrow_config
+from hf_gradaug import (
+    GradAug,
+    GradAugSettings,
+    create_subnetwork_card,
+    export_subnetwork,
+    make_slimmable,
+    narrow_config,
+    save_settings,
+    subnetwork_state_dict,
+)
 
 
 LABELS = {0: "cat", 1: "dog", 2: "owl"}
@@ -32,6 +42,29 @@ def memory(model):
     """The ends of the memory of each tensor."""
     tensors = [*model.parameters(), *model.buffers()]
     return {tensor.untyped_storage().data_ptr() for tensor in tensors}
+
+
+def test_channels_are_rounded_as_in_the_run(tmp_path):
+    model = tiny_model("resnet-basic")
+    rounded, exact = (narrow_config(model.config, 0.6, divisor).hidden_sizes for divisor in (4, 1))
+    assert rounded != exact
+    GradAug(model, GradAugSettings(width_divisor=4))
+    for trained in (model, copy.deepcopy(model)):
+        assert trained.subnetwork(0.6).skeleton.config.hidden_sizes == rounded
+        assert subnetwork_state_dict(trained, 0.6)[0].hidden_sizes == rounded
+        assert export_subnetwork(trained, 0.6).config.hidden_sizes == rounded
+        assert export_subnetwork(trained, 0.6, width_divisor=1).config.hidden_sizes == exact
+
+    model.save_pretrained(tmp_path)
+    save_settings(GradAugSettings(width_divisor=4), tmp_path)
+    loaded = ResNetForImageClassification.from_pretrained(tmp_path)
+    assert export_subnetwork(loaded, 0.6).config.hidden_sizes == rounded
+    save_settings(GradAugSettings(num_subnetworks=0), tmp_path)  # plain training
+    assert export_subnetwork(loaded, 0.6).config.hidden_sizes == exact
+
+    loaded.name_or_path = "no/longer/here"
+    with pytest.raises(ValueError, match="`width_divisor` must be given, .* 'no/longer/here' can't be read"):
+        export_subnetwork(loaded, 0.6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers.tiny import largest_difference, tiny_images, tiny_model
 from torch import nn
+from torchvision.transforms import v2
 from transformers import ResNetForImageClassification
 
 from hf_gradaug import GradAug, GradAugSettings, RandomRotation, soft_target_loss
@@ -169,6 +170,30 @@ def test_own_transform_and_rotations():
     settings = GradAugSettings(scales=[1.0], rotations=[90])
     last = run(GradAug(tiny_model(), settings), batch())[-1][0]
     assert torch.equal(last.inputs["pixel_values"], RandomRotation([90])(tiny_images(), torch.Generator()))
+
+
+@pytest.mark.parametrize(
+    ("transform", "returned"),
+    [
+        (lambda images, generator: images[:1], r"\(1, 3, 32, 32\)"),
+        (lambda images, generator: images[0], r"\(3, 32, 32\)"),
+        (v2.RandomResizedCrop(24), "a tuple"),
+    ],
+)
+def test_a_transform_that_returns_no_batch_is_an_error(transform, returned):
+    gradaug = GradAug(tiny_model("resnet-basic"), transform=transform)
+    with pytest.raises(ValueError, match=f"`transform` must map .* a tensor of 4 images, .* but returned {returned}"):
+        run(gradaug, batch())
+
+
+def test_a_transform_that_cant_be_called_is_an_error():
+    with pytest.raises(TypeError, match="`transform` must be a function .* but is 'flip'"):
+        GradAug(tiny_model("resnet-basic"), transform="flip")
+
+
+def test_settings_of_another_kind_are_an_error():
+    with pytest.raises(TypeError, match="`settings` must be `GradAugSettings`, but is a dict"):
+        GradAug(tiny_model("resnet-basic"), {"min_width": 0.5})
 
 
 def test_a_transform_may_write_into_its_images():
