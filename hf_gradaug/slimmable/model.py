@@ -26,13 +26,14 @@ from .binding import ModuleIndex, Subnetwork
 from .depth import KeptBlocks, block_finder, dropped_parameters, kept_names, shallower_config
 from .image_size import size_arguments
 from .narrowing import narrow_config
-from .selection import select
+from .selection import select, unmatched_patterns
 from .skeleton import (
     Build,
     backward_hooks,
     build_skeleton,
     changed_attributes,
     changed_forwards,
+    check_layers,
     check_no_spectral_norm,
     check_no_weight_hooks,
     check_same,
@@ -95,6 +96,7 @@ class _SlimmableState:
         if self.module_index is None:
             self.module_index = ModuleIndex(model)
         selections = {name: select(name, full[name], narrow[name], model.config, config) for name in narrow}
+        check_layers(model, skeleton, selections)
         return Subnetwork.narrow(skeleton, self.module_index, full, selections)
 
     def _make_shallower(
@@ -297,6 +299,11 @@ def make_slimmable(
                 f"Sub-networks run without the {what} of {shorten(changed)}. If they change outputs or gradients, set "
                 "them in `build=...`, which makes the sub-networks too."
             )
+    if unmatched := unmatched_patterns(model.config.model_type, shapes_of(model)):
+        logger.warning(
+            f"`parts` of {model.config.model_type!r} have no effect for {shorten(unmatched)}: no name of a parameter or buffer "
+            "ends with this pattern. If it is misspelled, sub-networks use the wrong channels."
+        )
     if changed := changed_attributes(model, skeleton):
         logger.warning(
             f"Sub-networks don't have the model's values of {shorten(changed)}. If they change outputs or gradients, set "

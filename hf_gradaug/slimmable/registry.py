@@ -122,11 +122,12 @@ class Depth:
 
 @dataclass(frozen=True)
 class Family:
-    """A registered model family. `depth` is `None` if its blocks can't be dropped."""
+    """A registered model family. `depth` is `None` if its blocks can't be dropped. `is_users`: not this package's."""
 
     narrowing: Narrowing | None = None
     parts: Parts = field(default_factory=dict)
     depth: Depth | None = None
+    is_users: bool = False
 
 
 FAMILIES: dict[str, Family] = {}
@@ -143,14 +144,14 @@ STAGES = Depth("depths", r"stages\.(\d+)\.layers\.(\d+)")
 
 
 def register_family(
-    *model_types: str, parts: Parts | None = None, depth: Depth | None = None
+    *model_types: str, parts: Parts | None = None, depth: Depth | None = None, is_users: bool = False
 ) -> Callable[[Narrowing], Narrowing]:
     """[`register_narrowing`] and [`register_depth`] in one, for the families that this package knows."""
 
     def register(narrowing: Narrowing) -> Narrowing:
         for name in model_types:
             known = FAMILIES.get(name) or Family()
-            FAMILIES[name] = Family(narrowing, parts or {}, depth or known.depth)
+            FAMILIES[name] = Family(narrowing, parts or {}, depth or known.depth, is_users)
         return narrowing
 
     return register
@@ -190,7 +191,7 @@ def register_narrowing(*model_types: str, parts: Parts | None = None) -> Callabl
     ```
     """
 
-    return register_family(*model_types, parts=parts)
+    return register_family(*model_types, parts=parts, is_users=True)
 
 
 def register_depth(*model_types: str, field: str, blocks: str) -> None:

@@ -3,7 +3,7 @@
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -78,14 +78,25 @@ def select(
     return Selection(spans)
 
 
-def _parts(config: PreTrainedConfig, name: str, shape: Sequence[int]) -> dict[int, int | Sequence[int]]:
+def unmatched_patterns(model_type: str, names: Iterable[str]) -> list[str]:
+    """Patterns of a user's `parts` that no parameter or buffer matches. Ours name layers that a model may not have."""
+    family = FAMILIES.get(model_type)
+    patterns = family.parts if family is not None and family.is_users else ()
+    return [pattern for pattern in patterns if not any(_match(pattern, name) for name in names)]
+
+
+def _match(pattern: str, name: str) -> re.Match | None:
     # The parts of a parametrized weight are those of the weight.
     name = re.sub(r"\.parametrizations\.(\w+)\.original\d*$", r".\1", name)
+    return re.search(rf"(?:^|\.){pattern}$", name)
+
+
+def _parts(config: PreTrainedConfig, name: str, shape: Sequence[int]) -> dict[int, int | Sequence[int]]:
     # A model's own layers, and those of its backbone or encoder, which is of another family.
     for part in _with_inner(config):
         family = FAMILIES.get(part.model_type)
         for pattern, dims in family.parts.items() if family else ():
-            if match := re.search(rf"(?:^|\.){pattern}$", name):
+            if match := _match(pattern, name):
                 numbers = [int(group) for group in match.groups()]
                 found = {
                     dim: sizes if isinstance(sizes, int) else sizes(part, *numbers) for dim, sizes in dims.items()

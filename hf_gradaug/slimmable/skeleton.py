@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -15,6 +17,7 @@ from transformers import PreTrainedConfig
 from transformers.initialization import no_init_weights
 
 from ..messages import shorten
+from .selection import Selection
 
 
 Build = Callable[[PreTrainedConfig], nn.Module]
@@ -52,6 +55,64 @@ def check_same(what: str, found: dict[str, str | tuple], expected: dict[str, str
             f"{width} built from its config. If the model was changed after construction, give `make_slimmable` or "
             "the trainer `build=...`, a function from a config to a model with the same changes."
         )
+
+
+def check_layers(model: nn.Module, skeleton: nn.Module, selections: dict[str, Selection]) -> None:
+    """
+    Raises a `ValueError` if a layer of PyTorch would use channels that don't belong together, which no shape tells.
+
+    Weight and bias have the same output channels. Grouped convolutions and attention divide their channels themselves.
+    If the groups stay and each loses channels, the second one would begin with the last channels of the full network's
+    first.
+    """
+    modules = dict(model.named_modules())
+    for name, module in skeleton.named_modules():
+        prefix = f"{name}." if name else ""
+        by_output = [prefix + tensor for tensor in _by_output(module) if prefix + tensor in selections]
+        for first, other in itertools.pairwise(by_output):
+            if selections[first].spans[0] != selections[other].spans[0]:
+                raise ValueError(
+                    f"`parts` of {first!r} and {other!r} must divide dimension 0 alike, but don't. Name both in "
+                    "`register_narrowing`, for example by a pattern that ends with `(?:weight|bias)`."
+                )
+        for tensor, what, count, full_count in _divided(module, modules[name]):
+            if prefix + tensor not in selections:  # a parametrized weight
+                continue
+            used = [i for span in selections[prefix + tensor].spans[0] for i in range(span.start, span.stop)]
+            size, full_size = len(used) // count, len(getattr(modules[name], tensor)) // full_count
+            if any((i % size == 0) != (used[i] // full_size != used[i - 1] // full_size) for i in range(1, len(used))):
+                raise ValueError(
+                    f"`parts` of {prefix + tensor!r} must keep its {what} apart in sub-networks, but {full_count} of "
+                    f"{full_size} channels in the full network are {count} of {size} in a sub-network, which would mix "
+                    f"them. In `register_narrowing`, {_ADVICE[what].format(full_size)}."
+                )
+
+
+_BY_OUTPUT = (nn.Linear, _ConvNd, _NormBase, nn.LayerNorm, nn.GroupNorm)
+_ADVICE = {
+    "groups": "drop whole groups, by `narrow(counts, multiple={})` and by narrowing their number by the same fraction",
+    "heads": "drop whole heads, by `narrow(counts, multiple={})` and by narrowing their number by the same fraction",
+    "queries, keys and values": "name it in `parts`, with {{0: 3}}",
+}
+
+
+def _by_output(module: nn.Module) -> tuple[str, ...]:
+    """Parameters and buffers of a layer that have an entry for each output channel, along dimension 0."""
+    if isinstance(module, nn.MultiheadAttention):
+        return ("in_proj_weight", "in_proj_bias")
+    if not isinstance(module, _BY_OUTPUT) or getattr(module, "transposed", False):
+        return ()
+    return ("weight", "bias", "running_mean", "running_var")
+
+
+def _divided(module: nn.Module, full: nn.Module) -> list[tuple[str, str, int, int]]:
+    """Weights whose dimension 0 a layer divides: their names, into what, and into how many here and in `full`."""
+    if isinstance(module, _ConvNd):
+        return [("weight", "groups", module.groups, full.groups)]
+    if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+        heads = ("in_proj_weight", "heads", 3 * module.num_heads, 3 * full.num_heads)
+        return [("in_proj_weight", "queries, keys and values", 3, 3), heads]
+    return []
 
 
 def check_no_weight_hooks(model: nn.Module) -> None:

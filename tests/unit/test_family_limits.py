@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """What single families can't do, other sizes of images, and dimensions that divide into parts."""
 
+import contextlib
 import logging
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import (
     HieraConfig,
     MobileNetV2Config,
     PreTrainedConfig,
+    PreTrainedModel,
     RegNetConfig,
     SwinConfig,
     ViTConfig,
@@ -187,6 +189,71 @@ def test_parts_of_a_users_own_family(monkeypatch):
         select("1.fusion.weight", (5, 7), (4, 5), *configs)
     with pytest.raises(ValueError, match=r"dimension 1 has parts \[3, 3, 1\] in .* and \[4, 4, 1\] in"):
         select("1.fusion.weight", (6, 7), (4, 9), *_configs(3, 4))
+
+
+class _Layers(PreTrainedModel):
+    config_class = _Config
+
+    def __init__(self, config):
+        super().__init__(config)
+        size, heads = config.size, config.heads
+        self.grouped = nn.Conv2d(size, size, 1, groups=heads)
+        self.attention = nn.MultiheadAttention(size, heads)
+        self.qkv = nn.Linear(size, 3 * size)
+        self.post_init()
+
+
+_THIRDS = {0: 3}
+_SPLIT = {r"(?:qkv|attention)\.(?:in_proj_)?(?:weight|bias)": _THIRDS}
+
+
+@pytest.mark.parametrize(
+    "whole_heads, parts, words",
+    [
+        (True, _SPLIT, None),
+        (True, {}, "'attention.in_proj_weight' must keep its queries, keys and values apart .* with {0: 3}"),
+        (False, _SPLIT, r"'grouped.weight' must keep its groups apart .* `narrow\(counts, multiple=4\)`"),
+        (
+            False,
+            {**_SPLIT, r"grouped\.(?:weight|bias)": {0: 4}},
+            "'attention.in_proj_weight' must keep its heads apart",
+        ),
+        (
+            True,
+            {r"in_proj_(?:weight|bias)": _THIRDS, r"qkv\.weight": _THIRDS},
+            "'qkv.weight' and 'qkv.bias' must divide",
+        ),
+    ],
+)
+def test_layers_of_a_users_own_that_would_mix_channels(whole_heads, parts, words, monkeypatch):
+    monkeypatch.setitem(REGISTERED, "mine", None)
+
+    @register_narrowing("mine", parts=parts)
+    def _(config, narrow):
+        size, (config.size,) = config.size, narrow([config.size], multiple=4)
+        if whole_heads:
+            config.heads = config.heads * config.size // size
+
+    config = _Config()
+    config.size, config.heads = 16, 4
+    model = make_slimmable(_Layers(config))
+    with contextlib.nullcontext() if words is None else pytest.raises(ValueError, match=words):
+        model.subnetwork(0.5)
+
+
+@pytest.mark.parametrize("pattern, warns", [(r"qkv\.(?:weight|bias)", False), (r"qkvs\.(?:weight|bias)", True)])
+def test_a_pattern_that_matches_nothing_is_told(pattern, warns, monkeypatch, caplog):
+    monkeypatch.setitem(REGISTERED, "mine", None)
+
+    @register_narrowing("mine", parts={pattern: _THIRDS})
+    def _(config, narrow):
+        pass
+
+    config = _Config()
+    config.size, config.heads = 16, 4
+    with caplog.at_level(logging.WARNING, "hf_gradaug"):
+        make_slimmable(_Layers(config))
+    assert any("`parts` of 'mine' have no effect" in message for message in caplog.messages) == warns
 
 
 def test_a_classifier_of_a_users_own_on_dinov2():
