@@ -235,7 +235,8 @@ def _check_classes(present: dict[str, set[int]], class_names: list[str], args: D
                 f"{args.num_labels}. They lack {shorten(missing)}."
             )
         raise ValueError(
-            f"The classes {shorten(missing)} are among the {one} images, but not among the {other} images."
+            f"The classes {shorten(missing)} are among the {one} images, but not among the {other} images. Add {other} images "
+            f"of them, or leave their {one} images out."
         )
 
 
