@@ -108,7 +108,6 @@ def evaluate(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoade
         hits = model(pixel_values=batch["pixel_values"]).logits.argmax(-1) == batch["labels"]
         hits = accelerator.gather_for_metrics(hits)
         correct, total = correct + hits.sum().item(), total + len(hits)
-    model.train()
     return correct / total
 
 
@@ -179,6 +178,7 @@ def run(args: LoopArguments, data_args: DataArguments, settings: GradAugSettings
 
     step, accuracy = 0, 0.0
     for epoch in range(math.ceil(max_steps / steps_per_epoch)):
+        model.train()  # a pretrained model starts in eval mode, and each evaluation leaves it there
         train_loader.set_epoch(epoch)  # another order
         train_dataset.set_epoch(epoch)  # other augmentations; with several processes, the loader doesn't pass it on
         progress = tqdm(train_loader, f"epoch {epoch + 1}", disable=not accelerator.is_local_main_process)

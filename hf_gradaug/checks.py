@@ -72,6 +72,15 @@ def check_smallest(model: SlimmableModel, settings: GradAugSettings) -> None:
         )
 
 
+def check_trains(model: nn.Module) -> None:
+    """Raises a `ValueError` if a model is in eval mode. Single layers may be, such as frozen BatchNorm layers."""
+    if not model.training:
+        raise ValueError(
+            f"`model` must be in train mode, but this {type(model).__name__} is in eval mode, as `from_pretrained` and an "
+            "evaluation leave it. Call `model.train()` before each epoch."
+        )
+
+
 def check_logits(skeleton: nn.Module) -> None:
     """Raises an error if a model has no logits, such as a backbone, before the first step would."""
     # Other models may need other inputs, or larger images.

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import find_labels
 
 from .captured import CapturedPasses
-from .checks import allow_graphs, check_logits, check_smallest, check_transform, checked_settings
+from .checks import allow_graphs, check_logits, check_smallest, check_trains, check_transform, checked_settings
 from .dense.inputs import check_rotations, pad_masks, select_rows, transform_images
 from .losses import ProblemTypeCheck, get_label_rows, get_logits, has_own_loss, soft_label_cross_entropy
 from .messages import shorten
@@ -319,7 +319,7 @@ class GradAug:
 
     ```python
     gradaug = GradAug(model, seed=42)
-    model, optimizer, dataloader = accelerator.prepare(model, optimizer, dataloader)
+    model, optimizer, dataloader = accelerator.prepare(model.train(), optimizer, dataloader)
     batches = (inputs for _ in range(num_epochs) for inputs in dataloader)
     for step, inputs in enumerate(batches):
         for gradaug_pass in gradaug.passes(inputs, step):
@@ -396,7 +396,7 @@ class GradAug:
 
         Raises:
             `ValueError`: If the batch has no images, they become too small for the model, or `settings.rotations`
-                would turn the images and not the masks, maps or boxes beside them.
+                would turn the images and not the masks, maps or boxes beside them. Also if the model is in eval mode.
         """
         settings, name = self.settings, self.image_name
         if not isinstance(inputs, Mapping) or name not in inputs:
@@ -425,6 +425,7 @@ class GradAug:
             kept = [index for index, each in drawn if self._can_train_on_one_image(each)]
         full.is_last = not kept
         yield full
+        check_trains(self.model)  # not before, because the Trainer sets the mode in this pass
         # Drawn only now: the full network's loss may have changed the images.
         for index, each in enumerate(self._subnetwork_passes(full, n, step)):
             if index in kept:

@@ -314,8 +314,12 @@ def test_own_loop(tmp_path, folder, capsys):
     accuracy = script.main([*common, *batches, "--width_divisor", "8"])
     assert 0 <= accuracy <= 1 and "evaluation: 100%" in capsys.readouterr().err
     assert json.loads((tmp_path / "gradaug_config.json").read_text())["width_divisor"] == 8  # as exports need it
-    config = AutoModelForImageClassification.from_pretrained(tmp_path).config
-    assert list(config.id2label.values()) == list(images.CLASSES)
+    trained = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert list(trained.config.id2label.values()) == list(images.CLASSES)
+    # A pretrained model's running statistics move in the first epoch.
+    script.main([*common, "--max_train_steps", "1", "--model_name_or_path", str(tmp_path)])
+    buffers = dict(AutoModelForImageClassification.from_pretrained(tmp_path).named_buffers())
+    assert buffers and not any(torch.equal(buffer, buffers[name]) for name, buffer in trained.named_buffers())
     with pytest.raises(FloatingPointError, match=r"The loss of .* is not finite in optimizer step 2"):
         script.main([*common, "--learning_rate", "1e30"])
     with pytest.raises(ValueError, match="`nonfinite_loss` must be 'stop' in this script, but is 'skip'"):

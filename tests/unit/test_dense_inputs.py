@@ -83,7 +83,7 @@ def test_rows_of_tensors_and_lists():
 
 def test_labels_instead_of_soft_targets():
     settings = GradAugSettings(subnetwork_targets="labels", subnetwork_loss_weight=0.5, subnetwork_batch_fraction=0.5)
-    gradaug = GradAug(tiny_model().double().eval(), settings)
+    gradaug = GradAug(tiny_model().double(), settings)
     inputs = {"pixel_values": tiny_images().double(), "labels": LABELS}
     (full, full_loss, outputs), *subnetworks = run(gradaug, inputs)
     assert torch.equal(full_loss, F.cross_entropy(outputs.logits, LABELS))
@@ -92,7 +92,7 @@ def test_labels_instead_of_soft_targets():
         assert torch.equal(gradaug_pass.inputs["labels"], labels)
         assert torch.equal(loss, 0.5 * F.cross_entropy(outputs.logits, labels))
     # The draws are those of soft targets.
-    soft = GradAug(tiny_model().double().eval(), GradAugSettings(subnetwork_batch_fraction=0.5))
+    soft = GradAug(tiny_model().double(), GradAugSettings(subnetwork_batch_fraction=0.5))
     for (ours, _, _), (theirs, _, _) in zip(subnetworks, run(soft, inputs)[1:], strict=True):
         assert ours.width == theirs.width
         assert torch.equal(ours.inputs["pixel_values"], theirs.inputs["pixel_values"])
@@ -106,7 +106,7 @@ def test_labels_that_are_probabilities_or_several():
         "multi_label_classification": lambda logits, labels: F.binary_cross_entropy_with_logits(logits, labels),
     }
     for problem_type, loss_of in expected.items():
-        gradaug = GradAug(tiny_model(problem_type=problem_type).eval(), settings)
+        gradaug = GradAug(tiny_model(problem_type=problem_type), settings)
         for gradaug_pass, loss, outputs in run(gradaug, inputs):
             rows = slice(None) if gradaug_pass.rows is None else gradaug_pass.rows
             assert torch.allclose(loss, loss_of(outputs.logits, inputs["labels"][rows]))

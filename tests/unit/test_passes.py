@@ -116,7 +116,7 @@ def test_no_subnetworks_is_one_pass():
 def test_batch_fraction(batch_size, fraction, rows):
     images, labels = tiny_images(batch_size), torch.arange(batch_size) % 3
     settings = GradAugSettings(scales=[1.0], subnetwork_batch_fraction=fraction)
-    gradaug = GradAug(tiny_model().eval(), settings)
+    gradaug = GradAug(tiny_model(), settings)
     inputs = {"pixel_values": images, "labels": labels}
     (_, _, full), *subnetworks = run(gradaug, inputs)
     targets = full.logits.detach().softmax(-1)
@@ -211,6 +211,22 @@ def test_a_pass_outside_of_its_block_is_an_error():
     full.compute(gradaug.model)
     with pytest.raises(ValueError, match="its sub-network was not run. .* in the `with` block of the pass"):
         subnetwork.compute(gradaug.model)
+
+
+@pytest.mark.parametrize("num_subnetworks", [0, 2])
+def test_a_model_in_eval_mode_is_an_error(tmp_path, num_subnetworks):
+    tiny_model("resnet-basic").save_pretrained(tmp_path)
+    model = ResNetForImageClassification.from_pretrained(tmp_path)
+    wrapped = nn.Sequential(model)  # its modes reach the model, as those of DistributedDataParallel do
+    gradaug = GradAug(model, GradAugSettings(num_subnetworks=num_subnetworks))
+    with pytest.raises(ValueError, match=r"`model` must be in train mode, but .* Call `model.train\(\)`"):
+        run(gradaug, batch())
+    wrapped.train()
+    model.resnet.embedder.eval()  # frozen statistics
+    run(gradaug, batch())
+    wrapped.eval()
+    with pytest.raises(ValueError, match="`model` must be in train mode"):
+        run(gradaug, batch())
 
 
 @pytest.mark.parametrize("targets", ["soft", "labels"])

@@ -105,10 +105,12 @@ def test_a_step_written_out(name):
 
 @pytest.mark.parametrize("name", SOFTMAX + SIGMOID)
 def test_a_subnetwork_that_agrees_has_nothing_to_learn(name):
-    """Width and scale 1 in evaluation mode, where normalization doesn't depend on the batch."""
+    """Width and scale 1 with all layers in eval mode, where normalization doesn't depend on the batch."""
     gradient = {}
     for width in (1.0, 0.5):
-        gradaug = GradAug(dense_model(name).eval(), settings_of(min_width=width, scales=[1.0]))
+        gradaug = GradAug(dense_model(name).train(), settings_of(min_width=width, scales=[1.0]))
+        for layer in gradaug.model.children():
+            layer.eval()
         for gradaug_pass in gradaug.passes(dense_batch(name), step=0):
             with gradaug_pass:
                 loss = gradaug_pass.loss(gradaug.model(**gradaug_pass.inputs))
