@@ -70,8 +70,6 @@ class GradAugPass:
             Fraction of the batch's images that the pass sees.
         learns_from_labels (`bool`):
             Whether the loss uses the labels. It always does for the full network.
-        network (`nn.Module`):
-            The full network. Inside the `with` block of a sub-network, its skeleton: a model of the narrower config.
     """
 
     is_full: bool
@@ -84,7 +82,6 @@ class GradAugPass:
         self.inputs = inputs
         self.soft_labels = soft_labels
         self.is_last = False
-        self.network: nn.Module = gradaug.model
 
     @property
     def size(self) -> tuple[int, int]:
@@ -108,7 +105,7 @@ class GradAugPass:
             `ValueError`: If the outputs have no loss where one is needed, the sub-network was not run in the `with`
                 block, or the full network's pass has not computed its loss.
         """
-        return self._loss(outputs, label_loss)
+        raise NotImplementedError
 
     def compute(self, model: nn.Module) -> Tensor:
         """
@@ -186,7 +183,7 @@ class FullPass(GradAugPass):
         self.targets = self.gradaug.target_kind.from_outputs({"logits": logits})
         return loss
 
-    def _loss(self, outputs: Any, label_loss: Tensor | None) -> Tensor:
+    def loss(self, outputs: Any, label_loss: Tensor | None = None) -> Tensor:
         self.targets = self.gradaug.target_kind.from_outputs(outputs)
         return self._label_loss(outputs, label_loss)
 
@@ -250,13 +247,13 @@ class SubnetworkPass(GradAugPass):
 
     def __enter__(self) -> "SubnetworkPass":
         self._active = self.gradaug.subnetwork(self.width, self.kept_blocks, detached=self._is_detached)
-        self.network = self._active.__enter__()
+        self._active.__enter__()
         return self
 
     def __exit__(self, *exception) -> None:
         self._active.__exit__(*exception)
 
-    def _loss(self, outputs: Any, label_loss: Tensor | None) -> Tensor:
+    def loss(self, outputs: Any, label_loss: Tensor | None = None) -> Tensor:
         if self._active is None or not self._active.has_run:
             raise ValueError(
                 "`outputs` must come from the model that `GradAug` was given, but its sub-network was not run. Call that model "

@@ -189,11 +189,10 @@ def test_logs(tmp_path):
     plain = tiny_trainer(tmp_path, num_subnetworks=0, max_steps=4, gradient_accumulation_steps=2)
     plain.train()
     ratio = trainer.state.total_flos / plain.state.total_flos
-    by_hand = sum(
-        (p.size[0] / 32) ** 2 * sum(x.numel() for x in p.network.parameters()) / trainer.model.num_parameters()
-        for p in passes
-    ) / (len(passes) / 4)
-    assert ratio == pytest.approx(by_hand)
+    model = trainer.model
+    numbers = [sum(x.numel() for x in model.subnetwork(p.width).skeleton.parameters()) for p in passes]
+    by_hand = sum((p.size[0] / 32) ** 2 * number for p, number in zip(passes, numbers, strict=True))
+    assert ratio == pytest.approx(by_hand / model.num_parameters() / (len(passes) / 4))
     assert ratio > 1
 
 
