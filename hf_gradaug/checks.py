@@ -3,7 +3,6 @@
 
 import logging
 
-import torch
 from torch import nn
 
 from .losses import get_logits
@@ -37,16 +36,6 @@ def check_transform(transform: Transform | None, settings: GradAugSettings) -> N
         value = getattr(settings, name)
         if transform is not None and value != getattr(default, name):
             raise ValueError(f"`{name}` must keep its default with a `transform`, which replaces it, but is {value}.")
-
-
-def allow_graphs(settings: GradAugSettings) -> None:
-    """Lets `torch.compile` keep a graph of each width and size of the sub-networks."""
-    # Dynamo gives up after 8 graphs of the same code. Every width and size of the sub-networks is one. 8 more are left for
-    # other code.
-    dynamo = torch._dynamo.config
-    graphs = len({*settings.width_choices, settings.min_width}) * len(settings.scales) + 8
-    dynamo.recompile_limit = max(dynamo.recompile_limit, graphs)
-    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 4 * graphs)
 
 
 def check_smallest(model: SlimmableModel, settings: GradAugSettings) -> None:

@@ -25,7 +25,8 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import find_labels
 
 from .captured import CapturedPasses
-from .checks import allow_graphs, check_logits, check_smallest, check_trains, check_transform, checked_settings
+from .checks import check_logits, check_smallest, check_trains, check_transform, checked_settings
+from .compiled import raise_recompile_limit
 from .dense.inputs import check_rotations, pad_masks, select_rows, transform_images
 from .losses import ProblemTypeCheck, get_label_rows, get_logits, has_own_loss, soft_label_cross_entropy
 from .messages import shorten
@@ -354,7 +355,7 @@ class GradAug:
         # With random depth there are too many sub-networks to compile each.
         self._compiled = self.settings.width_choices is not None and not self.settings.draws_depth
         if self._compiled:
-            allow_graphs(self.settings)
+            raise_recompile_limit(self.settings)  # a loop may call `torch.compile` before or after
         check_transform(transform, self.settings)
         check_smallest(self.model, self.settings)
         if isinstance(self.target_kind, SoftTargets):
