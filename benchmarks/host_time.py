@@ -148,7 +148,9 @@ class Bench:
     def build_steps(self, processes: int) -> dict[str, Callable[[], None]]:
         """The functions that run one step: plain training, and GradAug by mode."""
         settings = GradAugSettings(num_subnetworks=len(WIDTHS), min_width=min(WIDTHS), scales=[1.0])
-        gradaugs = {mode: GradAug(self.model, settings, detached=detached) for mode, detached in MODES.items()}
+        gradaugs = {mode: GradAug(self.model, settings) for mode in MODES}
+        for mode, detached in MODES.items():
+            gradaugs[mode].detached = detached
         model = self.model if processes == 1 else DistributedDataParallel(self.model)
 
         def run_plain() -> None:

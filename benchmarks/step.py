@@ -252,7 +252,8 @@ def build_step(args: BenchmarkArguments, arm: str, passes: list[dict[str, Any]])
 
         return separate_step
 
-    gradaug = GradAug(network, make_settings(args, arm), seed=SEED, detached=arm == "gradaug")
+    gradaug = GradAug(network, make_settings(args, arm), seed=SEED)
+    gradaug.detached = arm == "gradaug"
 
     def gradaug_step() -> None:
         joint_loss: Tensor | float = 0.0

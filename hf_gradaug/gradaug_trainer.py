@@ -127,9 +127,9 @@ class GradAugMixin(SharedTrainerMixin):
             transform=self._gradaug_transform,
             build=self._gradaug_build,
             label_names=self.args.label_names,
-            # DeepSpeed's engine takes gradients from hooks on the parameters, in every backward.
-            detached=not self.is_deepspeed_enabled,
         )
+        # DeepSpeed's engine takes gradients from hooks on the parameters, in every backward.
+        self.gradaug.detached = not self.is_deepspeed_enabled
         self._gradaug_made_with = settings_as_dict(settings)
         self._loss_guard = self._new_loss_guard()
 

@@ -305,9 +305,6 @@ class GradAug:
         label_names (`list[str]`, *optional*):
             Inputs that hold labels. Sub-networks with soft targets don't get them. Defaults to the arguments of the
             model's `forward` with "label" in their name.
-        detached (`bool`, *optional*, defaults to `True`):
-            Runs passes that don't synchronize gradients on detached copies of the weights, which is faster. See
-            [`~SlimmableModel.subnetwork`].
 
     Raises:
         `TypeError`: If the model can't have sub-networks (see [`make_slimmable`]).
@@ -337,7 +334,6 @@ class GradAug:
         transform: Transform | None = None,
         build: Build | None = None,
         label_names: list[str] | None = None,
-        detached: bool = True,
     ):
         self.settings = checked_settings(settings)
         self.model = make_slimmable(model, build=build, width_divisor=self.settings.width_divisor)
@@ -345,7 +341,9 @@ class GradAug:
         self.transform = transform
         self.image_name = getattr(model, "main_input_name", "pixel_values")
         self.label_names = find_labels(type(model)) if label_names is None else label_names
-        self.detached = detached
+        # Passes that don't synchronize gradients compute with copies of the weights, which is faster. False with DeepSpeed,
+        # and where benchmarks compare the two.
+        self.detached = True
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         self.target_kind = TARGETS[self.settings.subnetwork_targets](model, self.settings)
         self._checked_sizes: set[tuple[int, int]] = set()

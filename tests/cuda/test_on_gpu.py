@@ -33,7 +33,8 @@ def gradients(family, detached=True, cuda_graphs=False, dtype=None, steps=3, mic
     settings = GradAugSettings(
         num_subnetworks=3, min_width=0.5, scales=[1.0, 0.75], width_divisor=4, cuda_graphs=cuda_graphs
     )
-    gradaug = GradAug(model, settings, seed=3, detached=detached)
+    gradaug = GradAug(model, settings, seed=3)
+    gradaug.detached = detached
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     losses, total = [], []
     for step in range(steps):

@@ -92,7 +92,8 @@ def test_widths_are_those_that_width_alone_draws():
 def test_detached_is_views(family, kind):
     def gradients(detached):
         model = tiny_model(family, depths=DEPTHS[-2:] if family == "resnet-bottleneck" else DEPTHS).double()
-        gradaug = GradAug(model, settings(kind), detached=detached)
+        gradaug = GradAug(model, settings(kind))
+        gradaug.detached = detached
         total = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
         reached = []
         for gradaug_pass in gradaug.passes(batch(), step=1):
@@ -116,7 +117,8 @@ def test_detached_is_views(family, kind):
 
 def test_dropped_blocks_have_a_gradient_of_zero_whatever_their_weights():
     model = deep_model("resnet-basic").to(memory_format=torch.channels_last)
-    gradaug = GradAug(model, settings("depth"), detached=False)
+    gradaug = GradAug(model, settings("depth"))
+    gradaug.detached = False
     gradaug_passes = gradaug.passes({"pixel_values": tiny_images(), "labels": LABELS}, 0)
     with next(gradaug_passes) as full:
         full.loss(model(**full.inputs))
