@@ -99,9 +99,10 @@ class DistillationTrainer(SharedTrainerMixin, ModelCardMixin, DurableTrainerMixi
         if (labels := get_label_rows(inputs, self.model.config.num_labels)) is None or self._takes_own_loss:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         else:
-            loss, outputs = self._soft_label_loss(model, inputs, labels)
+            self._settle_problem_type(self.model.config, labels)
             # The labels may have shown that the model is a multi-label one.
             check_has_soft_targets(self.model, multi_label=False)
+            loss, outputs = self._soft_label_loss(model, inputs, labels)
         if model.training and self.teacher_weight > 0:
             with torch.no_grad(), self.accelerator.autocast():
                 targets = soft_targets(get_logits(self.teacher(**images))[:, self._teacher_numbers])

@@ -257,6 +257,8 @@ class GradAugMixin(SharedTrainerMixin):
         # A user's own loss takes all labels as they are.
         is_own = self.compute_loss_func is not None or self._takes_own_loss
         are_soft = labels is not None and is_single_label and not is_own
+        if are_soft:
+            self._settle_problem_type(config, labels)
         if are_soft and trainer_loss.__func__ is Trainer.compute_loss:
             loss, outputs = self._soft_label_loss(model, inputs, labels)
             return (loss, outputs) if return_outputs else loss

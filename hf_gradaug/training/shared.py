@@ -63,7 +63,6 @@ class SharedTrainerMixin:
         self, model: nn.Module, inputs: dict[str, Tensor | Any], labels: Tensor
     ) -> tuple[Tensor, Any]:
         """Loss and outputs of a batch whose labels are class probabilities. A head would take them for multi-label."""
-        self._settle_problem_type(self.model.config, labels)
         outputs = model(**{name: value for name, value in inputs.items() if value is not labels})
         return soft_label_cross_entropy(get_logits(outputs), labels, self.args.label_smoothing_factor), outputs
 

@@ -366,14 +366,24 @@ class SeveralLabels(TinyImages):
         return {**super().__getitem__(index), "labels": torch.tensor([1.0, 1.0, 0.0])}
 
 
+class OwnLoss(Trainer):
+    def compute_loss(self, *args, **kwargs):
+        return super().compute_loss(*args, **kwargs)
+
+
+class WithOwnLoss(GradAugMixin, OwnLoss):
+    pass
+
+
 def test_several_labels_are_no_class_probabilities(tmp_path):
     def trainer(problem_type, cls=GradAugTrainer, **kwargs):
         model = tiny_model(problem_type=problem_type)
         data = {"train_dataset": SeveralLabels(), **kwargs}
         return tiny_trainer(tmp_path, model, cls, trainer_kwargs=data, num_subnetworks=0, max_steps=1)
 
-    with pytest.raises(ValueError, match="`labels` must be class probabilities"):
-        trainer("single_label_classification").train()
+    for cls in (GradAugTrainer, WithOwnLoss):
+        with pytest.raises(ValueError, match="`labels` must be class probabilities"):
+            trainer("single_label_classification", cls).train()
     with pytest.raises(ValueError, match="a model for single-label image classification, but"):
         trainer(None, DistillationTrainer, teacher=tiny_model("resnet-basic")).train()
 
