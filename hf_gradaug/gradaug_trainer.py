@@ -161,6 +161,7 @@ class GradAugMixin(SharedTrainerMixin):
         self._has_run_subnetworks = True
         inputs = self._prepare_inputs(inputs)
         losses, passes, relative_flops = [], [], 0.0
+        model.train()  # as the Trainer's step does, but before the passes look at the layers' modes
         self._loss_guard.start()
         # The Trainer's step calls `compute_loss`, which may be a user's: only passes that learn from labels go through it.
         label_loss = self.compute_loss

@@ -394,6 +394,7 @@ class GradAug:
             `ValueError`: If the batch has no images, they become too small for the model, or `settings.rotations`
                 would turn the images and not the masks, maps or boxes beside them. Also if the model is in eval mode.
         """
+        check_trains(self.model)
         settings, name = self.settings, self.image_name
         if not isinstance(inputs, Mapping) or name not in inputs:
             found = shorten(sorted(inputs)) if isinstance(inputs, Mapping) else f"a {type(inputs).__name__}"
@@ -421,7 +422,6 @@ class GradAug:
             kept = [index for index, each in drawn if self._can_train_on_one_image(each)]
         full.is_last = not kept
         yield full
-        check_trains(self.model)  # not before, because the Trainer sets the mode in this pass
         # Drawn only now: the full network's loss may have changed the images.
         for index, each in enumerate(self._subnetwork_passes(full, n, step)):
             if index in kept:

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.tiny import TinyImages, largest_difference, parameters_of, tiny_images, tiny_model, tiny_trainer
+from torch.utils.data import Subset
 from transformers import Trainer
 
 from hf_gradaug import DistillationTrainer, GradAug, GradAugConfig, GradAugMixin, GradAugSettings, GradAugTrainer
@@ -398,19 +399,22 @@ def test_nothing_is_left_of_an_aborted_try(tmp_path):
     assert abs(line["loss"] - line["loss_full"] - line["loss_subnetworks"]) < 1e-3
 
 
-def test_a_last_batch_of_one_image(tmp_path, caplog):
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_a_last_batch_of_one_image(tmp_path, caplog, pretrained):
     """Where BatchNorm has no statistics of a single pixel of a single image, that sub-network is left out."""
     model = tiny_model("resnet-basic", hidden_sizes=[8, 16, 24], depths=[1, 1, 1])
+    model.train(not pretrained)  # the mode in which `from_pretrained` leaves a model
+    dataset = TinyImages(9, size=28)
     trainer = tiny_trainer(
         tmp_path,
         model,
-        trainer_kwargs={"train_dataset": TinyImages(9, size=28)},
-        max_steps=2,
+        trainer_kwargs={"train_dataset": Subset(dataset, [0]) if pretrained else dataset},
+        max_steps=1 if pretrained else 2,
         scales=[4 / 7],
         logging_steps=2,
     )
     trainer.train()
-    assert trainer.state.global_step == 2
+    assert trainer.state.global_step == trainer.args.max_steps
     (warning,) = [record.getMessage() for record in caplog.records if "are skipped" in record.getMessage()]
     assert "16 x 16" in warning and "`dataloader_drop_last`" in warning
 
