@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
-from .settings import GradAugSettings, as_numbers
+from .messages import as_numbers
+from .settings import GradAugSettings
 
 
 @dataclass
@@ -64,11 +65,9 @@ class GradAugConfig(GradAugSettings, TrainingArguments):
             raise ValueError(f"`label_smoothing_factor` must be in [0, 1], but is {self.label_smoothing_factor}.")
         if self.lr_milestones is None:
             return
-        self.lr_milestones = as_numbers("lr_milestones", self.lr_milestones)
-        if not (self.lr_milestones and all(0 < share < 1 for share in self.lr_milestones)):
-            raise ValueError(
-                f"`lr_milestones` must be one or more fractions of the run in (0, 1), but is {self.lr_milestones}."
-            )
+        self.lr_milestones = as_numbers(
+            "lr_milestones", self.lr_milestones, "fractions of the run in (0, 1)", lambda share: 0 < share < 1
+        )
         if self.lr_scheduler_type != SchedulerType.CONSTANT:
             raise ValueError(
                 f"`lr_scheduler_type` must be 'constant' with `lr_milestones`, but is '{self.lr_scheduler_type.value}'."

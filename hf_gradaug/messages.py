@@ -1,8 +1,10 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """What messages and checks of arguments share."""
 
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -23,3 +25,24 @@ def check_counts(arguments: Any, *names: str, least: int = 1) -> None:
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise ValueError(f"`{name}` must be {least} or more, but is {value}.")
+
+
+def as_number(value: Any) -> int | float | None:
+    """The value as Python's own number, since NumPy's can't be saved as JSON. `None` if it is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        return None
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def as_numbers(
+    name: str, values: Any, allowed: str = "finite numbers", is_allowed: Callable[[float], bool] | None = None
+) -> list[int | float]:
+    """
+    The list of the argument `name`, as Python's own numbers. Raises a `ValueError` if it is no list, is empty, or has
+    another value than a finite number for which `is_allowed` is true. `allowed` says so in words.
+    """
+    is_list = hasattr(values, "__len__") and not isinstance(values, str)
+    numbers = [as_number(value) for value in values] if is_list else []
+    if not numbers or None in numbers or (is_allowed is not None and not all(map(is_allowed, numbers))):
+        raise ValueError(f"`{name}` must be a list of one or more {allowed}, but is {values!r}.")
+    return numbers

@@ -3,19 +3,18 @@
 
 import dataclasses
 import json
-import math
 import os
 from dataclasses import dataclass, field
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from .messages import shorten
+from .messages import as_number, as_numbers, shorten
 from .slimmable.narrowing import check_width
-from .transforms import RandomRotation, RandomScale
+from .transforms import as_angles, as_scales
 
 
 SubnetworkKind = Literal["width", "depth", "width_depth"]
@@ -29,7 +28,6 @@ _OPTIONS = {
 }
 _NUMBERS = ("min_survival", "min_width", "subnetwork_loss_weight", "temperature", "subnetwork_batch_fraction")
 _WIDTHS = ("min_width", "width_choices", "width_divisor")
-_OPTIONAL_LISTS = ("width_choices", "rotations")
 # How steps are run and guarded. A run may go on with others.
 _OF_THE_MACHINE = {"cuda_graphs", "nonfinite_loss"}
 
@@ -200,14 +198,15 @@ class GradAugSettings:
                 raise ValueError(f"`{name}` must be a whole number, {low} or more, but is {value!r}.")
             setattr(self, name, int(value))
         for name in _NUMBERS:
-            value = _as_number(getattr(self, name))
+            value = as_number(getattr(self, name))
             if value is None:
                 raise ValueError(f"`{name}` must be a finite number, but is {getattr(self, name)!r}.")
             setattr(self, name, value)
-        self.scales = as_numbers("scales", self.scales)
-        for name in _OPTIONAL_LISTS:
-            if (values := getattr(self, name)) is not None:
-                setattr(self, name, as_numbers(name, values))
+        self.scales = as_scales("scales", self.scales)
+        if self.rotations is not None:
+            self.rotations = as_angles("rotations", self.rotations)
+        if self.width_choices is not None:
+            self.width_choices = as_numbers("width_choices", self.width_choices)
         check_width(self.min_width, "min_width")
         for name, options in _OPTIONS.items():
             value = getattr(self, name)
@@ -225,7 +224,7 @@ class GradAugSettings:
             if is_unused and value != getattr(GradAugSettings, name):  # the default
                 raise ValueError(f"`{name}` must not be set if {where}, which doesn't use it, but is {value}.")
         choices = self.width_choices
-        if choices is not None and not (choices and all(self.min_width <= width <= 1 for width in choices)):
+        if choices is not None and not all(self.min_width <= width <= 1 for width in choices):
             raise ValueError(
                 f"`width_choices` must be one or more width multipliers in [min_width, 1], which is [{self.min_width}, 1], but "
                 f"is {choices}."
@@ -243,9 +242,6 @@ class GradAugSettings:
                 f"`subnetwork_targets` must be 'soft' with `cuda_graphs`, but is {self.subnetwork_targets!r}. The other "
                 "losses match objects on the CPU, which a CUDA graph can't capture."
             )
-        RandomScale(self.scales)
-        if self.rotations is not None:
-            RandomRotation(self.rotations)
 
     @property
     def draws_width(self) -> bool:
@@ -258,22 +254,6 @@ class GradAugSettings:
     @property
     def draws_depth(self) -> bool:
         return self.subnetwork_kind != "width"
-
-
-def _as_number(value: Any) -> int | float | None:
-    """The value as Python's own number, since NumPy's can't be saved as JSON. `None` if it is no finite number."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        return None
-    return int(value) if isinstance(value, Integral) else float(value)
-
-
-def as_numbers(name: str, values: Any) -> list[int | float]:
-    """The list, as Python's own numbers. Raises a `ValueError` if it is not a list of finite numbers."""
-    is_list = hasattr(values, "__len__") and not isinstance(values, str)
-    numbers = [_as_number(value) for value in values] if is_list else [None]
-    if None in numbers:
-        raise ValueError(f"`{name}` must be a list of finite numbers, but is {values!r}.")
-    return numbers
 
 
 def settings_as_dict(settings: GradAugSettings) -> dict[str, Any]:

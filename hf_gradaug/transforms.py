@@ -8,10 +8,13 @@ it alone is the same in every process and micro-batch of an optimizer step.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .messages import as_numbers
 
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]
@@ -19,6 +22,16 @@ Transform = Callable[[Tensor, torch.Generator], Tensor]
 
 def _choose(options: Sequence, generator: torch.Generator):
     return options[int(torch.randint(len(options), (), generator=generator))]
+
+
+def as_scales(name: str, values: Any) -> list[int | float]:
+    """The list of the argument `name`, as [`RandomScale`] takes it."""
+    return as_numbers(name, values, "numbers in (0, 1]", lambda scale: 0 < scale <= 1)
+
+
+def as_angles(name: str, values: Any) -> list[int | float]:
+    """The list of the argument `name`, as [`RandomRotation`] takes it."""
+    return as_numbers(name, values, "angles in degrees")
 
 
 def scaled_count(count: int, scale: float) -> int:
@@ -44,13 +57,11 @@ class RandomScale:
             192, 160 and 128.
 
     Raises:
-        `ValueError`: If `scales` is empty or one of them is outside (0, 1].
+        `ValueError`: If `scales` is not a list of one or more numbers in (0, 1].
     """
 
     def __init__(self, scales: Sequence[float]):
-        if len(scales) == 0 or not all(0 < scale <= 1 for scale in scales):
-            raise ValueError(f"`scales` must be one or more numbers in (0, 1], but is {scales}.")
-        self.scales = tuple(scales)
+        self.scales = tuple(as_scales("scales", scales))
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         size = scaled_size(images.shape[-2:], _choose(self.scales, generator))
@@ -78,13 +89,11 @@ class RandomRotation:
             Angles in degrees, such as `(0, 90, 180, 270)`.
 
     Raises:
-        `ValueError`: If `angles` is empty.
+        `ValueError`: If `angles` is not a list of one or more finite numbers.
     """
 
     def __init__(self, angles: Sequence[float]):
-        if len(angles) == 0:
-            raise ValueError(f"`rotations` must be one or more angles in degrees, but is {angles}.")
-        self.angles = tuple(angles)
+        self.angles = tuple(as_angles("angles", angles))
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         angle = _choose(self.angles, generator)

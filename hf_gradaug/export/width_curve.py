@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from ..messages import as_numbers
 from ..reporting.figures import COLORS, MARKERS, new_figure, show_percent, style_axes
-from ..settings import as_numbers
 from ..slimmable.depth import KeptBlocks
 from ..slimmable.narrowing import check_width
 from .calibration import batchnorm_layers, read_images, recalibrate_batchnorm
@@ -77,8 +77,6 @@ def export_widths(
             once.
     """
     widths = as_numbers("widths", widths)  # such as those of `np.linspace`
-    if not widths:
-        raise ValueError("`widths` must have one width multiplier or more, but has none.")
     for width in widths:
         check_width(width, "widths")
     for name, data in (("eval_data", eval_data), ("calibration_data", calibration_data)):

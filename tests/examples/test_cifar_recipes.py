@@ -161,8 +161,8 @@ def test_the_learning_rate_falls_at_the_milestones_and_resumes(tmp_path):
     ("settings", "message"),
     [
         ({"lr_milestones": [0.5, 1.5]}, r"`lr_milestones` must be .* in \(0, 1\), but is \[0.5, 1.5\]"),
-        ({"lr_milestones": 0.5}, "`lr_milestones` must be a list of finite numbers, but is 0.5"),
-        ({"lr_milestones": []}, r"`lr_milestones` must be one or more .* but is \[\]"),
+        ({"lr_milestones": 0.5}, r"`lr_milestones` must be a list of one or more fractions .* in \(0, 1\), but is 0.5"),
+        ({"lr_milestones": []}, r"`lr_milestones` must be a list of one or more .* but is \[\]"),
         ({"lr_milestones": [0.5], "lr_scheduler_type": "cosine"}, "`lr_scheduler_type` must be 'constant' .* but is 'cosine'"),
     ],
 )  # fmt: skip

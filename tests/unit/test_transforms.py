@@ -1,6 +1,9 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """Random scales and rotations of a batch."""
 
+import math
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -77,17 +80,20 @@ def test_composition_and_own_callables():
     assert random_transform([1.0])(images, step_generator(0, 0)) is images
 
 
-@pytest.mark.parametrize("scales", [[], [0.0], [1.2], [0.5, -1]])
-def test_scales_outside_their_range(scales):
-    with pytest.raises(ValueError, match=r"`scales` must be one or more numbers in \(0, 1\], but is"):
-        RandomScale(scales)
+@pytest.mark.parametrize("make", [RandomScale, lambda scales: GradAugSettings(scales=scales)])
+@pytest.mark.parametrize("scales", [[], [0.0], [1.2], [0.5, -1], 0.5, None, ["a"], [math.nan]])
+def test_scales_that_cannot_be(make, scales):
+    wanted = f"`scales` must be a list of one or more numbers in (0, 1], but is {scales!r}."
+    with pytest.raises(ValueError, match=re.escape(wanted)):
+        make(scales)
 
 
-def test_no_scales():
-    with pytest.raises(ValueError, match="`scales` must be a list of finite numbers, but is None"):
-        GradAugSettings(scales=None)
-
-
-def test_no_angles():
-    with pytest.raises(ValueError, match="`rotations` must be one or more angles"):
-        RandomRotation([])
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [("angles", RandomRotation), ("rotations", lambda rotations: GradAugSettings(rotations=rotations))],
+)
+@pytest.mark.parametrize("angles", [[], ["a"], [math.nan], [90, math.inf], 90])
+def test_angles_that_cannot_be(name, make, angles):
+    wanted = f"`{name}` must be a list of one or more angles in degrees, but is {angles!r}."
+    with pytest.raises(ValueError, match=re.escape(wanted)):
+        make(angles)

@@ -113,12 +113,12 @@ def test_without_calibration(model):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"widths": []}, ValueError, "`widths` must have one width multiplier or more"),
+        ({"widths": []}, ValueError, r"`widths` must be a list of one or more finite numbers, but is \[\]"),
         ({"widths": [0.5, 1.5]}, ValueError, r"`widths` must be a width multiplier in \(0, 1\], but is 1.5"),
         (
             {"widths": torch.linspace(0.5, 1, 2)},
             ValueError,
-            "`widths` must be a list of finite numbers, but is tensor",
+            "`widths` must be a list of one or more finite numbers, but is tensor",
         ),
         ({"eval_data": []}, ValueError, "`eval_data` must have one batch or more"),
         (
