@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
@@ -279,13 +280,19 @@ class GradAugMixin(SharedTrainerMixin):
             self._loss_guard.check_gradients(norm)
         return norm
 
-    def _save_checkpoint(self, *args, **kwargs) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._settle()
-        super()._save_checkpoint(*args, **kwargs)
+        super()._save_checkpoint(model, trial)
 
-    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+    def evaluate(
+        self,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+        **kwargs,  # other Trainers have more arguments, such as those of `generate`
+    ) -> dict[str, float]:
         self._settle()
-        return super().evaluate(*args, **kwargs)
+        return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix, **kwargs)
 
     def _settle(self) -> None:
         if self._loss_guard is not None:

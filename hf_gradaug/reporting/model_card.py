@@ -78,13 +78,22 @@ class ModelCardMixin:
         super().__init__(*args, **kwargs)
         self._origin = self._base_model()  # FSDP's parameters don't tell it any more
 
-    def init_hf_repo(self, *args, **kwargs) -> None:
+    def init_hf_repo(self, *args, **kwargs) -> None:  # transformers 5.17 has no `private` yet
         super().init_hf_repo(*args, **kwargs)
         if self.is_world_process_zero():
             self._licence_of(self._base_model())
 
-    def _init_training_state(self, *args, **kwargs) -> tuple[int, int]:
-        started = super()._init_training_state(*args, **kwargs)
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        started = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
         self._first_step = self.state.global_step
         return started
 

@@ -60,7 +60,14 @@ class DurableTrainerMixin(HubMixin, FaultToleranceMixin, StreamMixin):
         with self._keeping_last_batch():
             return super().get_test_dataloader(test_dataset)
 
-    def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         # With `bf16_full_eval`, the Trainer converts the model, and the next `save_model` would save it so.
         tensors = [
             (kind, name, tensor)
@@ -71,7 +78,13 @@ class DurableTrainerMixin(HubMixin, FaultToleranceMixin, StreamMixin):
         ]
         stored = [tensor.data for *_, tensor in tensors]
         try:
-            return super().evaluation_loop(*args, **kwargs)
+            return super().evaluation_loop(
+                dataloader,
+                description,
+                prediction_loss_only=prediction_loss_only,
+                ignore_keys=ignore_keys,
+                metric_key_prefix=metric_key_prefix,
+            )
         finally:
             for (kind, name, tensor), data in zip(tensors, stored):
                 if kind[name].dtype != data.dtype:

@@ -5,9 +5,11 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_length
@@ -185,7 +187,7 @@ class FaultToleranceMixin(HiddenTokenMixin):
         if self.is_world_process_zero():
             logger.warning(message)
 
-    def _run_epoch(self, *args, **kwargs) -> None:
+    def _run_epoch(self, *args, **kwargs) -> None:  # eleven arguments, none of which matters here
         # The Trainer looks at `max_steps` after a step only: a run that is resumed from its last one would train one more.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
@@ -220,8 +222,10 @@ class FaultToleranceMixin(HiddenTokenMixin):
         # The main process goes on to the file that makes the checkpoint whole, and to the rotation of the older ones.
         self.accelerator.wait_for_everyone()
 
-    def get_batch_samples(self, *args, **kwargs) -> tuple[list, Tensor | int | None]:
-        batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
         for batch in batches:
             self._skipped_images.take_from(batch)
         return batches, num_items_in_batch

@@ -83,8 +83,17 @@ class StreamMixin:
             return data_collator
         return super()._get_collator_with_removed_columns(data_collator, description)
 
-    def _init_training_state(self, *args, **kwargs) -> tuple[int, int]:
-        epochs_trained, batches_to_skip = super()._init_training_state(*args, **kwargs)
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        epochs_trained, batches_to_skip = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
         return epochs_trained, 0 if self._stream is not None else batches_to_skip
 
     def _save_rng_state(self, output_dir: str) -> None:

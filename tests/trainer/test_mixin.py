@@ -80,3 +80,12 @@ def test_mixin_has_the_method_alone(tmp_path):
     trainer = tiny_trainer(tmp_path, cls=mixed)
     trainer.save_model()
     assert (tmp_path / SETTINGS_NAME).is_file()
+
+
+def test_evaluate_passes_on_the_arguments_of_other_trainers(tmp_path):
+    class Generating(Trainer):
+        def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **gen_kwargs):
+            return {"prefix": metric_key_prefix, **gen_kwargs}
+
+    trainer = tiny_trainer(tmp_path, cls=type("Mixed", (GradAugMixin, Generating), {}))
+    assert trainer.evaluate(metric_key_prefix="test", max_length=3) == {"prefix": "test", "max_length": 3}

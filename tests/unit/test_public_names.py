@@ -1,10 +1,15 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""Names that users import stay importable: from the top, from documented subpackages, and from pickled arguments."""
+"""
+Names that users import stay importable: from the top, from documented subpackages, and from pickled arguments. The
+Trainer's methods keep its arguments.
+"""
 
 import importlib
+import inspect
 import pickle
 
 import pytest
+from transformers import Trainer
 
 import hf_gradaug
 
@@ -114,3 +119,25 @@ def test_subpackages_say_what_they_are_for():
 def test_pickled_arguments_of_earlier_runs_load():
     # As training_args.bin names the class.
     assert pickle.loads(b"chf_gradaug.gradaug_config\nGradAugConfig\n.") is hf_gradaug.GradAugConfig
+
+
+# These pass on what they get: constructors of mixins, and methods whose arguments depend on the version or don't matter.
+PASSED_ON = {"__init__", "_inner_training_loop", "_run_epoch", "init_hf_repo"}
+
+
+def test_overridden_methods_show_the_arguments_of_the_trainer():
+    """IDEs and the API reference show the signature of the override."""
+    classes = {*hf_gradaug.GradAugTrainer.__mro__, *hf_gradaug.DistillationTrainer.__mro__}
+    compared = []
+    for own in (one for one in classes if one.__module__.startswith("hf_gradaug.")):
+        for name in (vars(own).keys() & vars(Trainer).keys()) - PASSED_ON:
+            if inspect.isfunction(vars(own)[name]):
+                ours, stock = (
+                    [(item.name, item.default) for item in inspect.signature(vars(one)[name]).parameters.values()]
+                    for one in (own, Trainer)
+                )
+                # An older transformers has fewer.
+                assert [item for item in ours if item in stock] == stock, f"{own.__name__}.{name}"
+                compared.append(name)
+    assert compared.count("_init_training_state") == 3
+    assert {"evaluate", "evaluation_loop", "get_batch_samples", "_save_checkpoint"} < set(compared)
