@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from hf_gradaug.data import check_counts, shorten
+from hf_gradaug.messages import check_counts, shorten
 from hf_gradaug.reporting import describe_machine, describe_versions
 
 from .cell import get_context, train

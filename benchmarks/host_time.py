@@ -48,7 +48,7 @@ from tqdm import tqdm
 from transformers import HfArgumentParser, PreTrainedModel, set_seed
 
 from hf_gradaug import GradAug, GradAugSettings, make_slimmable
-from hf_gradaug.data import check_counts
+from hf_gradaug.messages import check_counts
 
 from .common import describe_run, write_json
 

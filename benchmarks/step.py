@@ -65,7 +65,7 @@ from hf_gradaug import (
     soft_target_loss,
     soft_targets,
 )
-from hf_gradaug.data import check_counts
+from hf_gradaug.messages import check_counts
 from hf_gradaug.transforms import scaled_count, scaled_size
 
 from .common import ROOT, describe_run, write_json

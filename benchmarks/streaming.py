@@ -44,7 +44,8 @@ from tqdm import tqdm
 from transformers import HfArgumentParser, TrainerCallback
 
 from hf_gradaug import GradAugConfig, GradAugTrainer
-from hf_gradaug.data import ImageCollator, ImageData, check_counts, decode_image, get_train_transform
+from hf_gradaug.data import ImageCollator, ImageData, decode_image, get_train_transform
+from hf_gradaug.messages import check_counts
 from hf_gradaug.reporting.figures import COLORS, new_figure, style_axes
 from hf_gradaug.sampling import seeded
 

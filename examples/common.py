@@ -23,7 +23,8 @@ from transformers import HfArgumentParser, PreTrainedConfig, PreTrainedModel, Tr
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_gradaug import GradAugConfig, GradAugSettings, HubPushError, StopOnSignal, narrow_config
-from hf_gradaug.data import check_counts, get_class_names, match_classes, shorten
+from hf_gradaug.data import get_class_names, match_classes
+from hf_gradaug.messages import check_counts, shorten
 from hf_gradaug.training import end_with_launcher
 
 

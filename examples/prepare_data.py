@@ -48,15 +48,13 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from hf_gradaug.data import (
-    check_counts,
     check_no_splits,
-    is_hidden,
     is_image,
     load_digits_dataset,
-    shorten,
     to_rgb,
-    walk_visible,
+    walk_classes,
 )
+from hf_gradaug.messages import check_counts, shorten
 
 
 logger = logging.getLogger(__name__)
@@ -232,13 +230,15 @@ def on_white(image: Image.Image) -> Image.Image:
     return canvas
 
 
-def find_images(folder: Path) -> list[Path]:
-    """The images of a class. A link to the folder of all classes adds none."""
-    found = walk_visible(str(folder), str(folder.parent))
-    return sorted(Path(parent, name) for parent, names in found for name in names if is_image(name))
+def find_images(root: Path) -> dict[str, list[Path]]:
+    """The images of each class that has some."""
+    found: dict[str, list[Path]] = {}
+    for class_name, folder, names in walk_classes(str(root)):
+        found.setdefault(class_name, []).extend(Path(folder, name) for name in names if is_image(name))
+    return {class_name: sorted(images) for class_name, images in found.items() if images}
 
 
-def load_folders(args: PrepareArguments, root: Path, classes: list[str], square: bool) -> Loaded:
+def load_folders(args: PrepareArguments, images_by_class: dict[str, list[Path]], square: bool) -> Loaded:
     """
     Images in one folder per class, without duplicates.
 
@@ -248,8 +248,8 @@ def load_folders(args: PrepareArguments, root: Path, classes: list[str], square:
     """
     found: dict[str, list[Picture]] = {}
     unreadable = 0
-    for label, name in enumerate(classes):
-        for path in tqdm(find_images(root / name), desc=name, unit=" images"):
+    for label, (name, images) in enumerate(images_by_class.items()):
+        for path in tqdm(images, desc=name, unit=" images"):
             try:
                 with Image.open(path) as file:
                     ImageOps.exif_transpose(file, in_place=True)
@@ -273,7 +273,7 @@ def load_folders(args: PrepareArguments, root: Path, classes: list[str], square:
     total = sum(map(len, found.values()))
     ambiguous = total - sum(map(len, clear))
     left_out = {"unreadable": unreadable, "in_several_classes": ambiguous}
-    return classes, pictures, left_out | {"duplicates": total - ambiguous - len(pictures)}
+    return list(images_by_class), pictures, left_out | {"duplicates": total - ambiguous - len(pictures)}
 
 
 def read_cifar10_package(path: Path) -> Iterator[tuple[str, int, Image.Image]]:
@@ -373,12 +373,12 @@ def load(name: str, args: PrepareArguments) -> Loaded:
         hint = "" if args.source else "; install the package openclipart-png, or name the folder with --source"
         raise ValueError(f"`source` must be a folder, but is '{root}'{hint}.")
     check_no_splits("source", str(root))
-    folders = (folder for folder in root.iterdir() if folder.is_dir() and not is_hidden(folder.name))
-    classes = sorted(folder.name for folder in folders if find_images(folder))
+    images = find_images(root)
     if name == "clip-art":
-        sizes = {kind: len(find_images(root / kind)) for kind in classes if kind not in ("unsorted", "special")}
-        classes = sorted(sorted(sizes, key=lambda kind: (-sizes[kind], kind))[:8])
-    return load_folders(args, root, classes, square=name == "clip-art")
+        kinds = images.keys() - {"unsorted", "special"}
+        largest = sorted(kinds, key=lambda kind: (-len(images[kind]), kind))[:8]
+        images = {kind: images[kind] for kind in sorted(largest)}
+    return load_folders(args, images, square=name == "clip-art")
 
 
 def split(pictures: list[Picture], class_names: list[str], fold: int) -> dict[str, list[int]]:

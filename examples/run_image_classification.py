@@ -76,8 +76,8 @@ from hf_gradaug.data import (
     get_train_transform,
     load_image_data,
     make_image_processor,
-    shorten,
 )
+from hf_gradaug.messages import shorten
 from hf_gradaug.slimmable import check_image_size
 from hf_gradaug.transforms import scaled_size
 

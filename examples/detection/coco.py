@@ -2,7 +2,6 @@
 """For the example scripts of detection and instance segmentation: data in COCO's format, and average precision."""
 
 import contextlib
-import copy
 import io
 import json
 import logging
@@ -16,18 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
-from PIL import Image
+from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 from torchmetrics.detection import MeanAveragePrecision
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 from transformers import BaseImageProcessor
-from transformers.backbone_utils import BackboneMixin
 
-from hf_gradaug.data import check_counts, decode_image, is_turn_ambiguous, match_classes, shorten
+from hf_gradaug.data import decode_image, match_classes
+from hf_gradaug.messages import check_counts, shorten
 
 from .scenes import ANNOTATIONS, IMAGES, write_digit_scenes
 
@@ -90,6 +89,22 @@ class CocoArguments:
         folder = os.path.join(output_dir, "_scenes", split)  # names with "_" are not pushed to the Hub
         write_digit_scenes(folder, split, self.num_scenes if split == "train" else self.num_scenes // 5)
         return os.path.join(folder, IMAGES), os.path.join(folder, ANNOTATIONS)
+
+
+def _is_turn_ambiguous(path: str, size: tuple[int, int] | None) -> bool:
+    """
+    Whether EXIF turns an image, but nothing tells whether its annotations are turned: there is no size, or the turned
+    image has the size of the stored one. Only the head of the file is read.
+
+    Args:
+        path (`str`): The file.
+        size (`tuple[int, int]`, *optional*): Width and height that annotations refer to, as in [`decode_image`].
+    """
+    with Image.open(path) as file:
+        if file.format == "PNG" and "exif" not in file.info:  # it would be decoded
+            return False
+        orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
+        return 2 <= orientation <= 8 and (size is None or orientation in (2, 3, 4) or file.width == file.height)
 
 
 def _find_repeated(values: Iterable[Any]) -> list[Any]:
@@ -229,7 +244,7 @@ class CocoDataset(Dataset):
         path = os.path.join(self.folder, entry["file_name"])
         size = (entry["width"], entry["height"]) if {"width", "height"} <= entry.keys() else None
         picture = decode_image({"path": path, "bytes": None}, f"picture {entry['id']}", size)
-        if not self._warned[_TURNED] and is_turn_ambiguous(path, size):
+        if not self._warned[_TURNED] and _is_turn_ambiguous(path, size):
             self._warn(
                 _TURNED,
                 f"Image '{entry['file_name']}' has an EXIF orientation, and the size in the JSON can't tell whether its "
@@ -462,33 +477,3 @@ def predict_objects(
         labels = torch.tensor([segment["label_id"] for segment in segments], dtype=torch.long)
         predictions.append({"scores": scores, "labels": labels, "masks": masks})
     return predictions
-
-
-def load_backbone_weights(model: nn.Module, name: str, **hub: Any) -> None:
-    """
-    Starts the backbone of a detector or segmenter with the weights of a classifier, such as one that GradAug trained.
-
-    Args:
-        model (`nn.Module`):
-            The model, whose config has the classifier's config as `backbone_config`.
-        name (`str`):
-            Name or folder of the classifier.
-        hub:
-            Arguments of `from_pretrained`.
-
-    Raises:
-        `ValueError`: If the classifier hasn't the weights of this backbone.
-    """
-    (backbone,) = [module for module in model.modules() if isinstance(module, BackboneMixin)]
-    # A copy of the config, because it becomes the loaded model's.
-    loaded, info = type(backbone).from_pretrained(
-        name, config=copy.deepcopy(backbone.config), output_loading_info=True, ignore_mismatched_sizes=True, **hub
-    )
-    # Norms of the feature maps are a backbone's own.
-    lacking = {key for key in info["missing_keys"] if "hidden_states_norms" not in key}
-    lacking |= {key for key, *_ in info["mismatched_keys"]}
-    if lacking:
-        raise ValueError(
-            f"`backbone` must have all weights of the model's backbone, but {name!r} lacks {sorted(lacking)[:5]}."
-        )
-    backbone.load_state_dict(loaded.state_dict(), strict=False)  # frozen BatchNorm doesn't count batches

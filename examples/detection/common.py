@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """Shared by the scripts for detection and instance segmentation: arguments, training, and a plot."""
 
+import copy
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from common import (
     write_card,
 )
 from PIL import Image, ImageDraw, ImageFont
+from torch import nn
 from transformers import (
     IMAGE_PROCESSOR_MAPPING,
     AutoConfig,
@@ -31,6 +33,7 @@ from transformers import (
     PreTrainedModel,
     set_seed,
 )
+from transformers.backbone_utils import BackboneMixin
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
 from hf_gradaug import GradAugConfig, GradAugTrainer
@@ -41,7 +44,6 @@ from .coco import (
     CocoDataset,
     CocoEvaluationMixin,
     collate,
-    load_backbone_weights,
     predict_objects,
 )
 
@@ -132,6 +134,36 @@ def build_model(task: DenseTask, args: DenseModelArguments, data: str, class_nam
     model = task.new_model(AutoConfig.from_pretrained(args.backbone, **hub), labels)
     load_backbone_weights(model, args.backbone, **hub)
     return model
+
+
+def load_backbone_weights(model: nn.Module, name: str, **hub: Any) -> None:
+    """
+    Starts the backbone of a detector or segmenter with the weights of a classifier, such as one that GradAug trained.
+
+    Args:
+        model (`nn.Module`):
+            The model, whose config has the classifier's config as `backbone_config`.
+        name (`str`):
+            Name or folder of the classifier.
+        hub:
+            Arguments of `from_pretrained`.
+
+    Raises:
+        `ValueError`: If the classifier hasn't the weights of this backbone.
+    """
+    (backbone,) = [module for module in model.modules() if isinstance(module, BackboneMixin)]
+    # A copy of the config, because it becomes the loaded model's.
+    loaded, info = type(backbone).from_pretrained(
+        name, config=copy.deepcopy(backbone.config), output_loading_info=True, ignore_mismatched_sizes=True, **hub
+    )
+    # Norms of the feature maps are a backbone's own.
+    lacking = {key for key in info["missing_keys"] if "hidden_states_norms" not in key}
+    lacking |= {key for key, *_ in info["mismatched_keys"]}
+    if lacking:
+        raise ValueError(
+            f"`backbone` must have all weights of the model's backbone, but {name!r} lacks {sorted(lacking)[:5]}."
+        )
+    backbone.load_state_dict(loaded.state_dict(), strict=False)  # frozen BatchNorm doesn't count batches
 
 
 def get_normalization(backbone: str, **hub: Any) -> dict[str, Any]:

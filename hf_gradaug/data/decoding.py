@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from datasets.utils.file_utils import xopen
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 
 def decode_image(value: dict[str, Any], name: str, size: tuple[int, int] | None = None) -> Image.Image:
@@ -69,22 +69,6 @@ def _open(stored: bytes) -> Image.Image:
         raise ValueError(f"its {len(stored)} bytes must be an image that Pillow can read, but are none.") from None
     image.load()
     return image
-
-
-def is_turn_ambiguous(path: str, size: tuple[int, int] | None) -> bool:
-    """
-    Whether EXIF turns an image, but nothing tells whether its annotations are turned: there is no size, or the turned
-    image has the size of the stored one. Only the head of the file is read.
-
-    Args:
-        path (`str`): The file.
-        size (`tuple[int, int]`, *optional*): Width and height that annotations refer to, as in [`decode_image`].
-    """
-    with Image.open(path) as file:
-        if file.format == "PNG" and "exif" not in file.info:  # it would be decoded
-            return False
-        orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
-        return 2 <= orientation <= 8 and (size is None or orientation in (2, 3, 4) or file.width == file.height)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

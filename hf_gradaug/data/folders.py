@@ -67,6 +67,25 @@ def walk_visible(root: str, *left_out: str) -> Iterator[tuple[str, list[str]]]:
             yield folder, sorted(name for name in names if not is_hidden(name))
 
 
+def walk_classes(root: str) -> Iterator[tuple[str, str, list[str]]]:
+    """
+    Each folder below the class folders of a root, with its class and the names of its files. Classes are in alphabetical
+    order. Hidden folders and files are left out.
+
+    Args:
+        root (`str`): The folder of the class folders.
+
+    Yields:
+        `tuple[str, str, list[str]]`: The class, the folder's path and the sorted names of the files in it.
+    """
+    _, classes, _ = next(os.walk(root))
+    for class_name in sorted(classes):
+        if not is_hidden(class_name):
+            # Each by itself, because several classes may link to one folder.
+            for folder, names in walk_visible(os.path.join(root, class_name), root):
+                yield class_name, folder, names
+
+
 def check_no_splits(flag: str, root: str) -> None:
     """
     Raises an error if the folders of a root are splits, which would be mistaken for classes.
@@ -177,16 +196,12 @@ def _find_images(flag: str, root: str) -> list[tuple[str, str]]:
     deeper, others = set(), set()
     _, folders, files = next(os.walk(root))
     found = [(os.path.join(root, name), "") for name in files if is_image(name) and not is_hidden(name)]
-    for class_name in folders:
-        if is_hidden(class_name):
-            continue
-        # Each by itself, because several classes may link to one folder.
-        for folder, files in walk_visible(os.path.join(root, class_name), root):
-            images = [name for name in files if is_image(name)]
-            found += [(os.path.join(folder, name), class_name) for name in images]
-            others |= {os.path.splitext(name)[1] for name in files if not is_image(name)}
-            if images and (relative := os.path.relpath(folder, root)) != class_name:
-                deeper.add(relative)
+    for class_name, folder, files in walk_classes(root):
+        images = [name for name in files if is_image(name)]
+        found += [(os.path.join(folder, name), class_name) for name in images]
+        others |= {os.path.splitext(name)[1] for name in files if not is_image(name)}
+        if images and (relative := os.path.relpath(folder, root)) != class_name:
+            deeper.add(relative)
     found.sort()
     classes = {name for _, name in found}
     empty = sorted(name for name in folders if not name.startswith(".") and name not in classes)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from detection import coco
-from detection.coco import CocoDataset, collate, load_backbone_weights
-from detection.common import DenseTrainer, main
+from detection.coco import CocoDataset, collate
+from detection.common import DenseTrainer, load_backbone_weights, main
 from helpers import images
 from helpers.tiny import randomize, tiny_config, tiny_model
 from PIL import Image

@@ -9,7 +9,7 @@ from test_passes import run
 from torch.nn import functional as F
 
 from hf_gradaug import GradAug, GradAugSettings
-from hf_gradaug.dense import resize_like_images, select_rows
+from hf_gradaug.dense.inputs import resize_like_images, select_rows
 
 
 LABELS = torch.tensor([0, 1, 2, 0])

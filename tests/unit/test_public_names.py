@@ -72,7 +72,6 @@ BELOW = {
     "data": """DataArguments ImageCollator ImageData TrainingStream decode_image get_class_names get_eval_transform
         get_image_size get_pixel_map get_streaming_arguments get_train_transform load_digits_dataset load_image_data
         make_image_processor match_classes""",
-    "dense": "QueryTargets check_rotations query_loss query_targets resize_like_images select_rows transform_images",
     "export": """convert_authors_checkpoint create_subnetwork_card evaluate_widths export_subnetwork export_widths
         format_widths load_classifier plot_widths recalibrate_batchnorm to_authors_state_dict""",
     "gradaug_config": "GradAugConfig",
@@ -109,6 +108,16 @@ def test_names_of_a_subpackage(module):
     assert not set(BELOW[module].split()) - set(found)
     # What is at the top too is the same object.
     assert all(getattr(hf_gradaug, name) is found[name] for name in BELOW[module].split() if name in TOP)
+
+
+@pytest.mark.parametrize(
+    "module", ["data", "dense", "export", "models", "reporting", "robustness", "slimmable", "training"]
+)
+def test_a_subpackage_publishes_its_own(module):
+    """Helpers that several parts share aren't part of the API."""
+    found = importlib.import_module(f"hf_gradaug.{module}")
+    modules = {name: getattr(getattr(found, name), "__module__", found.__name__) for name in found.__all__}
+    assert not {name: home for name, home in modules.items() if not home.startswith(found.__name__)}
 
 
 def test_subpackages_say_what_they_are_for():

@@ -12,7 +12,7 @@ from transformers.image_transforms import center_to_corners_format
 from transformers.loss.loss_for_object_detection import HungarianMatcher
 
 from hf_gradaug import GradAug, GradAugSettings
-from hf_gradaug.dense import QueryTargets, query_loss, query_targets
+from hf_gradaug.dense.queries import QueryTargets, query_loss, query_targets
 
 
 SOFTMAX = ["detr-convnext", "maskformer", "mask2former"]
