@@ -455,9 +455,12 @@ def test_card_of_the_project(path):
         assert card.data.eval_results is None and "We have not run this recipe" in card.text
 
 
-@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
-def test_links_of_a_card_resolve(path):
-    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text("utf-8")):
+def test_links_of_the_cards_resolve():
+    links = [
+        (path, link) for path in CARDS for link in re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text("utf-8"))
+    ]
+    assert len(links) > 10
+    for path, link in links:
         file, _, anchor = link.partition("#")
         target = path.parent / file
         assert target.is_file(), link

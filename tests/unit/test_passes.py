@@ -120,6 +120,7 @@ def test_batch_fraction(batch_size, fraction, rows):
     inputs = {"pixel_values": images, "labels": labels}
     (_, _, full), *subnetworks = run(gradaug, inputs)
     targets = full.logits.detach().softmax(-1)
+    assert len(subnetworks) == 3
     for index, (gradaug_pass, loss, outputs) in enumerate(subnetworks):
         expected = [(row + index) % batch_size for row in rows]
         assert gradaug_pass.rows.tolist() == expected
@@ -136,7 +137,9 @@ def test_rows_of_micro_batches_are_those_of_the_batch():
         inputs = {"pixel_values": tiny_images(12)[part], "labels": torch.zeros(12, dtype=torch.long)[part]}
         return [p.inputs["pixel_values"] for p, _, _ in run(gradaug, inputs)[1:]]
 
-    for whole, first, second in zip(*map(subnetwork_images, (slice(0, 12), slice(0, 6), slice(6, 12)))):
+    whole_batch, *halves = map(subnetwork_images, (slice(0, 12), slice(0, 6), slice(6, 12)))
+    assert len(whole_batch) == 3
+    for whole, first, second in zip(whole_batch, *halves, strict=True):
         assert torch.equal(whole, torch.cat([first, second]))
 
 
@@ -202,7 +205,7 @@ def test_a_transform_may_write_into_its_images():
     full, *subnetworks = (gradaug_pass.inputs["pixel_values"] for gradaug_pass, _, _ in run(gradaug, inputs))
     for images in (inputs["pixel_values"], full):
         assert torch.equal(images, tiny_images())
-    assert all(torch.equal(images, tiny_images() + 1) for images in subnetworks)
+    assert len(subnetworks) == 3 and all(torch.equal(images, tiny_images() + 1) for images in subnetworks)
 
 
 def test_a_pass_outside_of_its_block_is_an_error():
