@@ -19,7 +19,7 @@ from ..reporting.figures import COLORS, MARKERS, new_figure, show_percent, style
 from ..slimmable.depth import KeptBlocks
 from ..slimmable.narrowing import check_width
 from .calibration import batchnorm_layers, read_images, recalibrate_batchnorm
-from .subnetworks import as_slimmable, copy_subnetwork, narrowed_fields
+from .subnetworks import as_slimmable, copy_subnetwork, find_width_divisor, narrowed_fields
 
 
 _RECALIBRATED, _KEPT = "accuracy_recalibrated", "accuracy"
@@ -49,6 +49,7 @@ def export_widths(
 ) -> Iterator[tuple[PreTrainedModel, dict[str, Any]]]:
     """
     Exports the sub-network of each width (see [`export_subnetwork`]) and measures the accuracy of the exported model.
+    Each width is exported when the iterator comes to it, but wrong arguments raise at once.
 
     Args:
         model (`PreTrainedModel`):
@@ -65,14 +66,15 @@ def export_widths(
         kept_blocks (`Sequence[Sequence[int]]`, *optional*):
             For each stage, the indices of the residual blocks that the sub-networks keep. If not given, all are kept.
 
-    Yields:
-        `tuple[PreTrainedModel, dict]`: For each width, in the given order, the exported model and a row. The row has
-        `width`, `parameters` (their number), `channels` (the narrower or shallower fields of the config),
+    Returns:
+        `Iterator[tuple[PreTrainedModel, dict]]`: For each width, in the given order, the exported model and a row. The
+        row has `width`, `parameters` (their number), `channels` (the narrower or shallower fields of the config),
         `kept_blocks` (as lists), `accuracy` (top-1, in [0, 1]) with the full network's BatchNorm statistics, and
         `accuracy_recalibrated`. The last is `None` without calibration data or without BatchNorm.
 
     Raises:
-        `ValueError`: If a width is outside (0, 1], there are no widths, or the data or `kept_blocks` don't fit.
+        `ValueError`: If a width is outside (0, 1], there are no widths, or `kept_blocks` don't fit. The iterator raises
+            it if the data don't fit, or the model differs from its class and config.
         `TypeError`: If the model's family has no narrowing, its blocks aren't registered, or the data can be read only
             once.
     """
@@ -85,13 +87,30 @@ def export_widths(
                 f"`{name}` must be a `DataLoader` or a list, which can be read for each width, but is a {type(data).__name__}."
             )
     slimmable = as_slimmable(model)  # once, or each width would warn of the same hooks
+    if width_divisor is None:
+        width_divisor = find_width_divisor(model)
+    for width in widths:
+        slimmable.subnetwork(width, width_divisor, kept_blocks)  # raises what it can't be, before any is measured
+    return _measured_exports(slimmable, widths, eval_data, calibration_data, width_divisor, kept_blocks)
+
+
+def _measured_exports(
+    slimmable: PreTrainedModel,
+    widths: Sequence[float],
+    eval_data: Iterable[Mapping[str, Tensor]],
+    calibration_data: Iterable[Mapping[str, Tensor]] | None,
+    width_divisor: int,
+    kept_blocks: KeptBlocks | None,
+) -> Iterator[tuple[PreTrainedModel, dict[str, Any]]]:
     for width in widths:
         subnetwork = copy_subnetwork(slimmable, width, width_divisor, kept_blocks)
         row = {
             "width": width,
             "kept_blocks": None if kept_blocks is None else [list(blocks) for blocks in kept_blocks],
             "parameters": subnetwork.num_parameters(),
-            "channels": {name: value for name, (_, value) in narrowed_fields(model.config, subnetwork.config).items()},
+            "channels": {
+                name: value for name, (_, value) in narrowed_fields(slimmable.config, subnetwork.config).items()
+            },
             _KEPT: measure_accuracy(subnetwork, _shown(eval_data, f"width {width:g}")),
             _RECALIBRATED: None,
         }

@@ -142,6 +142,31 @@ def test_bad_arguments(arguments, error, message):
         evaluate_widths(tiny_model("resnet-basic"), **{"widths": [0.5], "eval_data": loader(), **arguments})
 
 
+def _named(name):
+    model = tiny_model("resnet-basic")
+    model.name_or_path = name
+    return model
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"widths": []}, ValueError, "`widths` must be"),
+        ({"widths": [0.5, 1.5]}, ValueError, "`widths` must be"),
+        ({"eval_data": iter([])}, TypeError, "`eval_data` must be"),
+        ({"calibration_data": iter([])}, TypeError, "`calibration_data` must be"),
+        ({"width_divisor": 0}, ValueError, "`width_divisor` must be"),
+        ({"kept_blocks": [[0], [0], [7]]}, ValueError, "`kept_blocks` must list"),
+        ({"model": _named("no/longer/here")}, ValueError, "`width_divisor` must be given"),
+        ({"model": torch.nn.Linear(2, 2)}, TypeError, "`model` must have a `config`"),
+    ],
+)
+def test_bad_arguments_raise_before_a_width_is_asked_for(arguments, error, message):
+    arguments = {"model": tiny_model("resnet-basic"), "widths": [0.5], "eval_data": loader(), **arguments}
+    with pytest.raises(error, match=message):
+        export_widths(**arguments)
+
+
 def test_table():
     rows = [
         {"width": 0.5, "parameters": 1234, "channels": {}, "accuracy": 0.5, "accuracy_recalibrated": None},
