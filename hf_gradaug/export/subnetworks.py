@@ -132,7 +132,7 @@ def find_width_divisor(model: PreTrainedModel) -> int:
         return load_settings(name, revision=getattr(model.config, "_commit_hash", None)).width_divisor
     except (OSError, HFValidationError) as error:  # the Hub's other errors are of the first kind
         raise ValueError(
-            f"`width_divisor` must be given, because the settings of the run that trained '{name}' can't be read: {error}"
+            f"`width_divisor` must be given, but is None, and the settings of the run that trained '{name}' can't be read: {error}"
         ) from error
 
 

@@ -63,7 +63,9 @@ def test_channels_are_rounded_as_in_the_run(tmp_path):
     assert export_subnetwork(loaded, 0.6).config.hidden_sizes == exact
 
     loaded.name_or_path = "no/longer/here"
-    with pytest.raises(ValueError, match="`width_divisor` must be given, .* 'no/longer/here' can't be read"):
+    with pytest.raises(
+        ValueError, match="`width_divisor` must be given, but is None, .* 'no/longer/here' can't be read"
+    ):
         export_subnetwork(loaded, 0.6)
 
 

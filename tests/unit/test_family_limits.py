@@ -42,7 +42,7 @@ def test_other_image_sizes(family):
     assert can_take(skeleton, (image_size(family),) * 2)  # it has left nothing behind
     images = tiny_images(2, size=size).double()
     if not takes_it:
-        gradaug = GradAug(model, GradAugSettings(scales=[size / image_size(family)], min_width=0.5))
+        gradaug = GradAug(model.train(), GradAugSettings(scales=[size / image_size(family)], min_width=0.5))
         inputs = {"pixel_values": tiny_images(2, size=image_size(family)).double(), "labels": torch.tensor([0, 1])}
         with pytest.raises(ValueError, match=rf"Images of {size} x {size} pixels.*`scales=\[1\]`"):
             next(gradaug.passes(inputs, 0))
