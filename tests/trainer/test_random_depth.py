@@ -207,9 +207,10 @@ def test_evaluation_runs_all_blocks_and_scales_none(tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(predictions, plain(pixel_values=TinyImages(12).images).logits)
     # What it was trained to be: the full network's pass scales none either.
+    trainer.model.train()
     full = next(iter(trainer.gradaug.passes({"pixel_values": TinyImages(4).images, "labels": LABELS}, 0)))
     with full, torch.no_grad():
-        trained = trainer.model.train()(**full.inputs).logits
+        trained = trainer.model(**full.inputs).logits
         torch.testing.assert_close(plain.train()(pixel_values=TinyImages(4).images).logits, trained)
 
 
