@@ -36,7 +36,7 @@ def find_best(grid: Grid) -> Cell:
         state = f"{missing} of its cells have not run" if missing else f"it is of the {study.split} images"
         raise ValueError(f"`study` must be of the test images and complete, but is {study.path}, and {state}.")
     cells = [cell for cell in grid.cells if grid.teacher(cell) is None]
-    return max(cells, key=lambda cell: grid.record(cell)["metrics"][f"eval_{study.metric}"])
+    return max(cells, key=lambda cell: grid.record(cell)["metrics"]["eval_accuracy"])
 
 
 def describe_choice(grid: Grid, best: Cell) -> str:
@@ -46,7 +46,7 @@ def describe_choice(grid: Grid, best: Cell) -> str:
     return (
         f"The evaluation set is the test split. It played no part in the choice of this model, of the arm '{best.arm}' with "
         f"seed {best.seed}, which of the {len(grid.cells)} models of the study `{study.name}` was the best on the validation "
-        f"split. The {len(arm)} models of its arm have a test {study.metric} of {mean.show()} %: mean over seeds and 95 % "
+        f"split. The {len(arm)} models of its arm have a test accuracy of {mean.show()} %: mean over seeds and 95 % "
         "interval."
     )
 

@@ -44,7 +44,6 @@ import yaml
 
 
 SPLITS = {"validation": "eval", "test": "predict"}
-METRICS = ("accuracy", "macro_f1", "top5_accuracy")
 # Keys of an arm that name another arm of the study. They are not flags.
 REFERENCES = ("compute_of", "together", "teacher_arm", "against")
 
@@ -59,7 +58,6 @@ class Study:
     arms: dict[str, list[dict[str, Any]]]
     flags: dict[str, Any] = field(default_factory=dict)
     split: str = "test"
-    metric: str = "accuracy"
     baseline: str = "plain"
     enough: float | None = None
     tuned_by: "Study | None" = None
@@ -93,11 +91,8 @@ class Study:
         return study
 
     def _check(self) -> None:
-        for name, allowed in (("split", SPLITS), ("metric", METRICS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"`{name}` in {self.path} must be one of {[*allowed]}, but is '{getattr(self, name)}'."
-                )
+        if self.split not in SPLITS:
+            raise ValueError(f"`split` in {self.path} must be one of {[*SPLITS]}, but is '{self.split}'.")
         seeds = self.seeds
         if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds) or len({*seeds}) < len(seeds):
             raise ValueError(f"`seeds` in {self.path} must be a list of whole numbers, each once, but is {seeds}.")
@@ -172,8 +167,8 @@ class Study:
 
     @property
     def measured(self) -> str:
-        """The name of the study's metric among those of a run."""
-        return self.name_metric(self.metric)
+        """The name of the accuracy among the metrics of a run."""
+        return self.name_metric("accuracy")
 
     def name_metric(self, metric: str) -> str:
         return f"{SPLITS[self.split]}_{metric}"

@@ -125,9 +125,9 @@ def format_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *lines))
 
 
-def make_table(rows: Sequence[Row], metric: str, baseline: str) -> str:
+def make_table(rows: Sequence[Row], baseline: str) -> str:
     has_counterparts = any(row.counterparts for row in rows)
-    titles = ["arm", "seeds", f"{metric.replace('_', ' ')}, %", f"against {baseline}"]
+    titles = ["arm", "seeds", "accuracy, %", f"against {baseline}"]
     measures = PROBABILITIES if all({*PROBABILITIES} == {*row.probabilities} for row in rows) else {}
     titles += ["against its counterparts"] * has_counterparts + ["macro-F1, %"]
     titles += [*(title for title, _ in measures.values()), "compute"]
@@ -217,12 +217,12 @@ def write_report(grid: Grid, folder: str | Path | None = None) -> str:
     if not tables:
         return "No cell has run."
     text = "\n\n".join(
-        f"**{dataset}**, on the {study.split} images\n\n{make_table(rows, study.metric, study.baseline)}"
+        f"**{dataset}**, on the {study.split} images\n\n{make_table(rows, study.baseline)}"
         for dataset, rows in tables.items()
     )
     if missing := sum(grid.record(cell) is None for cell in grid.cells):
         text += f"\n\n**Unfinished**: {missing} of {len(grid.cells)} cells have not run."
     Path(folder, f"{study.name}.md").write_text(text + "\n", "utf-8")
     plot = plot_points if study.axis is None else functools.partial(plot_curves, study=study)
-    plot(tables, f"{study.split} {study.metric.replace('_', ' ')}, %", Path(folder, f"{study.name}.png"))
+    plot(tables, f"{study.split} accuracy, %", Path(folder, f"{study.name}.png"))
     return text

@@ -409,12 +409,7 @@ def is_done(output_dir: Path, request: dict[str, Any]) -> bool:
         return False
     if not all((output_dir / name).is_file() for name in ("data.json", *(f"{name}/data.parquet" for name in SPLITS))):
         raise ValueError(f"`output_dir` must be empty or a complete result of this script, but is '{output_dir}'.")
-    # data.json of older versions has no folds and subsets.
-    earlier = (
-        dict.fromkeys(request)
-        | {"fold": 0, "subset_seed": 0}
-        | (json.loads((output_dir / "data.json").read_text("utf-8")).get("request") or {})
-    )
+    earlier = json.loads((output_dir / "data.json").read_text("utf-8")).get("request")
     if earlier != request:
         raise ValueError(
             f"`output_dir` must be of this request, {request}, but '{output_dir}' holds the result of {earlier}."

@@ -25,7 +25,6 @@ from transformers import (
     Mask2FormerImageProcessor,
     PreTrainedConfig,
     PreTrainedModel,
-    ResNetConfig,
 )
 
 
@@ -44,10 +43,6 @@ DEFAULTS = {
     "save_strategy": "no",
     "logging_steps": 20,
 }
-
-
-def new_backbone() -> ResNetConfig:
-    return ResNetConfig(embedding_size=16, hidden_sizes=[16, 32, 64], depths=[1, 1, 1], layer_type="basic")
 
 
 def new_model(backbone_config: PreTrainedConfig, labels: dict[str, Any]) -> PreTrainedModel:
@@ -85,7 +80,6 @@ TASK = DenseTask(
     new_processor=lambda side, **settings: Mask2FormerImageProcessor(
         size={"height": side, "width": side}, size_divisor=16, **settings
     ),
-    new_backbone=new_backbone,
     new_model=new_model,
     defaults=DEFAULTS,
 )

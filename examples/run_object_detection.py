@@ -27,7 +27,6 @@ from transformers import (
     AutoModelForObjectDetection,
     PreTrainedConfig,
     PreTrainedModel,
-    ResNetConfig,
     RTDetrConfig,
     RTDetrImageProcessor,
 )
@@ -47,10 +46,6 @@ DEFAULTS = {
     "save_strategy": "no",
     "logging_steps": 20,
 }
-
-
-def new_backbone() -> ResNetConfig:
-    return ResNetConfig(embedding_size=16, hidden_sizes=[16, 32, 64], depths=[1, 1, 1], layer_type="basic")
 
 
 def new_model(backbone_config: PreTrainedConfig, labels: dict[str, Any]) -> PreTrainedModel:
@@ -87,7 +82,6 @@ TASK = DenseTask(
     auto_class=AutoModelForObjectDetection,
     with_masks=False,
     new_processor=lambda side, **settings: RTDetrImageProcessor(size={"height": side, "width": side}, **settings),
-    new_backbone=new_backbone,
     new_model=new_model,
     defaults=DEFAULTS,
 )

@@ -66,7 +66,8 @@ def check_trains(model: nn.Module) -> None:
     if not model.training:
         raise ValueError(
             f"`model` must be in train mode, but this {type(model).__name__} is in eval mode, as `from_pretrained` and an "
-            "evaluation leave it. Call `model.train()` before each epoch."
+            "evaluation leave it. Call `model.train()` before each epoch. To freeze BatchNorm or dropout, call `eval()` on "
+            "these layers afterwards."
         )
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
@@ -174,7 +173,7 @@ class GradAugMixin(SharedTrainerMixin):
             sync = contextlib.nullcontext() if gradaug_pass.is_last else no_sync(self.accelerator, model)
             with sync, gradaug_pass, _methods_set(self, compute_loss=compute_loss, _prepare_inputs=prepare_inputs):
                 losses.append(super().training_step(model, batch, num_items))
-                if not calls:
+                if not calls and losses[-1] != 0:  # a step that skips its batch has no loss
                     raise ValueError(
                         "`training_step` must compute the loss by `self.compute_loss`, in which GradAug runs its passes, but "
                         f"that of {type(self).__name__} doesn't."
@@ -259,14 +258,14 @@ class GradAugMixin(SharedTrainerMixin):
         # A user's own loss takes all labels as they are.
         is_own = self.compute_loss_func is not None or self._takes_own_loss
         are_soft = labels is not None and is_single_label and not is_own
-        if are_soft:
-            self._settle_problem_type(config, labels)
         if are_soft and trainer_loss.__func__ is Trainer.compute_loss:
+            self._settle_problem_type(config, labels)
             loss, outputs = self._soft_label_loss(model, inputs, labels)
             return (loss, outputs) if return_outputs else loss
         kwargs = _accepted(trainer_loss, {"num_items_in_batch": num_items_in_batch})
-        # The heads take floating-point labels for multi-label ones.
-        with soft_labels_in_heads(self.model) if are_soft else contextlib.nullcontext():
+        # The heads take floating-point labels for multi-label ones. A loss that doesn't use them may do so too.
+        check = functools.partial(self._settle_problem_type, config)
+        with soft_labels_in_heads(self.model, check) if are_soft else contextlib.nullcontext():
             return trainer_loss(model, inputs, return_outputs=return_outputs, **kwargs)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float:
@@ -284,15 +283,9 @@ class GradAugMixin(SharedTrainerMixin):
         self._settle()
         super()._save_checkpoint(model, trial)
 
-    def evaluate(
-        self,
-        eval_dataset: Dataset | dict[str, Dataset] | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-        **kwargs,  # other Trainers have more arguments, such as those of `generate`
-    ) -> dict[str, float]:
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:  # other Trainers have other arguments
         self._settle()
-        return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix, **kwargs)
+        return super().evaluate(*args, **kwargs)
 
     def _settle(self) -> None:
         if self._loss_guard is not None:

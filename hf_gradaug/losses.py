@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """The losses of GradAug, as functions of tensors."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -197,7 +197,7 @@ class ProblemTypeCheck:
 
 
 @contextmanager
-def soft_labels_in_heads(model: nn.Module) -> Iterator[None]:
+def soft_labels_in_heads(model: nn.Module, check: Callable[[Tensor], None]) -> Iterator[None]:
     """
     Makes a model's own head take class probabilities as labels.
 
@@ -205,6 +205,7 @@ def soft_labels_in_heads(model: nn.Module) -> Iterator[None]:
 
     Args:
         model (`nn.Module`): A model of transformers. Any other is unchanged.
+        check (`Callable[[torch.Tensor], None]`): Called with the labels that a head takes for class probabilities.
     """
     if not hasattr(model, "loss_function"):
         yield
@@ -214,8 +215,10 @@ def soft_labels_in_heads(model: nn.Module) -> Iterator[None]:
     def loss_function(labels, *args, **kwargs):
         # Heads name the logits in one of two ways, or not at all.
         logits = args[0] if args else kwargs.get("pooled_logits", kwargs.get("logits"))
-        is_soft = labels.shape == logits.shape
-        return soft_label_cross_entropy(logits, labels) if is_soft else original(labels, *args, **kwargs)
+        if labels.shape != logits.shape:
+            return original(labels, *args, **kwargs)
+        check(labels)
+        return soft_label_cross_entropy(logits, labels)
 
     model.loss_function = loss_function
     try:

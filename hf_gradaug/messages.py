@@ -3,7 +3,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -41,8 +41,9 @@ def as_numbers(
     The list of the argument `name`, as Python's own numbers. Raises a `ValueError` if it is no list, is empty, or has
     another value than a finite number for which `is_allowed` is true. `allowed` says so in words.
     """
-    is_list = hasattr(values, "__len__") and not isinstance(values, str)
-    numbers = [as_number(value) for value in values] if is_list else []
+    found = values.tolist() if hasattr(values, "tolist") else values  # of NumPy or PyTorch
+    is_list = isinstance(found, Sequence) and not isinstance(found, (str, bytes))
+    numbers = [as_number(value) for value in found] if is_list else []
     if not numbers or None in numbers or (is_allowed is not None and not all(map(is_allowed, numbers))):
         raise ValueError(f"`{name}` must be a list of one or more {allowed}, but is {values!r}.")
     return numbers

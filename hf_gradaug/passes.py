@@ -336,7 +336,7 @@ class GradAug:
         label_names: list[str] | None = None,
     ):
         self.settings = checked_settings(settings)
-        self.model = make_slimmable(model, build=build, width_divisor=self.settings.width_divisor)
+        self.model = make_slimmable(model, build=build)
         self.seed = seed
         self.transform = transform
         self.image_name = getattr(model, "main_input_name", "pixel_values")
@@ -408,6 +408,7 @@ class GradAug:
         if self.captured is not None:
             self.captured.start(images.device, (settings.temperature, settings.subnetwork_loss_weight))
         n = settings.num_subnetworks if step % settings.subnetwork_every == 0 else 0
+        self.model.trained_width_divisor = settings.width_divisor
         if self.transform is None and n > 0:
             size = tuple(images.shape[-2:])
             self._check_size(images, scaled_size(size, min(settings.scales)))

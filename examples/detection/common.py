@@ -31,6 +31,7 @@ from transformers import (
     BaseImageProcessor,
     PreTrainedConfig,
     PreTrainedModel,
+    ResNetConfig,
     set_seed,
 )
 from transformers.backbone_utils import BackboneMixin
@@ -89,7 +90,6 @@ class DenseTask:
         with_masks (`bool`): Whether objects are masks, and not boxes.
         new_processor (`Callable[..., BaseImageProcessor]`): Image processor of a new model, by the images' size and
             further settings.
-        new_backbone (`Callable[[], PreTrainedConfig]`): Config of the small model's backbone.
         new_model (`Callable[[PreTrainedConfig, dict], PreTrainedModel]`): The small model, by its backbone and labels.
         defaults (`dict[str, Any]`): Arguments for the embedded scenes, where the command doesn't give others.
     """
@@ -98,7 +98,6 @@ class DenseTask:
     auto_class: type
     with_masks: bool
     new_processor: Callable[..., BaseImageProcessor]
-    new_backbone: Callable[[], PreTrainedConfig]
     new_model: Callable[[PreTrainedConfig, dict[str, Any]], PreTrainedModel]
     defaults: dict[str, Any]
 
@@ -118,6 +117,11 @@ def parse_arguments(task: DenseTask, args: Sequence[str]) -> tuple[DenseModelArg
     return parse_training_arguments(parser, args)
 
 
+def new_backbone() -> ResNetConfig:
+    """Config of the small model's backbone."""
+    return ResNetConfig(embedding_size=16, hidden_sizes=[16, 32, 64], depths=[1, 1, 1], layer_type="basic")
+
+
 def build_model(task: DenseTask, args: DenseModelArguments, data: str, class_names: list[str]) -> PreTrainedModel:
     """The model, pretrained or new, for the categories of the data."""
     hub, labels = args.hub, label_names(class_names)
@@ -130,7 +134,7 @@ def build_model(task: DenseTask, args: DenseModelArguments, data: str, class_nam
         config = AutoConfig.from_pretrained(args.config_name, **labels, **hub)
         return task.auto_class.from_config(config, dtype=torch.float32)  # for the reason of `load_pretrained`
     if args.backbone is None:
-        return task.new_model(task.new_backbone(), labels)
+        return task.new_model(new_backbone(), labels)
     model = task.new_model(AutoConfig.from_pretrained(args.backbone, **hub), labels)
     load_backbone_weights(model, args.backbone, **hub)
     return model

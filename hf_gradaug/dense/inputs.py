@@ -76,12 +76,13 @@ def transform_images(
     """A batch with transformed images, which are under `name`, and masks in the new size."""
     images = inputs[name]
     transformed = transform(images, generator)
-    is_batch = isinstance(transformed, Tensor) and transformed.ndim == images.ndim and len(transformed) == len(images)
-    if not is_batch:  # fewer images would be compared with the targets of all
+    if (
+        not isinstance(transformed, Tensor) or transformed.shape[:-2] != images.shape[:-2]
+    ):  # fewer images would be compared with the targets of all
         found = tuple(transformed.shape) if isinstance(transformed, Tensor) else f"a {type(transformed).__name__}"
         raise ValueError(
-            f"`transform` must map (images, generator) to a tensor of {len(images)} images, as it was given "
-            f"{tuple(images.shape)}, but returned {found}."
+            f"`transform` must map (images, generator) to a tensor of as many images and channels, {tuple(images.shape[:-2])}, "
+            f"but returned {found}."
         )
     others = {key: value for key, value in inputs.items() if key != name}
     return {name: transformed, **resize_like_images(others, tuple(images.shape[-2:]), tuple(transformed.shape[-2:]))}

@@ -20,7 +20,7 @@ from ..messages import last_part
 from ..settings import load_settings
 from ..slimmable.binding import Source
 from ..slimmable.depth import KeptBlocks, block_finder, depths_of
-from ..slimmable.model import SlimmableModel, make_slimmable, subnetwork_state_dict, trained_width_divisor
+from ..slimmable.model import SlimmableModel, make_slimmable, subnetwork_state_dict
 from ..slimmable.skeleton import changed_forwards, module_settings
 from .calibration import batchnorm_layers, recalibrate_batchnorm
 
@@ -53,7 +53,8 @@ def export_subnetwork(
             Width multiplier, in (0, 1].
         width_divisor (`int`, *optional*):
             Channel counts are rounded to multiples of it. Defaults to the value of the model's training run: the run in
-            this process, or the one that `gradaug_config.json` beside the loaded checkpoint describes. Otherwise 1.
+            this process, or the one that `gradaug_config.json` beside the loaded checkpoint describes, which may be looked
+            up on the Hub. Otherwise 1.
         calibration_data (`Iterable[Mapping[str, torch.Tensor]]`, *optional*):
             Batches with `pixel_values` for BatchNorm's running statistics, see [`recalibrate_batchnorm`]. If the model
             has no BatchNorm, they are not read.
@@ -66,8 +67,8 @@ def export_subnetwork(
         `PreTrainedModel`: The sub-network, which shares no memory with `model`.
 
     Raises:
-        `ValueError`: If `width` is outside (0, 1], `width_divisor` is below 1, or not given and the Hub can't tell it,
-            or the calibration data or `kept_blocks` don't fit. For example, a Swin block with shifted windows can't move to a position where the
+        `ValueError`: If `width` is outside (0, 1], `width_divisor` is below 1, or the calibration data or
+            `kept_blocks` don't fit. For example, a Swin block with shifted windows can't move to a position where the
             config has none. Also if the model differs from its class and config, because `from_pretrained` would then
             fail or load a model that computes something else.
         `TypeError`: If the model's family has no narrowing, or `kept_blocks` are given and its blocks aren't
@@ -97,7 +98,7 @@ def copy_subnetwork(
     """[`export_subnetwork`] without calibration."""
     slimmable = as_slimmable(model)
     if width_divisor is None:
-        width_divisor = find_width_divisor(model)
+        width_divisor = 1 if width == 1 else find_width_divisor(model)
     config, state = subnetwork_state_dict(slimmable, width, width_divisor, kept_blocks)
     subnetwork = slimmable.subnetwork(width, width_divisor, kept_blocks).subnetwork
     exported_class = type(subnetwork.skeleton)
@@ -122,18 +123,20 @@ def copy_subnetwork(
 
 
 def find_width_divisor(model: PreTrainedModel) -> int:
-    """The `width_divisor` that a model was trained with, by this process or by the settings beside its checkpoint."""
-    if (trained := trained_width_divisor(model)) is not None:
-        return trained
+    """The `width_divisor` that a model was trained with: in this process, or by the settings beside its checkpoint."""
+    if isinstance(model, SlimmableModel) and model.trained_width_divisor is not None:
+        return model.trained_width_divisor
     name = model.name_or_path
-    if not name:  # built from a config
+    if not name:  # not loaded
         return 1
     try:
         return load_settings(name, revision=getattr(model.config, "_commit_hash", None)).width_divisor
     except (OSError, HFValidationError) as error:  # the Hub's other errors are of the first kind
-        raise ValueError(
-            f"`width_divisor` must be given, but is None, and the settings of the run that trained '{name}' can't be read: {error}"
-        ) from error
+        logger.warning(
+            f"`width_divisor` is taken to be 1, because the settings of the run that trained '{name}' can't be read "
+            f"({type(error).__name__}). If it was another, pass it, or the sub-network has channels that were not trained."
+        )
+        return 1
 
 
 def as_slimmable(model: PreTrainedModel) -> PreTrainedModel:

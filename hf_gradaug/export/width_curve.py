@@ -88,7 +88,7 @@ def export_widths(
             )
     slimmable = as_slimmable(model)  # once, or each width would warn of the same hooks
     if width_divisor is None:
-        width_divisor = find_width_divisor(model)
+        width_divisor = find_width_divisor(model)  # once
     for width in widths:
         slimmable.subnetwork(width, width_divisor, kept_blocks)  # raises what it can't be, before any is measured
     return _measured_exports(slimmable, widths, eval_data, calibration_data, width_divisor, kept_blocks)

@@ -139,6 +139,15 @@ class _Activation:
 class SlimmableModel:
     """What [`make_slimmable`] adds to the class of a model."""
 
+    @property
+    def trained_width_divisor(self) -> int | None:
+        """The `width_divisor` of the run that has trained this model in this process, if there is one."""
+        return self.__dict__[_STATE].width_divisor
+
+    @trained_width_divisor.setter
+    def trained_width_divisor(self, width_divisor: int) -> None:
+        self.__dict__[_STATE].width_divisor = width_divisor
+
     def subnetwork(
         self,
         width: float,
@@ -166,7 +175,7 @@ class SlimmableModel:
                 Width multiplier, in (0, 1].
             width_divisor (`int`, *optional*):
                 Channel counts are rounded to multiples of it. Defaults to the value of the run that has trained this
-                model in this process, or 1.
+                model in this process, or 1. Settings beside a loaded checkpoint are not read.
             kept_blocks (`Sequence[Sequence[int]]`, *optional*):
                 For each stage, the indices of the residual blocks that run, ascending from 0: `((0, 2), (0,))` for a
                 model with two stages. A model without stages counts as one stage. If not given, all blocks run. Unless
@@ -222,9 +231,7 @@ def _plain_state(model: nn.Module) -> dict:
     return {name: value for name, value in model.__getstate__().items() if name != _STATE}
 
 
-def make_slimmable(
-    model: PreTrainedModel, build: Build | None = None, width_divisor: int | None = None
-) -> PreTrainedModel:
+def make_slimmable(model: PreTrainedModel, build: Build | None = None) -> PreTrainedModel:
     """
     Gives a model its sub-networks, in place.
 
@@ -239,9 +246,6 @@ def make_slimmable(
         build (`Callable[[PreTrainedConfig], nn.Module]`, *optional*):
             Function from a config to a new model. Needed if the model differs from what its class builds from its config,
             for example in its head. Defaults to the model's class.
-        width_divisor (`int`, *optional*):
-            Channel counts of the sub-networks are rounded to multiples of it, unless
-            [`~SlimmableModel.subnetwork`] is given another. If not given, it stays as it is, first 1.
 
     Returns:
         `PreTrainedModel`: `model` itself.
@@ -268,9 +272,6 @@ def make_slimmable(
             raise ValueError(
                 "`build` must be the function that made the model slimmable, but is another one. Pass it in the first call."
             )
-        if width_divisor is not None:
-            narrow_config(model.config, 1.0, width_divisor)  # checks it
-            model.__dict__[_STATE].width_divisor = width_divisor
         return model
     if not isinstance(getattr(model, "config", None), PreTrainedConfig):
         raise TypeError(
@@ -289,7 +290,7 @@ def make_slimmable(
             "the trainer with sub-networks, and set `num_subnetworks` to 0 when training begins."
         )
     check_no_weight_hooks(model)
-    skeleton = build_skeleton(narrow_config(model.config, 1.0, width_divisor or 1), build or type(model))
+    skeleton = build_skeleton(narrow_config(model.config, width=1.0), build or type(model))
     check_same("parameter or buffer", shapes_of(model), shapes_of(skeleton), width=1.0)
     check_same("module", module_settings(model), module_settings(skeleton), width=1.0)
     for what, find in (("forward hooks and patched `forward`", changed_forwards), ("backward hooks", backward_hooks)):
@@ -309,12 +310,7 @@ def make_slimmable(
             f"Sub-networks don't have the model's values of {shorten(changed)}. If they change outputs or gradients, set "
             "them in `build=...`, which makes the sub-networks too."
         )
-    return _swap_class(model, build, width_divisor)
-
-
-def trained_width_divisor(model: nn.Module) -> int | None:
-    """The `width_divisor` of the run that has trained this model in this process, if there is one."""
-    return model.__dict__[_STATE].width_divisor if isinstance(model, SlimmableModel) else None
+    return _swap_class(model, build)
 
 
 def subnetwork_state_dict(
@@ -330,7 +326,7 @@ def subnetwork_state_dict(
             Width multiplier, in (0, 1].
         width_divisor (`int`, *optional*):
             Channel counts are rounded to multiples of it. Defaults to the value of the run that has trained this model
-            in this process, or 1.
+            in this process, or 1. Settings beside a loaded checkpoint are not read.
         kept_blocks (`Sequence[Sequence[int]]`, *optional*):
             For each stage, the indices of the residual blocks to keep. Not given: all.
 
@@ -363,7 +359,7 @@ def subnetwork_state_dict(
     return copy.deepcopy(config), state  # the names of labels would be the model's own
 
 
-def _swap_class(model: nn.Module, build: Build | None, width_divisor: int | None) -> nn.Module:
+def _swap_class(model: nn.Module, build: Build | None, width_divisor: int | None = None) -> nn.Module:
     model.__dict__[_STATE] = _SlimmableState(type(model), build, width_divisor)
     model.__class__ = _slimmable_class(type(model))
     return model

@@ -9,7 +9,7 @@ import pytest
 import torch
 from detection import coco
 from detection.coco import CocoDataset, collate
-from detection.common import DenseTrainer, load_backbone_weights, main
+from detection.common import DenseTrainer, load_backbone_weights, main, new_backbone
 from helpers import images
 from helpers.tiny import randomize, tiny_config, tiny_model
 from PIL import Image
@@ -408,7 +408,7 @@ def test_errors_name_the_argument(tasks, folder, tmp_path):
 
 def test_small_models_are_what_the_scripts_say(tasks):
     for task, auto_class in zip(tasks.values(), (AutoModelForObjectDetection, AutoModelForUniversalSegmentation)):
-        model = randomize(task.new_model(task.new_backbone(), {"num_labels": 10}))
+        model = randomize(task.new_model(new_backbone(), {"num_labels": 10}))
         assert task.auto_class is auto_class and sum(parameter.numel() for parameter in model.parameters()) < 1e6
 
 

@@ -128,8 +128,6 @@ def test_folds_have_other_test_images(script, tmp_path):
     assert len(set.union(*tested)) == 40
     assert validated[0] == tested[1]
     about = json.loads((tmp_path / "fold-0" / "data.json").read_text())
-    del about["request"]["fold"]  # as there was none at first
-    (tmp_path / "fold-0" / "data.json").write_text(json.dumps(about))
     args[-1] = "0"
     assert script.main([*args, "--output_dir", str(tmp_path / "fold-0")]) == about
     with pytest.raises(ValueError, match="`fold` must be from 0 to 4, but is 5"):

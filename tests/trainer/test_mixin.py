@@ -84,8 +84,8 @@ def test_mixin_has_the_method_alone(tmp_path):
 
 def test_evaluate_passes_on_the_arguments_of_other_trainers(tmp_path):
     class Generating(Trainer):
-        def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **gen_kwargs):
-            return {"prefix": metric_key_prefix, **gen_kwargs}
+        def evaluate(self, eval_dataset=None, eval_examples=None, **gen_kwargs):
+            return {"examples": eval_examples, **gen_kwargs}
 
     trainer = tiny_trainer(tmp_path, cls=type("Mixed", (GradAugMixin, Generating), {}))
-    assert trainer.evaluate(metric_key_prefix="test", max_length=3) == {"prefix": "test", "max_length": 3}
+    assert trainer.evaluate(None, "these", max_length=3) == {"examples": "these", "max_length": 3}

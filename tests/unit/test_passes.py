@@ -185,7 +185,9 @@ def test_own_transform_and_rotations():
 )
 def test_a_transform_that_returns_no_batch_is_an_error(transform, returned):
     gradaug = GradAug(tiny_model("resnet-basic"), transform=transform)
-    with pytest.raises(ValueError, match=f"`transform` must map .* a tensor of 4 images, .* but returned {returned}"):
+    with pytest.raises(
+        ValueError, match=rf"`transform` must map .* as many images and channels, \(4, 3\), but returned {returned}"
+    ):
         run(gradaug, batch())
 
 
