@@ -42,6 +42,8 @@ class CommonModelArguments:
 
     # Of these, one at most is given. Each has classes and an image processor of its own.
     MODEL_SOURCES: ClassVar[tuple[str, ...]] = ("model_name_or_path", "config_name")
+    # What the script can do with the model.
+    ACTIONS: ClassVar[tuple[str, ...]] = ("do_train", "do_eval")
 
     gradaug: bool = field(
         default=False, metadata={"help": "Train with GradAug. Without it, the script trains the plain baseline."}
@@ -146,10 +148,25 @@ def parse_training_arguments(parser: HfArgumentParser, args: Sequence[str]) -> t
             "`push_to_hub` must be off without `do_train`, but is on. The pushed model card would describe "
             "this command instead of the run that trained the model. To push a trained model, run `hf upload`."
         )
+    _check_actions(model_args, training_args)
     training_args.remove_unused_columns = False  # transforms and collators know which columns they need
     if training_args.device.type == "cpu":
         training_args.dataloader_pin_memory = False  # it would do nothing there but warn
     return model_args, data_args, training_args
+
+
+def _check_actions(model_args: CommonModelArguments, training_args: TrainingArguments) -> None:
+    """Raises a `ValueError` if there is nothing to do, or only a new model's random weights would be measured."""
+    if training_args.do_predict and "do_predict" not in model_args.ACTIONS:
+        raise ValueError("`do_predict` must be off in this script, but is on. Use `do_eval`.")
+    if not any(getattr(training_args, action) for action in model_args.ACTIONS):
+        actions = ", ".join(f"`{action}`" for action in model_args.ACTIONS)
+        raise ValueError(f"One of {actions} must be on, but all are off. Give those that you want.")
+    if not training_args.do_train and not model_args.model_name_or_path:
+        raise ValueError(
+            "`model_name_or_path` must be a trained model without `do_train`, but is "
+            f"{model_args.model_name_or_path!r}. Name one, or give `do_train`."
+        )
 
 
 def load_pretrained(

@@ -34,7 +34,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import evaluate
 import numpy as np
@@ -93,6 +93,8 @@ MODEL_TYPES = sorted(config.model_type for config in MODEL_FOR_IMAGE_CLASSIFICAT
 @dataclass(kw_only=True)
 class ModelArguments(CommonModelArguments):
     """Options of the model, and whether GradAug trains it."""
+
+    ACTIONS: ClassVar[tuple[str, ...]] = (*CommonModelArguments.ACTIONS, "do_predict")
 
     teacher: str | None = field(
         default=None,
@@ -403,7 +405,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
             train_dataset = InMemoryDataset(
                 train_dataset, image_processor, data_args.random_crop_padding, data_args.horizontal_flip
             )
-    if training_args.do_eval or training_args.eval_strategy != "no":
+    if training_args.do_eval:  # an `eval_strategy` turns it on
         eval_dataset = get_eval_dataset("validation")
     if training_args.do_predict:
         test_dataset = get_eval_dataset("test" if "test" in data.splits else "validation")

@@ -218,10 +218,10 @@ def run(
 ) -> dict[str, float]:
     """Trains and evaluates as the arguments say; returns the last metrics."""
     set_seed(training_args.seed)
-    evaluates = training_args.do_eval or training_args.eval_strategy != "no"
-    wanted = [split for split, use in (("train", training_args.do_train), ("validation", evaluates)) if use]
-    if not wanted:
-        raise ValueError("Nothing to do: give `do_train`, `do_eval` or both.")
+    # An `eval_strategy` turns `do_eval` on.
+    wanted = [
+        split for split, use in (("train", training_args.do_train), ("validation", training_args.do_eval)) if use
+    ]
     if source := model_args.model_name_or_path or model_args.config_name or model_args.backbone:
         # Its error says why a model can't be loaded.
         check_has_subnetworks(AutoConfig.from_pretrained(source, **model_args.hub), training_args)

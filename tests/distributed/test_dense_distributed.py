@@ -8,7 +8,7 @@ import torch
 from detection import common
 from detection.common import main
 from helpers import harness, images
-from helpers.dense import dense_config
+from helpers.dense import dense_config, save_small_model
 from helpers.tiny import largest_difference, state_of
 from PIL import Image
 from transformers import AutoModelForObjectDetection
@@ -52,7 +52,7 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path, root):
         assert results[1][name] == pytest.approx(results[0][name], abs=1e-6)
 
 
-def evaluate_exactly(folder, out, size, task):
+def evaluate_exactly(model, folder, out, size, task):
     """In the child: an evaluation in which the model finds the only object of the first image, and no other."""
     from detection import coco
 
@@ -69,7 +69,7 @@ def evaluate_exactly(folder, out, size, task):
     args += ["--validation_dir", folder, "--validation_annotations", f"{folder}/some.json", "--output_dir", out]
     args += ["--image_square_size", "64", "--per_device_eval_batch_size", str(size)]
     common.draw_predictions = lambda *args: Image.new("RGB", (1, 1))
-    main(images.load_script(f"run_{task}").TASK, args)
+    main(images.load_script(f"run_{task}").TASK, [*args, "--model_name_or_path", model])
 
 
 @pytest.mark.parametrize("size, task", [(1, "object_detection"), (8, "instance_segmentation")])
@@ -85,7 +85,8 @@ def test_images_that_fill_the_last_batch_count_once(tmp_path, size, task):
         annotations.append({"id": number, "image_id": number, "category_id": 1, "segmentation": [polygon]})
     contents = {"images": pictures, "annotations": annotations, "categories": [{"id": 1, "name": "light"}]}
     (data / "some.json").write_text(json.dumps(contents))
-    for run in harness.run_ranks(tmp_path, evaluate_exactly, str(data), str(tmp_path / "out"), size, task):
+    model = save_small_model(images.load_script(f"run_{task}").TASK, tmp_path / "model", ["light"])
+    for run in harness.run_ranks(tmp_path, evaluate_exactly, model, str(data), str(tmp_path / "out"), size, task):
         assert run.code == 0, run.text
     metrics = json.loads((tmp_path / "out" / "eval_results.json").read_text())
     assert metrics["eval_mar_100"] == pytest.approx(1 / 3)

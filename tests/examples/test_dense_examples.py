@@ -11,6 +11,7 @@ from detection import coco
 from detection.coco import CocoDataset, collate
 from detection.common import DenseTrainer, load_backbone_weights, main, new_backbone
 from helpers import images
+from helpers.dense import save_small_model
 from helpers.tiny import randomize, tiny_config, tiny_model
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -371,6 +372,7 @@ def test_average_precision_of_perfect_and_of_shifted_predictions(tasks, folder, 
     monkeypatch.setattr(coco, "predict_objects", predict)
     arguments = [*QUIET, "--do_eval", "--validation_dir", folder[0], "--validation_annotations", folder[1]]
     arguments += ["--output_dir", str(tmp_path / "out"), "--image_square_size", "64"]
+    arguments += ["--model_name_or_path", save_small_model(tasks[name], tmp_path / "model", ["dog", "cat"])]
     monkeypatch.setattr("detection.common.draw_predictions", lambda *args: Image.new("RGB", (1, 1)))
     assert main(tasks[name], arguments)["eval_map"] == pytest.approx(1)
     shift = 4  # the two overlap by 6 / 14
@@ -387,11 +389,19 @@ def test_errors_name_the_argument(tasks, folder, tmp_path):
     ):
         main(task, [*QUIET, *out, "--do_train", "--train_dir", "x"])
     with pytest.raises(ValueError, match="`validation_dir` and `validation_annotations`"):
-        main(task, [*QUIET, *out, "--do_eval", "--train_dir", folder[0], "--train_annotations", folder[1]])
+        main(
+            task, [*QUIET, *out, "--do_train", "--do_eval", "--train_dir", folder[0], "--train_annotations", folder[1]]
+        )
     with pytest.raises(ValueError, match="but several are: .*'model_name_or_path': 'a', 'backbone': 'b'"):
         main(task, [*QUIET, *out, "--do_train", "--model_name_or_path", "a", "--backbone", "b"])
-    with pytest.raises(ValueError, match="`do_train`, `do_eval` or both"):
-        main(task, [*QUIET, *out])
+    for words, message in (
+        ([], "One of `do_train`, `do_eval` must be on, but all are off"),
+        (["--do_eval"], "`model_name_or_path` must be a trained model without `do_train`, but is None"),
+        (["--do_eval", "--backbone", "a"], "`model_name_or_path` must be a trained model without `do_train`"),
+        (["--do_train", "--do_predict"], "`do_predict` must be off in this script, but is on. Use `do_eval`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            main(task, [*QUIET, *out, *words])
     for name in ("max_train_samples", "max_eval_samples", "image_square_size"):
         with pytest.raises(ValueError, match=f"`{name}` must be 1 or more, but is -1"):
             main(task, [*QUIET, *out, "--do_train", f"--{name}", "-1"])

@@ -102,7 +102,7 @@ def test_help_shows_own_flags_first(script, capsys):
     titles = [text.find(f"\n{title}:\n") for title in ("model", "data", "GradAug", "Trainer")]
     assert -1 not in places + titles and "--train-dir" not in text
     assert titles[0] < places[0] < titles[1] < places[1] < titles[2] < places[2] < places[3] < titles[3] < places[4]
-    assert script.parse_arguments(["--output-dir", "x", "--train-dir", "y"])[1].train_dir == "y"
+    assert script.parse_arguments(["--output-dir", "x", "--do-train", "--train-dir", "y"])[1].train_dir == "y"
 
 
 def test_a_run_ends_with_what_it_reached_and_where(run, tmp_path, caplog, monkeypatch):
@@ -233,7 +233,7 @@ def test_a_second_handler_of_sigterm_and_a_card_without_training_are_refused(scr
 
 
 def test_flags_that_the_plain_baseline_does_not_use_are_named(script, caplog):
-    flags = ["--output_dir", "out", "--model_type", "resnet"]
+    flags = ["--output_dir", "out", "--do_train", "--model_type", "resnet"]
     script.parse_arguments([*flags, "--gradaug", "--min_width", "0.5", "--nonfinite_loss", "skip"])
     script.parse_arguments(flags)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]

@@ -22,7 +22,8 @@ def script():
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_key_of_a_recipe_arrives(script, path, tmp_path):
     recipe = yaml.safe_load(path.read_text())
-    parsed = script.parse_arguments([str(path), "--output_dir", str(tmp_path), "--use_cpu"])
+    words = [] if "do_train" in recipe else ["--do_train"]
+    parsed = script.parse_arguments([str(path), "--output_dir", str(tmp_path), "--use_cpu", *words])
     assert recipe.pop("report_to", "none") == "none"  # the arguments turn it into an empty list
     for key, value in recipe.items():
         owner = next(arguments for arguments in parsed if hasattr(arguments, key))
@@ -63,7 +64,7 @@ def test_flags_override_a_recipe_and_unknown_keys_raise(script, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("train_dir: here\nlearning_rate: 0.5\nnum_train_epochs: 7\n")
     _, data_args, args = script.parse_arguments(
-        [str(path), "--learning_rate", "0.25", "--output_dir", str(tmp_path), "--use_cpu"]
+        [str(path), "--do_train", "--learning_rate", "0.25", "--output_dir", str(tmp_path), "--use_cpu"]
     )
     assert (data_args.train_dir, args.learning_rate, args.num_train_epochs) == ("here", 0.25, 7)
     assert args.num_subnetworks == 0  # no --gradaug
@@ -76,18 +77,18 @@ def test_flags_override_a_recipe_and_unknown_keys_raise(script, tmp_path):
 def test_logs_of_the_plain_baseline_leave_losses_out_as_the_trainer_does(script):
     filters = []
     for flags in ([], ["--gradaug"], ["--logging_nan_inf_filter", "false"]):
-        filters.append(script.parse_arguments(["--output_dir", "out", *flags])[2].logging_nan_inf_filter)
+        filters.append(script.parse_arguments(["--output_dir", "out", "--do_train", *flags])[2].logging_nan_inf_filter)
     assert filters == [True, False, False]
 
 
 def test_flags_that_another_flag_leaves_without_effect(script, tmp_path, caplog):
     with pytest.raises(ValueError, match="`mix_prob` must be 1.0 without `cutmix_alpha` or .*, but is 0.5"):
-        script.parse_arguments(["--output_dir", "out", "--mix_prob", "0.5"])
+        script.parse_arguments(["--output_dir", "out", "--do_train", "--mix_prob", "0.5"])
     tiny_model("resnet-basic").save_pretrained(tmp_path / "model")
     ConvNextImageProcessor().save_pretrained(tmp_path / "model")
     words = re.escape(f"`model_type` must be left out with '{tmp_path / 'model'}', a model of type 'resnet'")
     for name in ("model_name_or_path", "config_name"):
-        flags = ["--output_dir", "out", f"--{name}", str(tmp_path / "model"), "--model_type"]
+        flags = ["--output_dir", "out", "--do_train", f"--{name}", str(tmp_path / "model"), "--model_type"]
         args = script.parse_arguments([*flags, "convnext"])[0]
         with pytest.raises(ValueError, match=f"{words}, but is 'convnext'"):
             script.build_model(args, "data", ["a", "b", "c"])
@@ -97,19 +98,19 @@ def test_flags_that_another_flag_leaves_without_effect(script, tmp_path, caplog)
         script.build_model(script.parse_arguments([str(recipe), *flags[:-1]])[0], "data", ["a", "b", "c"])
         assert "no effect" not in caplog.text
         script.parse_arguments([*flags[:-1], "--image_size", "384", "--crop_pct", "0.875"])
-        assert f"'{flags[3]}' is used, and ['image_size', 'crop_pct'] have no effect" in caplog.text
+        assert f"'{flags[4]}' is used, and ['image_size', 'crop_pct'] have no effect" in caplog.text
         caplog.clear()
     both = ["--model_name_or_path", "one", "--config_name", "other"]  # whose classes may have another order
     with pytest.raises(ValueError, match="Only one of `model_name_or_path`, `config_name` can be given, .*'other'"):
-        script.parse_arguments(["--output_dir", "out", *both])
+        script.parse_arguments(["--output_dir", "out", "--do_train", *both])
     recipe.write_text("config_name: other")
-    args = script.parse_arguments([str(recipe), "--output_dir", "out", *both[:2]])[0]
+    args = script.parse_arguments([str(recipe), "--output_dir", "out", "--do_train", *both[:2]])[0]
     assert (args.model_name_or_path, args.config_name) == ("one", None)
 
 
 def test_a_config_in_half_precision_gives_a_model_in_float32(script, tmp_path):
     tiny_model("resnet-basic").bfloat16().save_pretrained(tmp_path)
     ConvNextImageProcessor().save_pretrained(tmp_path)
-    args = script.parse_arguments(["--output_dir", "out", "--config_name", str(tmp_path)])[0]
+    args = script.parse_arguments(["--output_dir", "out", "--do_train", "--config_name", str(tmp_path)])[0]
     model, _ = script.build_model(args, "data", ["a", "b", "c"])
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}

@@ -2,6 +2,9 @@
 """Tiny detectors and segmenters, with all that is random in them turned off but their weights; batches for them."""
 
 import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -215,3 +218,11 @@ def dense_trainer(output_dir, name: str, model: PreTrainedModel | None = None, *
         trainer_kwargs={**data, "data_collator": collate},
         **settings | args,
     )
+
+
+def save_small_model(task: Any, folder: Path, class_names: Sequence[str]) -> str:
+    """Saves the new model of a script's `DenseTask`, and its image processor. Returns the folder."""
+    labels = {"id2label": dict(enumerate(class_names))}
+    task.new_model(task.new_backbone(), labels).save_pretrained(folder)
+    task.new_processor(64).save_pretrained(folder)
+    return str(folder)

@@ -1,0 +1,33 @@
+# Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
+"""What commands of the example scripts can ask for: training, evaluation and predictions."""
+
+import pytest
+from helpers import images
+
+
+QUIET = ["--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no"]
+MODEL = ["--model_type", "resnet", "--image_size", "20", "--crop_pct", "1.0"]
+MODEL += ["--config_overrides", "embedding_size=8,hidden_sizes=[8,16],depths=[1,1],layer_type=basic"]
+
+
+@pytest.fixture(scope="module")
+def script():
+    return images.load_script("run_image_classification")
+
+
+def test_a_new_model_is_measured_only_after_training(script, tmp_path):
+    out = ["--output_dir", str(tmp_path / "out"), *QUIET]
+    needs_model = (
+        "`model_name_or_path` must be a trained model without `do_train`, but is None. Name one, or give `do_train`"
+    )
+    recipe = str(images.ROOT / "examples" / "recipes" / "cifar100_wrn28_10.yaml")
+    for words in (
+        out,  # recipes/digits.yaml evaluates after each epoch
+        [*out, "--do_eval", *MODEL],
+        [*out, "--do_predict", "--test_dir", "photos", *MODEL],
+        [recipe, *out, "--do_train", "false"],
+    ):
+        with pytest.raises(ValueError, match=needs_model):
+            script.main(words)
+    with pytest.raises(ValueError, match="One of `do_train`, `do_eval`, `do_predict` must be on, but all are off"):
+        script.main([*out, "--train_dir", "photos", *MODEL])
