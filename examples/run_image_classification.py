@@ -204,6 +204,10 @@ def parse_arguments(args: Sequence[str]) -> tuple[ModelArguments, DataArguments,
             digits.pop("config_overrides")
         parser.set_defaults(**{**digits, **recipe})
     model_args, data_args, training_args = parse_training_arguments(parser, args)
+    if training_args.do_predict and not (data_args.dataset_name or data_args.test_dir):
+        raise ValueError(
+            "`test_dir` must be given with `do_predict`, but is None. For the validation images, use `do_eval`."
+        )
     if not data_args.names_dataset:
         logger.info("No data is named: the embedded digits, with recipes/digits.yaml for what is not given.")
     return model_args, data_args, training_args
@@ -408,7 +412,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
     if training_args.do_eval:  # an `eval_strategy` turns it on
         eval_dataset = get_eval_dataset("validation")
     if training_args.do_predict:
-        test_dataset = get_eval_dataset("test" if "test" in data.splits else "validation")
+        test_dataset = get_eval_dataset("test")
 
     def compute_metrics(result: EvalPrediction) -> dict[str, float]:
         best, confidence = result.predictions

@@ -31,3 +31,15 @@ def test_a_new_model_is_measured_only_after_training(script, tmp_path):
             script.main(words)
     with pytest.raises(ValueError, match="One of `do_train`, `do_eval`, `do_predict` must be on, but all are off"):
         script.main([*out, "--train_dir", "photos", *MODEL])
+
+
+def test_predictions_are_of_test_images(script, tmp_path):
+    out = ["--output_dir", str(tmp_path / "out"), "--do_train", "--do_predict", *QUIET]
+    data = str(images.make_folder(tmp_path / "photos"))
+    for words in (out, [*out, *MODEL, "--train_dir", data, "--validation_dir", data]):  # the digits have no test split
+        with pytest.raises(ValueError, match="`test_dir` must be given with `do_predict`, but is None"):
+            script.main(words)
+    images.make_parquet(tmp_path / "shards", num_shards=1)
+    with pytest.raises(ValueError, match=r"There is no test split; the splits of .* are \['train', 'validation'\]"):
+        script.main([*out, *MODEL, "--dataset_name", str(tmp_path / "shards"), "--train_val_split", "0.5"])
+    assert not (tmp_path / "out" / "trainer_state.json").exists()

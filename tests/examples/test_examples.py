@@ -58,9 +58,9 @@ def run(script, tmp_path, folder):
     return run
 
 
-def test_gradaug_on_an_image_folder_leaves_everything_behind(run, tmp_path):
+def test_gradaug_on_an_image_folder_leaves_everything_behind(run, tmp_path, folder):
     metrics = run(
-        "--gradaug", "--do_train", "--do_eval", "--do_predict", "--per_device_train_batch_size", "4", "--logging_steps", "1",
+        "--gradaug", "--do_train", "--do_eval", "--do_predict", "--test_dir", folder, "--per_device_train_batch_size", "4", "--logging_steps", "1",
         "--num_train_epochs", "1", "--eval_strategy", "epoch", "--cutmix_alpha", "1", "--mixup_alpha", "1", "--color_jitter", "0.4",
     )  # fmt: skip
     out = tmp_path / "out"

@@ -117,7 +117,7 @@ def test_evaluation_and_predictions_are_the_pipelines(checkpoint, folder, tmp_pa
     script = images.load_script("run_image_classification")
     metrics = script.main(
         [*QUIET, "--model_name_or_path", checkpoint, "--validation_dir", str(folder), "--do_eval", "--do_predict",
-         "--output_dir", str(tmp_path), *flags]
+         "--test_dir", str(folder), "--output_dir", str(tmp_path), *flags]
     )  # fmt: skip
     with open(tmp_path / "predictions.csv") as file:
         predictions = {int(row["index"]): row["prediction"] for row in csv.DictReader(file)}
