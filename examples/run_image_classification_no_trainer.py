@@ -114,8 +114,10 @@ def evaluate(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoade
 def main(args: list[str] | None = None) -> float:
     end_with_launcher()
     parser = HfArgumentParser((LoopArguments, DataArguments, GradAugSettings))
-    # Right for digits: a mirrored one is another sign, and a small crop can be any. Set both for other images.
-    parser.set_defaults(horizontal_flip=False, random_resized_crop_scale=[0.7, 1.0])
+    flags, _ = parser.parse_known_args(args)
+    if not any((flags.dataset_name, flags.train_dir, flags.validation_dir, flags.test_dir)):
+        # A mirrored digit is another sign, and a small crop can be any.
+        parser.set_defaults(horizontal_flip=False, random_resized_crop_scale=[0.7, 1.0])
     args, data_args, settings = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
     if data_args.streaming:
         raise ValueError("`streaming` must be off in this script, but is on. Use run_image_classification.py.")

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
-"""What commands of the example scripts can ask for: training, evaluation and predictions."""
+"""What commands of the example scripts can ask for, and what they get by default."""
 
 import pytest
 from helpers import images
@@ -43,3 +43,15 @@ def test_predictions_are_of_test_images(script, tmp_path):
     with pytest.raises(ValueError, match=r"There is no test split; the splits of .* are \['train', 'validation'\]"):
         script.main([*out, *MODEL, "--dataset_name", str(tmp_path / "shards"), "--train_val_split", "0.5"])
     assert not (tmp_path / "out" / "trainer_state.json").exists()
+
+
+@pytest.mark.parametrize("name", ["run_image_classification", "run_image_classification_no_trainer"])
+def test_only_the_digits_have_an_augmentation_of_their_own(name, tmp_path, monkeypatch):
+    script = images.load_script(name)
+    monkeypatch.setattr(script, "run", lambda model_args, data_args, training_args: seen.append(data_args) or {})
+    words, seen = ["--output_dir", str(tmp_path / "out")], []
+    words += ["--do_train", *QUIET] if name == "run_image_classification" else []
+    for more in ([], ["--horizontal_flip", "true"], ["--train_dir", "photos"], ["--dataset_name", "org/photos"]):
+        script.main([*words, *more])
+    found = [(data_args.random_resized_crop_scale, data_args.horizontal_flip) for data_args in seen]
+    assert found == [([0.7, 1.0], False), ([0.7, 1.0], True), ([0.08, 1.0], True), ([0.08, 1.0], True)]
