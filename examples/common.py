@@ -21,6 +21,7 @@ from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from transformers import HfArgumentParser, PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
 from hf_gradaug import GradAugConfig, GradAugSettings, HubPushError, StopOnSignal, narrow_config
 from hf_gradaug.data import get_class_names, match_classes
@@ -221,6 +222,12 @@ def load_pretrained(
     logger.info(f"The head of '{name}' has other classes, so a new head is trained.")
     state = {key: tensor for key, tensor in model.state_dict().items() if key not in head}
     return type(model).from_pretrained(None, config=model.config, state_dict=state, dtype=torch.float32)
+
+
+def has_image_processor(name: str, **hub: Any) -> bool:
+    """Whether a model is stored with an image processor. Raises an `OSError` if this can't be found out."""
+    files = (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)
+    return any(cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub) for file in files)
 
 
 def find_head(model: PreTrainedModel) -> set[str]:

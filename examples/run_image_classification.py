@@ -44,6 +44,7 @@ from common import (
     CommonModelArguments,
     check_has_subnetworks,
     given_flags,
+    has_image_processor,
     label_names,
     launch,
     load_pretrained,
@@ -296,12 +297,11 @@ def build_model(args: ModelArguments, data: str, class_names: list[str], by_numb
     return model, processor
 
 
-def check_sees_the_same(teacher: str, image_processor, trust_remote_code: bool) -> None:
+def check_sees_the_same(teacher: str, image_processor, trust_remote_code: bool, **hub: Any) -> None:
     """Raises a `ValueError` if a teacher's image processor gives pixels other values: it gets the model's images."""
-    try:
-        its_own = AutoImageProcessor.from_pretrained(teacher, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError):  # it has none
+    if not has_image_processor(teacher, **hub):
         return
+    its_own = AutoImageProcessor.from_pretrained(teacher, trust_remote_code=trust_remote_code, **hub)
     seen = []
     for processor in (image_processor, its_own):
         height, width = get_image_size(processor)
@@ -369,8 +369,9 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Gra
         model, build = synchronize_batchnorm(model, training_args.device)
     trainer_class = partial(GradAugTrainer, build=build)
     if model_args.teacher:
-        teacher = load_classifier(model_args.teacher, model_args.trust_remote_code)
-        check_sees_the_same(model_args.teacher, image_processor, model_args.trust_remote_code)
+        hub = {name: value for name, value in model_args.hub.items() if name != "revision"}  # which is the model's
+        teacher = load_classifier(model_args.teacher, **hub)
+        check_sees_the_same(model_args.teacher, image_processor, **hub)
         if data.classes_by_number:
             teacher.config.id2label = model.config.id2label
         if model_args.channels_last:

@@ -14,6 +14,7 @@ import torch
 from common import (
     CommonModelArguments,
     check_has_subnetworks,
+    has_image_processor,
     label_names,
     launch,
     load_pretrained,
@@ -35,7 +36,6 @@ from transformers import (
     set_seed,
 )
 from transformers.backbone_utils import BackboneMixin
-from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
 from hf_gradaug import GradAugConfig, GradAugTrainer
 from hf_gradaug.data import get_class_names, get_pixel_map, warn_of_missing
@@ -181,8 +181,7 @@ def get_normalization(backbone: str, **hub: Any) -> dict[str, Any]:
     Raises:
         `ValueError`: If its image processor does more to colours than rescaling and normalizing each channel.
     """
-    files = (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)
-    if not any(cached_file(backbone, file, _raise_exceptions_for_missing_entries=False, **hub) for file in files):
+    if not has_image_processor(backbone, **hub):
         logger.warning(
             f"The backbone '{backbone}' has no image processor: pixels may have other values than it learned."
         )

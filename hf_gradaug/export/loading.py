@@ -9,7 +9,12 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from ..messages import shorten
 
 
-def load_classifier(name_or_path: str | os.PathLike, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_classifier(
+    name_or_path: str | os.PathLike,
+    trust_remote_code: bool = False,
+    cache_dir: str | None = None,
+    token: str | None = None,
+) -> PreTrainedModel:
     """
     Loads an image classifier in float32 and in eval mode.
 
@@ -21,6 +26,10 @@ def load_classifier(name_or_path: str | os.PathLike, trust_remote_code: bool = F
             A Hub name or a folder.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run code that is stored with the weights. There is no prompt.
+        cache_dir (`str`, *optional*):
+            Folder for downloads.
+        token (`str`, *optional*):
+            Hub token for private models.
 
     Returns:
         `PreTrainedModel`: The model, on the CPU.
@@ -30,7 +39,12 @@ def load_classifier(name_or_path: str | os.PathLike, trust_remote_code: bool = F
     """
     try:
         model, info = AutoModelForImageClassification.from_pretrained(
-            name_or_path, dtype=torch.float32, trust_remote_code=trust_remote_code, output_loading_info=True
+            name_or_path,
+            dtype=torch.float32,
+            trust_remote_code=trust_remote_code,
+            cache_dir=cache_dir,
+            token=token,
+            output_loading_info=True,
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"'{name_or_path}' is not an image classifier: {error}") from error

@@ -19,6 +19,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
+    ConvNextImageProcessor,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -283,6 +284,26 @@ def test_example_streams_a_dataset_of_the_hub_and_pushes(hub, tmp_path):
     assert hub.files(NAME) == files_of(out)
     assert json.loads(hub.files(NAME)["eval_results.json"])["eval_accuracy"] == metrics["eval_accuracy"]
     assert hub.repository(NAME).card("main")["datasets"] == ["org/data"]
+
+
+@pytest.mark.slow
+def test_example_reads_a_private_teacher_with_its_token(hub, tmp_path, monkeypatch):
+    tiny_model("resnet-basic", id2label=dict(enumerate(images.CLASSES))).save_pretrained(tmp_path / "teacher")
+    ConvNextImageProcessor(image_mean=[0.0] * 3, image_std=[1.0] * 3).save_pretrained(tmp_path / "teacher")
+    HfApi().create_repo("org/teacher", private=True)
+    HfApi().upload_folder(repo_id="org/teacher", folder_path=tmp_path / "teacher")
+    monkeypatch.delenv("HF_TOKEN")
+    data, cache = str(images.make_folder(tmp_path / "images")), tmp_path / "cache"
+    flags = ["--teacher", "org/teacher", "--train_dir", data, "--validation_dir", data, "--cache_dir", str(cache)]
+    flags += ["--model_type", "resnet", "--config_overrides", TINY, "--image_size", "20", "--do_train", "--use_cpu"]
+    flags += ["--report_to", "none", "--output_dir", str(tmp_path / "out")]
+    script = images.load_script("run_image_classification")
+    with pytest.raises(ValueError, match="'org/teacher' is not an image classifier"):
+        script.main(flags)
+    # The image processor is read too, and is another than the model's.
+    with pytest.raises(ValueError, match="`teacher` must have the model's image processor, .*, but is 'org/teacher'"):
+        script.main([*flags, "--token", READER])
+    assert list(cache.glob("models--org--teacher/snapshots/*/preprocessor_config.json"))
 
 
 @pytest.mark.slow
