@@ -76,9 +76,8 @@ def transform_images(
     """A batch with transformed images, which are under `name`, and masks in the new size."""
     images = inputs[name]
     transformed = transform(images, generator)
-    if (
-        not isinstance(transformed, Tensor) or transformed.shape[:-2] != images.shape[:-2]
-    ):  # fewer images would be compared with the targets of all
+    # Fewer images would be compared with the targets of all.
+    if not isinstance(transformed, Tensor) or transformed.shape[:-2] != images.shape[:-2]:
         found = tuple(transformed.shape) if isinstance(transformed, Tensor) else f"a {type(transformed).__name__}"
         raise ValueError(
             f"`transform` must map (images, generator) to a tensor of as many images and channels, {tuple(images.shape[:-2])}, "
