@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from detection.common import new_backbone
 from transformers import (
     ConvNextConfig,
     HGNetV2Config,
@@ -223,6 +224,6 @@ def dense_trainer(output_dir, name: str, model: PreTrainedModel | None = None, *
 def save_small_model(task: Any, folder: Path, class_names: Sequence[str]) -> str:
     """Saves the new model of a script's `DenseTask`, and its image processor. Returns the folder."""
     labels = {"id2label": dict(enumerate(class_names))}
-    task.new_model(task.new_backbone(), labels).save_pretrained(folder)
+    task.new_model(new_backbone(), labels).save_pretrained(folder)
     task.new_processor(64).save_pretrained(folder)
     return str(folder)
