@@ -53,6 +53,7 @@ def main(args: list[str] | None = None) -> RobustnessResults:
     logging.basicConfig(format="%(levelname)s - %(name)s - %(message)s", level=logging.WARNING)
     parser = HfArgumentParser((RobustnessArguments, RobustnessSettings, DataArguments))
     args, settings, data_args = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
+    data_args.check_no_training()
     with naming_unreachable_hub(args, data_args):
         return run(args, settings, data_args)
 

@@ -162,6 +162,7 @@ def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     parser = HfArgumentParser((ExportArguments, DataArguments))
     parser.add_argument("model", help="Image classifier: a Hub name or folder.")
     args, data_args, positional = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
+    data_args.check_no_training()
     if data_args.streaming:
         raise ValueError(
             "`streaming` must be off, because images to calibrate on are drawn from all of them, but is on."

@@ -1,8 +1,10 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """The flags of the example scripts for data and augmentation."""
 
+import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +23,11 @@ class DataArguments:
         "train_split_name",
         "validation_split_name",
         "test_split_name",
+    )
+    # Fields that have a meaning only in training.
+    NEED_TRAINING: ClassVar = (
+        *("in_memory", "shuffle_buffer_size", "random_resized_crop_scale", "random_crop_padding"),
+        *("horizontal_flip", "color_jitter", "cutmix_alpha", "mixup_alpha", "mix_prob"),
     )
 
     dataset_name: str | None = field(default=None, metadata={"help": "Dataset: a Hub name or a local folder."})
@@ -131,12 +138,9 @@ class DataArguments:
             raise ValueError(
                 f"`mix_prob` must be 1.0 without `cutmix_alpha` or `mixup_alpha`, but is {self.mix_prob}. Give one of them."
             )
-        for name in () if self.dataset_name else self.NEED_DATASET_NAME:
-            if (value := getattr(self, name)) != type(self).__dataclass_fields__[name].default:
-                raise ValueError(
-                    f"`{name}` must be left out without `dataset_name`, but is '{value}'. Name the files of each split with "
-                    "`train_dir`, `validation_dir` and `test_dir`."
-                )
+        if not self.dataset_name:
+            remedy = "Name the files of each split with `train_dir`, `validation_dir` and `test_dir`."
+            self._check_left_out(self.NEED_DATASET_NAME, "without `dataset_name`", remedy)
         if not self.in_memory:
             return
         for name in ("streaming", "skip_bad_images", "color_jitter"):
@@ -144,6 +148,16 @@ class DataArguments:
                 raise ValueError(f"`{name}` must be off with `in_memory`, but is {getattr(self, name)}.")
         if self.random_crop_padding is None:
             raise ValueError("`random_crop_padding` must be given with `in_memory`, but is None.")
+
+    def _check_left_out(self, names: Sequence[str], where: str, remedy: str) -> None:
+        for item in dataclasses.fields(self):
+            default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+            if item.name in names and (value := getattr(self, item.name)) != default:
+                raise ValueError(f"`{item.name}` must be left out {where}, but is {value!r}. {remedy}")
+
+    def check_no_training(self) -> None:
+        """Raises a `ValueError` if a field is given that has no effect in a script that only measures."""
+        self._check_left_out(self.NEED_TRAINING, "in a script that doesn't train", "It would have no effect.")
 
     @property
     def train_augmentation(self) -> dict[str, Any]:

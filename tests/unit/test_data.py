@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_gradaug team. Licensed under the Apache License, Version 2.0.
 """Loading, columns, classes, transforms, mixing and streams."""
 
+import dataclasses
 from collections import Counter
 from dataclasses import replace
 
@@ -472,3 +473,14 @@ def test_a_streamed_folder_is_the_stored_one(tmp_path):
         with pytest.raises(ValueError, match=r"\['owl'\] are among the validation images, but not among the train"):
             load_image_data(replace(args, train_dir=str(tmp_path / "two")))
     assert of[True] == of[False]
+
+
+@pytest.mark.parametrize(
+    "changed", [{"horizontal_flip": False}, {"random_resized_crop_scale": [0.5, 1.0]}, {"mixup_alpha": 0.2}]
+)
+def test_settings_of_training_are_refused_by_scripts_that_measure(changed):
+    assert set(DataArguments.NEED_TRAINING) <= {item.name for item in dataclasses.fields(DataArguments)}
+    DataArguments(max_eval_samples=3).check_no_training()
+    (name,) = changed
+    with pytest.raises(ValueError, match=f"`{name}` must be left out in a script that doesn't train, but is"):
+        DataArguments(**changed).check_no_training()

@@ -353,6 +353,7 @@ def test_errors_come_before_anything_is_measured(script, folders, tmp_path, monk
         (folders[:1], ["--epsilons", "1", "1"], r"`epsilons` must each be given once, but are \[1.0, 1.0\]"),
         (folders[:1], ["--max_samples", "0"], "`max_samples` must be 1 or more, but is 0"),
         (folders[:1], ["--device", "tpu9"], "`device` must be one that this machine has, but is 'tpu9'"),
+        (folders[:1], ["--cutmix_alpha", "1"], "`cutmix_alpha` must be left out in a script that doesn't train, but is 1.0"),
         (folders[:1], ["--split", "train"], "`split` must be 'validation' or 'test', but is 'train'"),
         (folders[:1], ["--split", "test"], "There is no test split"),
         (folders[:1], ["--baseline", "other"], r"`baseline` must be one of the models \['.*trained'\], but is 'other'"),

@@ -325,6 +325,7 @@ def test_script_without_calibration(script, flags, tmp_path):
         (["--batch_size", "1"], "`batch_size` must be 2 or more, but is 1"),
         (["--repetitions", "0"], "`repetitions` must be 1 or more, but is 0"),
         (["--streaming"], "`streaming` must be off, .* but is on"),
+        (["--horizontal_flip", "false"], "`horizontal_flip` must be left out in a script that doesn't train"),
         (["--train_dir", "{two}", "--validation_dir", "{two}"], "has 3 classes, but two has 2"),
     ],
 )  # fmt: skip
