@@ -408,7 +408,7 @@ class GradAug:
         if self.captured is not None:
             self.captured.start(images.device, (settings.temperature, settings.subnetwork_loss_weight))
         n = settings.num_subnetworks if step % settings.subnetwork_every == 0 else 0
-        self.model.trained_width_divisor = settings.width_divisor
+        self.model.trained_width_divisor = settings.width_divisor  # for its exports
         if self.transform is None and n > 0:
             size = tuple(images.shape[-2:])
             self._check_size(images, scaled_size(size, min(settings.scales)))
