@@ -156,21 +156,25 @@ def _in_step(step: int, moment: int, action: Callable) -> None:
     from accelerate.optimizer import AcceleratedOptimizer
     from accelerate.state import GradientState
 
-    from hf_gradaug import GradAugPass, GradAugTrainer
+    from hf_gradaug import GradAugTrainer
+    from hf_gradaug.passes import FullPass, SubnetworkPass
 
     now = {"step": 0, "passes": 0}
-    training_step, loss, optimizer_step = GradAugTrainer.training_step, GradAugPass.loss, AcceleratedOptimizer.step
+    training_step, optimizer_step = GradAugTrainer.training_step, AcceleratedOptimizer.step
 
     def count_step(self, *args, **kwargs):
         now.update(step=self.state.global_step + 1, passes=0)
         return training_step(self, *args, **kwargs)
 
-    def count_pass(self, *args, **kwargs):
-        # Of the step's last batch, so that there are gradients of an earlier one.
-        if (now["step"], now["passes"]) == (step, moment) and GradientState().sync_gradients:
-            action()
-        now["passes"] += 1
-        return loss(self, *args, **kwargs)
+    def counted(loss):
+        def count_pass(self, *args, **kwargs):
+            # Of the step's last batch, so that there are gradients of an earlier one.
+            if (now["step"], now["passes"]) == (step, moment) and GradientState().sync_gradients:
+                action()
+            now["passes"] += 1
+            return loss(self, *args, **kwargs)
+
+        return count_pass
 
     def count_update(self, *args, **kwargs):
         if (now["step"], 4) == (step, moment):
@@ -179,7 +183,8 @@ def _in_step(step: int, moment: int, action: Callable) -> None:
         if (now["step"], 5) == (step, moment):
             action()
 
-    GradAugTrainer.training_step, GradAugPass.loss, AcceleratedOptimizer.step = count_step, count_pass, count_update
+    GradAugTrainer.training_step, AcceleratedOptimizer.step = count_step, count_update
+    FullPass.loss, SubnetworkPass.loss = counted(FullPass.loss), counted(SubnetworkPass.loss)
 
 
 def kill_in_file(folder: str, name: str) -> None:
