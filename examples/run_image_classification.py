@@ -198,7 +198,7 @@ def parse_arguments(args: Sequence[str]) -> tuple[ModelArguments, DataArguments,
             f"The image processor of '{processor}' is used, and {shorten(unused)} have no effect. To change it, save an image "
             "processor with other settings, and name its folder with `image_processor_name`."
         )
-    if not any((flags.dataset_name, flags.train_dir, flags.validation_dir, flags.test_dir)):
+    if not any(getattr(flags, name) for name in DataArguments.DATA_SOURCES):
         digits = read_recipe(EXAMPLES / "recipes" / "digits.yaml")
         if flags.model_name_or_path or flags.model_type or flags.config_name:
             digits.pop("model_type")

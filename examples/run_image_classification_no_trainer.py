@@ -115,7 +115,7 @@ def main(args: list[str] | None = None) -> float:
     end_with_launcher()
     parser = HfArgumentParser((LoopArguments, DataArguments, GradAugSettings))
     flags, _ = parser.parse_known_args(args)
-    if not any((flags.dataset_name, flags.train_dir, flags.validation_dir, flags.test_dir)):
+    if not any(getattr(flags, name) for name in DataArguments.DATA_SOURCES):
         # A mirrored digit is another sign, and a small crop can be any.
         parser.set_defaults(horizontal_flip=False, random_resized_crop_scale=[0.7, 1.0])
     args, data_args, settings = parser.parse_args_into_dataclasses(args, look_for_args_file=False)

@@ -17,6 +17,8 @@ from .folders import name_data
 class DataArguments:
     """The images and their augmentation. If no data is named, the embedded digits are used."""
 
+    # Any of these names the data.
+    DATA_SOURCES: ClassVar = ("dataset_name", "train_dir", "validation_dir", "test_dir")
     # Fields that have a meaning only with `dataset_name`.
     NEED_DATASET_NAME: ClassVar = (
         "dataset_config_name",
@@ -174,7 +176,7 @@ class DataArguments:
     @property
     def names_dataset(self) -> bool:
         """Whether any data is named; if not, the embedded digits are used."""
-        return any((self.dataset_name, self.train_dir, self.validation_dir, self.test_dir))
+        return any(getattr(self, name) for name in self.DATA_SOURCES)
 
     @property
     def display_name(self) -> str:

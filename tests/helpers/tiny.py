@@ -114,3 +114,8 @@ def state_of(model) -> dict[str, torch.Tensor]:
 def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
     assert left.keys() == right.keys()
     return max((left[name].double() - right[name].double()).abs().max().item() for name in left)
+
+
+def subnetwork_losses(trainer) -> list[float]:
+    """The sub-networks' losses in the log, one for each logged line that has one."""
+    return [row["loss_subnetworks"] for row in trainer.state.log_history if "loss_subnetworks" in row]

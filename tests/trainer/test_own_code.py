@@ -12,6 +12,7 @@ from helpers.tiny import (
     largest_difference,
     parameters_of,
     state_of,
+    subnetwork_losses,
     tiny_config,
     tiny_images,
     tiny_model,
@@ -30,10 +31,6 @@ from hf_gradaug import (
     GradAugTrainer,
     make_slimmable,
 )
-
-
-def subnetwork_losses(trainer):
-    return [row["loss_subnetworks"] for row in trainer.state.log_history if "loss_subnetworks" in row]
 
 
 class AtStep(TrainerCallback):

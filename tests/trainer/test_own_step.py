@@ -3,14 +3,10 @@
 
 import pytest
 import torch
-from helpers.tiny import largest_difference, state_of, tiny_trainer
+from helpers.tiny import largest_difference, state_of, subnetwork_losses, tiny_trainer
 from transformers import Trainer
 
 from hf_gradaug import GradAugMixin, GradAugTrainer
-
-
-def subnetwork_losses(trainer):
-    return [row["loss_subnetworks"] for row in trainer.state.log_history if "loss_subnetworks" in row]
 
 
 def test_a_step_without_sub_networks_is_an_error(tmp_path):
